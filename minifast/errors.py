@@ -1,0 +1,71 @@
+"""What goes wrong, said in a sentence: the culprit, the rule, the way out."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+
+class MinifastError(Exception):
+    """The base of every error that minifast raises by a name of its own."""
+
+
+class CallbackError(MinifastError, TypeError):
+    """A callback breaks the contract: an event, a field or a returned value that does not exist."""
+
+
+class DataError(MinifastError, ValueError):
+    """The data cannot be used as they are: a missing folder, a broken file, labels that do not fit."""
+
+
+class DownloadError(MinifastError, OSError):
+    """An archive could not be fetched, is not the one expected, or would unpack outside its folder."""
+
+
+class FileFormatError(MinifastError, ValueError):
+    """A saved file is cut off, is not what it should be, or holds more than tensors and plain values."""
+
+
+class NonFiniteLossError(MinifastError, ArithmeticError):
+    """The training loss became NaN or infinite; the message says where."""
+
+
+def did_you_mean(word: str, options: Iterable[str]) -> str:
+    """Name the closest of ``options`` as a question, or say nothing when none is close.
+
+    >>> did_you_mean("on_bach_end", ["on_batch_end", "on_epoch_end"])
+    ' Did you mean on_batch_end?'
+    >>> did_you_mean("xyz", ["on_batch_end"])
+    ''
+    """
+    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]}?" if close else ""
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return ``value`` if it is a whole number of at least ``least``; a bool or a float is refused."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number, such as {max(least, 1)}.")
+    if value < least:
+        raise ValueError(f"{name} is {value}; it must be at least {least}.")
+    return value
+
+
+def check_number(name: str, value: Any, above: float | None = None, low: float | None = None, high: float | None = None) -> float:
+    """Return ``value`` as a float if it is finite and lies above ``above`` and within ``low`` and ``high``."""
+    try:
+        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (str, bytes, bool)) or (math.isnan(number) and not isinstance(value, float)):
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a number.")
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {value!r}; it must be a finite number.")
+    if above is not None and number <= above:
+        raise ValueError(f"{name} is {number:g}; it must be greater than {above:g}.")
+    if low is not None and number < low or high is not None and number > high:
+        bounds = f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}" if low is not None else f"at most {high:g}"
+        raise ValueError(f"{name} is {number:g}; it must be {bounds}.")
+    return number
