@@ -47,25 +47,25 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Return ``value`` if it is a whole number of at least ``least``; a bool or a float is refused."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number, such as {max(least, 1)}.")
+        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number such as 2.")
     if value < least:
         raise ValueError(f"{name} is {value}; it must be at least {least}.")
     return value
 
 
-def check_number(name: str, value: Any, above: float | None = None, low: float | None = None, high: float | None = None) -> float:
-    """Return ``value`` as a float if it is finite and lies above ``above`` and within ``low`` and ``high``."""
-    try:
-        number = math.nan if isinstance(value, (str, bytes, bool)) else float(value)
-    except (TypeError, ValueError):
-        number = math.nan
-    if isinstance(value, (str, bytes, bool)) or (math.isnan(number) and not isinstance(value, float)):
+def check_number(
+    name: str, value: Any, above: float | None = None, low: float | None = None, high: float | None = None
+) -> float:
+    """Return ``value`` as a float if it is finite, greater than ``above`` and within ``low`` and ``high``."""
+    if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
         raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a number.")
+    number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {value!r}; it must be a finite number.")
+        raise ValueError(f"{name} is {number}; it must be a finite number.")
     if above is not None and number <= above:
         raise ValueError(f"{name} is {number:g}; it must be greater than {above:g}.")
-    if low is not None and number < low or high is not None and number > high:
-        bounds = f"between {low:g} and {high:g}" if low is not None and high is not None else f"at least {low:g}" if low is not None else f"at most {high:g}"
-        raise ValueError(f"{name} is {number:g}; it must be {bounds}.")
+    if low is not None and number < low:
+        raise ValueError(f"{name} is {number:g}; it must be at least {low:g}.")
+    if high is not None and number > high:
+        raise ValueError(f"{name} is {number:g}; it must be at most {high:g}.")
     return number

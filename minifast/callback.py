@@ -1,0 +1,280 @@
+"""What a callback is, the check of its contract, and the dispatcher that brings events to callbacks."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import weakref
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from minifast.errors import CallbackError, did_you_mean
+from minifast.state import EVENTS, FIRST_KNOWN, State
+
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+
+ORDER = {event: position for position, event in enumerate(EVENTS)}
+
+
+def snake_case(name: str) -> str:
+    """Turn a class's name into an attribute's.
+
+    >>> snake_case("OneCycleScheduler"), snake_case("LRFinder"), snake_case("MyCSVLogger")
+    ('one_cycle_scheduler', 'lr_finder', 'my_csv_logger')
+    """
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def check_callbacks(callbacks: list[Any]) -> list[Callback]:
+    """Return ``callbacks`` if each is an instance of Callback.
+
+    Raises:
+        TypeError: one is a class, or something else.
+    """
+    for callback in callbacks:
+        if isinstance(callback, type):
+            raise TypeError(
+                f"callbacks holds the class {callback.__name__}; give an instance of it, "
+                f"or put the class into callback_fns, which makes one for each fit."
+            )
+        if not isinstance(callback, Callback):
+            raise TypeError(f"callbacks holds {callback!r}, which is no Callback; derive its class from Callback.")
+    return callbacks
+
+
+class Wants(NamedTuple):
+    """What one event method asks for: the fields it needs, those it takes if known, and whether it takes all."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    everything: bool
+
+
+def wants(method: Callable[..., Any], event: str, owner: str) -> Wants:
+    """Read what ``method`` asks for from its signature, and refuse what ``event`` cannot give.
+
+    Raises:
+        CallbackError: a parameter without a default is no field, is first known at a later event, or is
+            positional-only.
+    """
+    needed: list[str] = []
+    optional: list[str] = []
+    everything = False
+    where = f"{owner}.{event}"
+    for name, parameter in inspect.signature(method).parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            everything = True
+        elif parameter.kind is parameter.VAR_POSITIONAL:
+            continue
+        elif parameter.kind is parameter.POSITIONAL_ONLY:
+            raise CallbackError(f"{where} takes {name} by position only; fields come by name: leave out the '/'.")
+        elif parameter.default is not parameter.empty:
+            if name in FIRST_KNOWN:
+                optional.append(name)
+        elif name not in FIRST_KNOWN:
+            raise CallbackError(
+                f"{where} asks for {name}, but there is no such field.{did_you_mean(name, FIRST_KNOWN)}"
+            )
+        elif ORDER[FIRST_KNOWN[name]] > ORDER[event]:
+            raise CallbackError(
+                f"{where} asks for {name}, which is first known at {FIRST_KNOWN[name]}; "
+                f"override that event or a later one, or give the parameter a default."
+            )
+        else:
+            needed.append(name)
+    return Wants(tuple(needed), tuple(optional), everything)
+
+
+def overrides(owner: type | Callback, event: str) -> Callable[..., Any] | None:
+    """Return the method with which a class or an instance overrides ``event``, or None."""
+    method: Callable[..., Any] = getattr(owner, event)
+    return None if getattr(method, "__func__", method) is getattr(Callback, event) else method
+
+
+def check_contract(owner: type | Callback) -> None:
+    """Hold a callback to the contract: only events that exist, only fields that are known at them.
+
+    Runs when a class is defined, and again when a fit starts, for methods that were set on an instance.
+    """
+    name = owner.__name__ if isinstance(owner, type) else type(owner).__name__
+    for attribute in dir(owner):
+        if attribute.startswith("on_") and attribute not in EVENTS:
+            raise CallbackError(f"{name}.{attribute}: there is no such event.{did_you_mean(attribute, EVENTS)}")
+    for event in EVENTS:
+        method = overrides(owner, event)
+        if method is None:
+            continue
+        if isinstance(inspect.getattr_static(owner, event), FunctionType) and isinstance(owner, type):
+            method = MethodType(method, owner)  # so that the first parameter, however it is called, is left out
+        wants(method, event, name)
+
+
+class Callback:
+    """The base of all callbacks: override the events you want, and name as parameters the fields you read.
+
+    An event returns None or a dict of the fields it changes. Fields and events are checked when the class is defined;
+    the table of both is ``minifast.state.EVENTS``. ``**kwargs`` receives all that is known. ``_order`` decides who
+    goes first (lower first); a later callback sees what an earlier one changed.
+
+    >>> class StopEarly(Callback):
+    ...     def on_batch_end(self, iteration, train):
+    ...         if train and iteration == 9:
+    ...             return {"stop_epoch": True, "stop_training": True}
+    """
+
+    _order: int = 0
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        check_contract(cls)
+
+    def on_train_begin(self, *args: Any, **kwargs: Any) -> Any:
+        """Once, before the first epoch."""
+
+    def on_epoch_begin(self, *args: Any, **kwargs: Any) -> Any:
+        """At the start of each epoch, the model in training mode."""
+
+    def on_batch_begin(self, *args: Any, **kwargs: Any) -> Any:
+        """Before the forward pass of each batch, in training and validation."""
+
+    def on_loss_begin(self, *args: Any, **kwargs: Any) -> Any:
+        """After the forward pass, before the loss, in training and validation."""
+
+    def on_backward_begin(self, *args: Any, **kwargs: Any) -> Any:
+        """After the loss, before the backward pass; training only."""
+
+    def on_backward_end(self, *args: Any, **kwargs: Any) -> Any:
+        """After the backward pass, before the optimizer's step; training only."""
+
+    def on_step_end(self, *args: Any, **kwargs: Any) -> Any:
+        """After the optimizer's step, before the gradients go; training only."""
+
+    def on_batch_end(self, *args: Any, **kwargs: Any) -> Any:
+        """After each batch, in training and validation."""
+
+    def on_epoch_end(self, *args: Any, **kwargs: Any) -> Any:
+        """After each epoch's validation."""
+
+    def on_train_end(self, *args: Any, **kwargs: Any) -> Any:
+        """Once, at the end, whatever happened; ``exception`` is what ended the run early, or False."""
+
+    def jump_to_epoch(self, epoch: int) -> None:
+        """When training starts at an epoch other than 0."""
+
+
+class LearnerCallback(Callback):
+    """A callback that belongs to a learner: ``self.learn``, and ``learn.my_callback`` for a class ``MyCallback``.
+
+    What the callback itself does not have is looked up in the learner. The reference is weak: a callback does not keep
+    a learner and its model alive.
+    """
+
+    def __init__(self, learn: Learner) -> None:
+        self.learn = learn
+        setattr(learn, snake_case(type(self).__name__), self)
+
+    @property
+    def learn(self) -> Learner:
+        """The learner that this callback belongs to."""
+        learn: Learner | None = self._learn()
+        if learn is None:
+            raise CallbackError(f"The learner of this {type(self).__name__} is gone; keep a reference to the learner.")
+        return learn
+
+    @learn.setter
+    def learn(self, learn: Learner) -> None:
+        self._learn = weakref.ref(learn)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(f"{type(self).__name__} has no attribute {name}.")
+        return getattr(self.learn, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_learn"}
+
+
+class Call(NamedTuple):
+    """One entry of the plan: whom to call at an event, and with what."""
+
+    method: Callable[..., Any]
+    needed: tuple[str, ...]
+    optional: tuple[str, ...]
+    everything: bool
+
+
+class Dispatcher:
+    """Brings each event to the callbacks that override it, and what they return into the state.
+
+    Metrics go before callbacks, and only see validation. Callbacks go by ``_order``, then in the order given. The plan
+    (who overrides what, and asks for which fields) is made once, here.
+    """
+
+    def __init__(self, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()) -> None:
+        self.state = state
+        self.callbacks = sorted(callbacks, key=lambda callback: callback._order)
+        self.metrics = list(metrics)
+        for callback in (*self.metrics, *self.callbacks):
+            check_contract(callback)
+        self._calls = {event: self._plan(event, self.callbacks) for event in EVENTS}
+        self._metric_calls = {event: self._plan(event, self.metrics) for event in EVENTS}
+        self._known: list[str] = []
+        self._seen: set[str] = set()
+
+    @staticmethod
+    def _plan(event: str, callbacks: Sequence[Callback]) -> list[Call]:
+        found = ((callback, overrides(callback, event)) for callback in callbacks)
+        return [Call(method, *wants(method, event, type(owner).__name__)) for owner, method in found if method]
+
+    def __call__(self, event: str, metrics: bool = False) -> None:
+        """Let ``event`` happen, with ``metrics`` for the metrics too, before the callbacks."""
+        if event not in self._seen:
+            self._seen.add(event)
+            self._known += EVENTS[event].first_known
+        if metrics:
+            for call in self._metric_calls[event]:
+                self._make(call, event)
+        for call in self._calls[event]:
+            self._make(call, event)
+
+    def end(self) -> None:
+        """Let ``on_train_end`` happen for every callback, also when one of them fails; the first failure is raised."""
+        failures: list[BaseException] = []
+        self._known += EVENTS["on_train_end"].first_known
+        for call in (*self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
+            try:
+                self._make(call, "on_train_end")
+            except BaseException as failure:  # a Ctrl-C here must not keep the others from closing
+                failures.append(failure)
+        if failures:
+            raise failures[0]
+
+    def _make(self, call: Call, event: str) -> None:
+        state = self.state
+        fields = {name: getattr(state, name) for name in call.needed}
+        if call.optional:
+            fields |= {name: getattr(state, name) for name in call.optional if name in self._known}
+        if call.everything:
+            fields = {name: getattr(state, name) for name in self._known} | fields
+        changes = call.method(**fields)
+        if changes is not None:
+            self._take(changes, event, call.method)
+
+    def _take(self, changes: Any, event: str, method: Callable[..., Any]) -> None:
+        where = getattr(method, "__qualname__", event)
+        if not isinstance(changes, dict):
+            raise CallbackError(
+                f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes, "
+                f"such as {{'{next(iter(EVENTS[event].may_return), 'stop_training')}': ...}}."
+            )
+        allowed = EVENTS[event].may_return
+        for name, value in changes.items():
+            if name not in allowed:
+                events = [other for other, spec in EVENTS.items() if name in spec.may_return]
+                reason = f"it may be returned at {', '.join(events)}" if events else "no callback may change it"
+                if name not in FIRST_KNOWN:
+                    reason = f"there is no such field.{did_you_mean(name, allowed)}".rstrip(".")
+                raise CallbackError(f"{where} returned {name}: {reason}.")
+            setattr(self.state, name, value)

@@ -1,0 +1,1 @@
+"""Callbacks over the one loop, an idea a file."""

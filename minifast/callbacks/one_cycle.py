@@ -1,0 +1,95 @@
+"""Leslie Smith's 1cycle policy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minifast.callbacks.scheduler import ScheduledParameters
+from minifast.errors import check_count, check_number
+from minifast.schedules import Schedule, Value, one_cycle, one_cycle_momentum, whole_batches
+
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+
+
+def check_moms(moms: Any) -> tuple[float, float]:
+    """Return ``moms`` as (high, low); one number stands for both."""
+    if isinstance(moms, str) or not hasattr(moms, "__len__"):
+        moms = (moms, moms)
+    if len(moms) != 2:
+        raise ValueError(
+            f"moms has {len(moms)} values; it must be two, the high and the low one, such as (0.95, 0.85)."
+        )
+    high, low = (check_number("each of moms", mom, low=0, high=1) for mom in moms)
+    return high, low
+
+
+class OneCycleScheduler(ScheduledParameters):
+    """Sets learning rate and momentum by the 1cycle policy over ``tot_epochs`` epochs.
+
+    Phase 1: the rate goes in a line from ``lr_max / div_factor`` to ``lr_max`` over the first ``pct_start`` of the
+    batches (a whole number of them, rounded down), the momentum from ``moms[0]`` to ``moms[1]``. Phase 2: the rate goes
+    down a cosine to 0, or to ``lr_max / final_div``, the momentum back.
+
+    Args:
+        learn: the learner.
+        lr_max: the highest rate, found with ``lr_find``; or one for each layer group.
+        moms: the high and the low momentum. An optimizer that works without momentum gets none.
+        div_factor: by how much lower than ``lr_max`` the first rate is.
+        pct_start: the share of the batches that phase 1 takes, in [0, 1].
+        final_div: end at ``lr_max / final_div`` instead of 0.
+        tot_epochs: the length of the cycle, when it is longer than this fit.
+        start_epoch: the epoch to begin at, when the epochs before are done already.
+        warmup: ``"linear"``, or ``"cosine"`` for a phase 1 as fastai v1's code has it.
+
+    Raises:
+        ValueError, TypeError: an argument is out of its range or of the wrong kind.
+
+    Source: L. Smith, "A disciplined approach to neural network hyper-parameters" (2018).
+    """
+
+    def __init__(
+        self,
+        learn: Learner,
+        lr_max: Value,
+        moms: tuple[float, float] = (0.95, 0.85),
+        div_factor: float = 25.0,
+        pct_start: float = 0.3,
+        final_div: float | None = None,
+        tot_epochs: int | None = None,
+        start_epoch: int | None = None,
+        warmup: str = "linear",
+    ) -> None:
+        super().__init__(learn)
+        self.lr_max = learn.lr_range(lr_max)
+        self.moms = check_moms(moms)
+        self.div_factor = div_factor
+        self.pct_start = check_number("pct_start", pct_start, low=0, high=1)
+        self.final_div = final_div
+        self.tot_epochs = None if tot_epochs is None else check_count("tot_epochs", tot_epochs)
+        self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
+        self.warmup = warmup
+        self.plan(100)
+
+    def plan(self, n_batches: int) -> dict[str, Schedule]:
+        """Return the schedules of ``lr`` and ``mom`` for a cycle of ``n_batches``, with the peak on a batch."""
+        pct_start = whole_batches(self.pct_start, n_batches)
+        return {
+            "lr": one_cycle(self.lr_max, self.div_factor, pct_start, self.final_div, self.warmup),
+            "mom": one_cycle_momentum(self.moms, pct_start, self.warmup),
+        }
+
+    def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
+        """Plan the cycle, set the first values, and begin at ``start_epoch`` where one is given."""
+        begin = epoch if self.start_epoch is None else self.start_epoch
+        tot_epochs = n_epochs if self.tot_epochs is None else self.tot_epochs
+        if begin >= n_epochs:
+            raise ValueError(
+                f"start_epoch is {begin}, but the fit ends after {n_epochs} epochs; raise cyc_len above it."
+            )
+        if tot_epochs < n_epochs:
+            raise ValueError(f"tot_epochs is {tot_epochs}, less than the {n_epochs} epochs of the fit; raise it.")
+        batches = len(self.learn.data.train_dl)
+        n_batches = batches * tot_epochs
+        self.begin(self.plan(n_batches), n_batches, first=begin * batches)
+        return None if self.start_epoch is None else {"epoch": begin}

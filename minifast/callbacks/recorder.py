@@ -1,0 +1,218 @@
+"""The record of a fit: rates and losses a batch, metrics an epoch, the table and the plots."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from minifast import plots
+from minifast.callback import LearnerCallback
+from minifast.errors import MinifastError
+from minifast.state import Losses
+from minifast.suggest import suggestions
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from minifast.learner import Learner
+
+
+def as_number(value: Any) -> Any:
+    """Return a metric's value as a plain number where it is one, else as it is."""
+    single = getattr(value, "ndim", None) == 0 or (hasattr(value, "__float__") and not hasattr(value, "ndim"))
+    return value if isinstance(value, int) or not single else float(value)
+
+
+def cell(value: Any) -> str:
+    """Write a value as the table shows it.
+
+    >>> cell(3), cell(0.5), cell(None)
+    ('3', '0.500000', '#na#')
+    """
+    return "#na#" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float) -> str:
+    """Write seconds as ``mm:ss``, or ``h:mm:ss`` from an hour on.
+
+    >>> clock(65), clock(3661)
+    ('01:05', '1:01:01')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+class Recorder(LearnerCallback):
+    """Keeps what happened in a fit, writes the table and draws the plots; ``learn.recorder`` is the last fit's.
+
+    A value a training batch: ``lrs`` and ``moms`` (those that the optimizer's step used; of the last layer group),
+    ``raw_losses`` and ``losses`` (their moving average, beta 0.98, corrected for its start). A value an epoch:
+    ``val_losses`` (None where validation was skipped), ``metrics`` (a list of values), ``nb_batches``, ``rows`` (the
+    table's numbers under ``names``, the time in seconds).
+
+    Args:
+        learn: the learner.
+        add_time: whether the table has the column ``time``.
+        silent: keep the record but write no table.
+    """
+
+    _order = -10
+
+    def __init__(self, learn: Learner, add_time: bool = True, silent: bool = False) -> None:
+        super().__init__(learn)
+        self.add_time = add_time
+        self.silent = silent
+        self.metrics_names: list[str] = []
+        self.lrs: list[float] = []
+        self.moms: list[float] = []
+        self.val_losses: list[float | None] = []
+        self.metrics: list[list[Any]] = []
+        self.nb_batches: list[int] = []
+        self.rows: list[list[Any]] = []
+        self.min_grad_lr: float | None = None
+        self._losses = Losses()
+        self._added_names: list[str] = []
+
+    @property
+    def losses(self) -> list[float]:
+        """The smoothed training loss after each batch."""
+        return self._losses.smoothed()
+
+    @property
+    def raw_losses(self) -> list[float]:
+        """The training loss of each batch, as it came."""
+        return self._losses.read()
+
+    @property
+    def names(self) -> list[str]:
+        """The table's header."""
+        return ["epoch", "train_loss", "valid_loss", *self.metrics_names, *(["time"] if self.add_time else [])]
+
+    def add_metric_names(self, names: Sequence[str]) -> None:
+        """Add columns; call it in ``on_train_begin`` of a callback whose ``_order`` is below the Recorder's -10."""
+        self._added_names += names
+
+    def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
+        """Write the header."""
+        self.pbar = pbar
+        self.metrics_names = [*metrics_names, *self._added_names]
+        self._losses = raw_losses
+        pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
+        if not self.silent:
+            pbar.write(self.names, table=True)
+
+    def on_epoch_begin(self) -> None:
+        """Start the epoch's clock."""
+        self._start = time.perf_counter()
+
+    def on_step_end(self) -> None:
+        """Record the rate and the momentum that the step just used."""
+        opt = self.learn.opt
+        self.lrs.append(opt.lr)
+        self.moms.append(opt.mom)
+
+    def on_epoch_end(self, epoch: int, num_batch: int, last_metrics: list[Any]) -> None:
+        """Record the epoch and write its row."""
+        val_loss, *values = map(as_number, last_metrics)
+        self.nb_batches.append(num_batch)
+        self.val_losses.append(val_loss)
+        if values:
+            self.metrics.append(values)
+        missing = [None] * (len(self.metrics_names) - len(values))
+        row = [epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing]
+        seconds = time.perf_counter() - self._start
+        self.rows.append([*row, seconds] if self.add_time else row)
+        if not self.silent:
+            self.pbar.write([*map(cell, row), *([clock(seconds)] if self.add_time else [])], table=True)
+
+    def plot(
+        self,
+        skip_start: int = 10,
+        skip_end: int = 5,
+        suggestion: bool = False,
+        return_fig: bool | None = None,
+        show_grid: bool = False,
+        ax: Any = None,
+    ) -> Figure | None:
+        """Draw the smoothed loss over the learning rate, as ``lr_find`` left them.
+
+        The first ``skip_start`` and the last ``skip_end`` points are left out (fewer of a short record).
+        ``suggestion`` marks the rate of the steepest fall, which is then in ``min_grad_lr``, and a tenth of the rate of
+        the lowest loss.
+        """
+        self._need_batches("lr_find")
+        axes = plots.axes_for(ax)
+        points = list(zip(self.lrs, self.losses, strict=False))
+        lrs, losses = zip(*plots.cut(points, skip_start, skip_end), strict=True)
+        marks: list[tuple[str, float]] = []
+        if suggestion:
+            self.min_grad_lr, tenth = suggestions(lrs, losses)
+            marks = [("steepest fall", self.min_grad_lr), ("minimum / 10", tenth)]
+        plots.plot_finder(axes[0], lrs, losses, marks, show_grid)
+        return plots.finish(axes, return_fig)
+
+    def plot_lr(
+        self,
+        show_moms: bool = False,
+        skip_start: int = 0,
+        skip_end: int = 0,
+        return_fig: bool | None = None,
+        ax: Any = None,
+    ) -> Figure | None:
+        """Draw the learning rate of each batch and, with ``show_moms``, the momentum beside it (``ax`` is then two).
+
+        An optimizer that works without momentum has none to draw; the title says so.
+        """
+        self._need_batches()
+        axes = plots.axes_for(ax, 2 if show_moms else 1)
+        plots.plot_over_batches(axes[0], plots.cut(self.lrs, skip_start, skip_end), "learning rate")
+        if show_moms:
+            moms = plots.cut(self.moms, skip_start, skip_end)
+            plots.plot_over_batches(axes[1], moms, "momentum")
+            if not any(moms):
+                axes[1].set_title(f"{type(self.learn.opt.opt).__name__} works without momentum here")
+        return plots.finish(axes, return_fig)
+
+    def plot_losses(
+        self,
+        skip_start: int = 0,
+        skip_end: int = 0,
+        return_fig: bool | None = None,
+        show_grid: bool = False,
+        ax: Any = None,
+    ) -> Figure | None:
+        """Draw the smoothed training loss of each batch and the validation loss at the end of each epoch."""
+        self._need_batches()
+        axes = plots.axes_for(ax)
+        first = min(skip_start, len(self.losses) // 4)
+        losses = plots.cut(self.losses, skip_start, skip_end)
+        ends = [n - 1 for n in itertools.accumulate(self.nb_batches)]
+        plots.plot_losses(axes[0], losses, ends, self.val_losses, first)
+        axes[0].grid(show_grid, alpha=0.4)
+        return plots.finish(axes, return_fig)
+
+    def plot_metrics(
+        self,
+        skip_start: int = 0,
+        skip_end: int = 0,
+        return_fig: bool | None = None,
+        show_grid: bool = False,
+        ax: Any = None,
+    ) -> Figure | None:
+        """Draw each metric over the epochs, one pair of axes each (``ax`` is as many as there are metrics)."""
+        if not self.metrics:
+            raise MinifastError(
+                "There are no metrics to plot; give the Learner some, such as metrics=[accuracy], and fit."
+            )
+        axes = plots.axes_for(ax, len(self.metrics[0]))
+        for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
+            plots.plot_epochs(one, plots.cut([values[i] for values in self.metrics], skip_start, skip_end), name)
+            one.grid(show_grid, alpha=0.4)
+        return plots.finish(axes, return_fig)
+
+    def _need_batches(self, first: str = "fit") -> None:
+        if not self.lrs:
+            raise MinifastError(f"There is nothing to plot yet: no batch was trained; call learn.{first}(...) first.")

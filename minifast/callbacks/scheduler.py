@@ -1,0 +1,94 @@
+"""Hyper-parameters that follow schedules while a fit runs."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from minifast.callback import LearnerCallback
+from minifast.schedules import Schedule, Value, annealing_linear, annealing_no
+
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+
+
+class ScheduledParameters(LearnerCallback):
+    """Sets the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
+
+    ``f(1)`` is set after the last batch; when the fit ends, the optimizer has back what it had before. Momentum is left
+    alone where the optimizer works without.
+
+    Args:
+        learn: the learner.
+        schedules: a schedule for each of ``lr``, ``mom`` and ``wd`` that is to change.
+        n_batches: how many batches the schedules span.
+    """
+
+    def __init__(self, learn: Learner, schedules: dict[str, Schedule] | None = None, n_batches: int = 1) -> None:
+        super().__init__(learn)
+        self.schedules = schedules or {}
+        self.n_batches = n_batches
+        self._first = 0
+        self._before: dict[str, list[float]] = {}
+
+    def begin(self, schedules: dict[str, Schedule], n_batches: int, first: int = 0) -> None:
+        """Take the schedules up at batch ``first`` of ``n_batches``."""
+        opt = self.learn.opt
+        self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
+        self.n_batches = n_batches
+        self._first = first
+        self._before = {name: opt.read(name) for name in self.schedules}
+        self._set(first)
+
+    def _set(self, batch: int) -> None:
+        opt = self.learn.opt
+        progress = min(batch / self.n_batches, 1.0)
+        for name, schedule in self.schedules.items():
+            opt.write(name, schedule(progress))
+
+    def on_train_begin(self) -> Any:
+        """Set the first values."""
+        self.begin(self.schedules, self.n_batches)
+
+    def on_batch_end(self, train: bool, iteration: int) -> Any:
+        """Set the values of the next batch."""
+        if train:
+            self._set(self._first + iteration + 1)
+
+    def on_train_end(self) -> None:
+        """Put back what the schedules changed."""
+        for name, values in self._before.items():
+            self.learn.opt.write(name, values)
+        self._before = {}
+
+
+class Scheduler:
+    """Goes from one value to another in ``n_iter`` calls of ``step``, for callbacks written in fastai v1's way.
+
+    ``vals`` is ``(start, end)``, or one number to start from; ``func`` is an annealing of ``(start, end, pct)``, linear
+    for a pair and constant for one number unless given.
+
+    >>> s = Scheduler((0.0, 1.0), 4)
+    >>> s.start, [s.step() for _ in range(4)], s.is_done
+    (0.0, [0.25, 0.5, 0.75, 1.0], True)
+    """
+
+    def __init__(self, vals: Value | tuple[Value, Value], n_iter: int, func: Any = None) -> None:
+        pair = isinstance(vals, tuple)
+        self.start, self.end = vals if pair else (vals, 0)
+        self.n_iter = max(1, n_iter)
+        self.func = func or (annealing_linear if pair else annealing_no)
+        self.n = 0
+
+    def restart(self) -> None:
+        """Go back to the start."""
+        self.n = 0
+
+    def step(self) -> Value:
+        """Return the next value."""
+        self.n += 1
+        return self.func(self.start, self.end, self.n / self.n_iter)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the end is reached."""
+        return self.n >= self.n_iter

@@ -1,0 +1,1 @@
+"""Where batches come from: archives, folders of images, tensors in memory."""

@@ -1,0 +1,193 @@
+"""Batches: slices of tensors in memory, or another loader's batches, on the device where training happens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from minifast.errors import check_count
+
+Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # of a batch (x, y)
+
+
+def default_device() -> torch.device:
+    """Return the device that training uses unless told otherwise: CUDA, else Apple's GPU, else the CPU."""
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def order_of(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of ``n`` items in an epoch: a function of its arguments and of nothing else.
+
+    >>> torch.equal(order_of(10, 1, 2), order_of(10, 1, 2)), torch.equal(order_of(10, 1, 2), order_of(10, 1, 3))
+    (True, False)
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+def to_device(values: Any, device: torch.device) -> Any:
+    """Move tensors, and tuples, lists and dicts of them, to ``device``."""
+    if isinstance(values, Tensor):
+        return values.to(device, non_blocking=True)
+    if isinstance(values, (list, tuple)):
+        return type(values)(to_device(value, device) for value in values)
+    if isinstance(values, dict):
+        return {key: to_device(value, device) for key, value in values.items()}
+    return values
+
+
+class EpochOrder(Sampler[int]):
+    """The order of an epoch for torch's DataLoader: the same function of seed and epoch as in memory."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return iter(order_of(self.n, self.seed, epoch).tolist())
+
+
+class BatchLoader:
+    """What all loaders share: transforms of whole batches, on the device."""
+
+    def __init__(self, device: torch.device | str | None, tfms: list[Transform] | None = None) -> None:
+        self.device = torch.device(device) if device is not None else default_device()
+        self.tfms = list(tfms or [])
+
+    def add_tfm(self, tfm: Transform) -> None:
+        """Add a transform of whole batches, a function of ``(x, y)`` that returns both."""
+        self.tfms.append(tfm)
+
+    def remove_tfm(self, tfm: Transform) -> None:
+        """Remove a transform of whole batches."""
+        self.tfms.remove(tfm)
+
+    def _transformed(self, batch: Any) -> Any:
+        for tfm in self.tfms:
+            batch = tfm(batch)
+        return batch
+
+
+class DeviceDataLoader(BatchLoader):
+    """A loader's batches, moved to the device and transformed there; other attributes are the loader's own.
+
+    >>> loader = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
+    >>> [tuple(x.shape) for x, y in DeviceDataLoader(loader, device="cpu")]
+    [(2, 3)]
+    """
+
+    def __init__(self, dl: Any, device: torch.device | str | None = None, tfms: list[Transform] | None = None) -> None:
+        super().__init__(device, tfms)
+        self.dl = dl
+
+    def __len__(self) -> int:
+        return len(self.dl)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self.dl:
+            yield self._transformed(to_device(batch, self.device))
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "dl":  # not set yet, as in unpickling
+            raise AttributeError(name)
+        return getattr(self.dl, name)
+
+
+class TensorLoader(BatchLoader):
+    """Batches of tensors in memory: gathered, scaled and transformed on the device, without a worker.
+
+    Pictures are uint8 ``(n, channels, height, width)`` and come as floats in [0, 1]; grey ones as 3 equal channels.
+    Other tensors come as they are.
+
+    Args:
+        x: the inputs, a row an item.
+        y: the targets, a row an item.
+        bs: items a batch.
+        shuffle: a new order each epoch, a function of ``seed`` and ``epoch`` alone; the last batch, if it is not full,
+            is then left out, unless it is the only one.
+        seed: by default drawn once from torch's global generator.
+        device: where the batches are; by default the GPU if there is one.
+
+    ``epoch`` counts the passes begun.
+
+    >>> loader = TensorLoader(torch.arange(5), torch.arange(5), bs=2, device="cpu")
+    >>> [x.tolist() for x, y in loader]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        x: Tensor,
+        y: Tensor,
+        bs: int = 64,
+        shuffle: bool = False,
+        seed: int | None = None,
+        device: torch.device | str | None = None,
+        tfms: list[Transform] | None = None,
+        classes: Sequence[Any] | None = None,
+    ) -> None:
+        super().__init__(device, tfms)
+        if len(x) != len(y):
+            raise ValueError(f"There are {len(x)} inputs and {len(y)} targets; give a target for each input.")
+        self.batch_size = check_count("bs", bs)
+        self.x = x.to(self.device)
+        self.y = y.to(self.device)
+        self.dataset = Items(self.x, self.y, classes)
+        self.shuffle = shuffle
+        self.drop_last = shuffle and len(x) >= bs
+        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        n, bs = len(self.x), self.batch_size
+        return n // bs if self.drop_last else -(-n // bs)
+
+    def __iter__(self) -> Iterator[Any]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        order = order_of(len(self.x), self.seed, epoch).to(self.device) if self.shuffle else None
+        for i in range(len(self)):
+            rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
+            yield self._batch(rows if order is None else order[rows])
+
+    def _batch(self, rows: slice | Tensor) -> Any:
+        x, y = self.x[rows], self.y[rows]
+        return self._transformed((as_pictures(x) if is_picture(x) else x, y))
+
+
+def as_pictures(x: Tensor) -> Tensor:
+    """Turn uint8 pictures ``(n, 1 or 3, height, width)`` into floats in [0, 1] with 3 channels."""
+    n, _, height, width = x.shape
+    pictures = torch.empty((n, 3, height, width), device=x.device)
+    return pictures.copy_(x).div_(255)  # one pass that repeats grey, converts and lays out at once, and one that scales
+
+
+class Items:
+    """The items of tensors in memory, one by one, as ``(x, y)``: what ``data.train_ds`` is."""
+
+    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[Any] | None) -> None:
+        self.x = x
+        self.y = y
+        self.classes = classes
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+        x = self.x[i]
+        return as_pictures(x[None])[0] if is_picture(x[None]) else x, self.y[i]
+
+
+def is_picture(x: Tensor) -> bool:
+    """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
+    return x.dtype is torch.uint8 and x.ndim == 4

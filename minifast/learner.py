@@ -1,0 +1,349 @@
+"""The Learner: a model, its data and how to train it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import torch
+from torch import Tensor, nn
+
+from minifast import files, loop
+from minifast.callback import Callback, Dispatcher, check_callbacks
+from minifast.callbacks.guard import Guard
+from minifast.callbacks.lr_finder import LRFinder
+from minifast.callbacks.one_cycle import OneCycleScheduler
+from minifast.callbacks.recorder import Recorder
+from minifast.checkpoint import evaluating, preserved
+from minifast.data.bunch import DataBunch, DatasetType
+from minifast.errors import DataError, MinifastError, check_count
+from minifast.metrics import as_metric, name_of
+from minifast.optimizer import AdamW, OptimWrapper, spread
+from minifast.predictions import Collector, activation_of, item_losses
+from minifast.progress import Silent, make_bar
+from minifast.state import State
+from minifast.summary import summary
+
+LearningRate = float | slice | Sequence[float]
+
+
+class Learner:
+    """Trains ``model`` on ``data``.
+
+    Args:
+        data: the batches to train and validate on.
+        model: the network; it goes to the data's device.
+        opt_func: makes the optimizer from parameters and ``lr=``; any torch optimizer. By default AdamW with betas
+            (0.9, 0.99).
+        loss_func: of (output, target); by default chosen from the data, cross entropy for classes.
+        metrics: functions of (output, target), averaged over the validation set, or callbacks that hand back
+            ``add_metrics(last_metrics, value)`` at the end of an epoch.
+        wd: weight decay, decoupled from the gradient.
+        bn_wd: whether weight decay applies to normalisations and biases too.
+        path: where files go; by default ``data.path``.
+        model_dir: the folder in ``path`` for ``save`` and ``load``.
+        callback_fns: functions of a learner that make a callback, called anew for each fit.
+        callbacks: callbacks for every fit.
+        layer_groups: parts of the model that may have learning rates of their own; by default one of all.
+        silent: show no bar and no table.
+
+    Raises:
+        TypeError, DataError: an argument is of the wrong kind, or the data do not say which loss to use.
+
+    Training uses torch's global generator only as the model does (dropout, for instance); the order of data in memory
+    comes from the data's own seed.
+
+    >>> from minifast import DataBunch, accuracy, simple_ann
+    >>> from torch.utils.data import DataLoader, TensorDataset
+    >>> items = TensorDataset(torch.randn(100, 10), torch.randint(2, (100,)))
+    >>> data = DataBunch(DataLoader(items, 20), DataLoader(items, 20), device="cpu")
+    >>> learn = Learner(data, simple_ann(10, 2), metrics=[accuracy], silent=True)
+    >>> learn.fit_one_cycle(2, 1e-2)
+    >>> len(learn.recorder.lrs), len(learn.recorder.val_losses)
+    (10, 2)
+    """
+
+    recorder: Recorder
+
+    def __init__(
+        self,
+        data: DataBunch,
+        model: nn.Module,
+        opt_func: Callable[..., torch.optim.Optimizer] = AdamW,
+        loss_func: Callable[..., Any] | None = None,
+        metrics: Collection[Any] | Callable[..., Any] | None = None,
+        wd: float | Sequence[float] = 1e-2,
+        bn_wd: bool = True,
+        path: str | Path | None = None,
+        model_dir: str | Path = "models",
+        callback_fns: Collection[Callable[..., Callback]] | Callable[..., Callback] | None = None,
+        callbacks: Collection[Callback] | Callback | None = None,
+        layer_groups: Sequence[nn.Module] | None = None,
+        silent: bool = False,
+    ) -> None:
+        if not isinstance(data, DataBunch):
+            raise TypeError(
+                f"data is a {type(data).__name__}; give a DataBunch, such as DataBunch(train_dl, valid_dl)."
+            )
+        if not isinstance(model, nn.Module):
+            raise TypeError(
+                f"model is {model!r}; give an instance of a torch nn.Module, such as simple_cnn((3, 16, 2))."
+            )
+        self.data = data
+        self.model = model.to(data.device)
+        self.opt_func = opt_func
+        if loss_func is None and data.loss_func is None:
+            raise DataError("The data do not say which loss fits them; give the Learner a loss_func.")
+        self.loss_func: Callable[..., Any] = data.loss_func if loss_func is None else loss_func
+        self.metrics = _listed(metrics)
+        for metric in self.metrics:
+            as_metric(metric)
+        self.wd = wd
+        self.bn_wd = bn_wd
+        self.path = Path(data.path if path is None else path)
+        self.model_dir = Path(model_dir)
+        self.callback_fns = _listed(callback_fns)
+        self.callbacks = check_callbacks(_listed(callbacks))
+        self.layer_groups = list(layer_groups) if layer_groups is not None else [self.model]
+        self.silent = silent
+        self.opt: Any = None
+
+    def create_opt(self, lr: LearningRate, wd: float | Sequence[float] = 0.0) -> None:
+        """Make a new optimizer, ``learn.opt``, without the state of the one before."""
+        self.opt = OptimWrapper.create(self.opt_func, self.lr_range(lr), self.layer_groups, wd, self.bn_wd)
+
+    def lr_range(self, lr: LearningRate, name: str = "lr") -> Any:
+        """Spread a learning rate over the layer groups: a number, ``slice(first, last)``, or a rate each.
+
+        ``slice(last)`` gives all groups but the last a tenth.
+        """
+        return spread(lr, len(self.layer_groups), name)
+
+    def fit(
+        self,
+        epochs: int,
+        lr: LearningRate = 3e-3,
+        wd: float | Sequence[float] | None = None,
+        callbacks: Collection[Callback] | Callback | None = None,
+    ) -> None:
+        """Train for ``epochs`` epochs at the learning rate ``lr``.
+
+        The optimizer is made by the first fit and kept: a later one goes on with its state.
+
+        Args:
+            epochs: a whole number of 1 or more.
+            lr: one rate, or a slice or sequence for the layer groups, see ``lr_range``.
+            wd: weight decay; by default the learner's.
+            callbacks: callbacks for this fit only.
+
+        Raises:
+            NonFiniteLossError: a training loss is NaN or infinite.
+        """
+        check_count("epochs", epochs)
+        self._prepare(lr, wd)
+        self._train(epochs, [Recorder(self), Guard(self), *self._own_callbacks(), *check_callbacks(_listed(callbacks))])
+
+    def fit_one_cycle(
+        self,
+        cyc_len: int,
+        max_lr: LearningRate = 3e-3,
+        moms: tuple[float, float] = (0.95, 0.85),
+        div_factor: float = 25.0,
+        pct_start: float = 0.3,
+        final_div: float | None = None,
+        wd: float | Sequence[float] | None = None,
+        callbacks: Collection[Callback] | Callback | None = None,
+        tot_epochs: int | None = None,
+        start_epoch: int | None = None,
+        warmup: str = "linear",
+    ) -> None:
+        """Train for ``cyc_len`` epochs by the 1cycle policy; see ``OneCycleScheduler`` for the arguments."""
+        check_count("cyc_len", cyc_len)
+        scheduler = OneCycleScheduler(
+            self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup
+        )
+        self.fit(cyc_len, max_lr, wd, [*_listed(callbacks), scheduler])
+
+    def lr_find(
+        self,
+        start_lr: LearningRate = 1e-7,
+        end_lr: LearningRate = 10,
+        num_it: int = 100,
+        stop_div: bool = True,
+        wd: float | Sequence[float] | None = None,
+    ) -> None:
+        """Try learning rates from ``start_lr`` to ``end_lr`` in a mock training; ``learn.recorder.plot()`` shows them.
+
+        Weights, buffers, gradients, optimizer, random generators and the order of data are as before when it ends,
+        however it ends. Nothing is written to disk.
+
+        Args:
+            start_lr: the first rate.
+            end_lr: the last rate.
+            num_it: how many batches to train, as many passes over the data as that takes.
+            stop_div: stop when the smoothed loss is more than four times its best.
+            wd: weight decay; by default the learner's.
+        """
+        finder = LRFinder(self, start_lr, end_lr, num_it, stop_div)
+        self._check_batches()
+        epochs = math.ceil(num_it / len(self.data.train_dl))
+        with preserved(self):
+            self._prepare(start_lr, wd)
+            recorder = Recorder(self, silent=True)
+            self._train(epochs, [recorder, Guard(self, losses=False), *self._own_callbacks(), finder])
+        if not self.silent:
+            print(f"The learning rate finder stopped because {finder.stopped}; see learn.recorder.plot().")
+
+    def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
+        """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""
+        dl = self.data.dl(DatasetType.Valid) if dl is None else dl
+        wrapped = [as_metric(metric) for metric in (self.metrics if metrics is None else _listed(metrics))]
+        state = State(1, Silent(), wrapped, list(map(name_of, wrapped)))
+        dispatch = Dispatcher(state, self.callbacks, wrapped)
+        with evaluating(self.model):
+            dispatch("on_train_begin", metrics=True)
+            dispatch("on_epoch_begin", metrics=True)
+            state.last_metrics = [loop.validate(self, dl, dispatch)]
+            dispatch("on_epoch_end", metrics=True)
+        return [
+            value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in state.last_metrics
+        ]
+
+    def get_preds(
+        self,
+        ds_type: DatasetType = DatasetType.Valid,
+        activ: Callable[[Tensor], Tensor] | None = None,
+        with_loss: bool = False,
+        n_batch: int | None = None,
+    ) -> list[Tensor]:
+        """Return ``[predictions, targets]`` of a part of the data, on the CPU.
+
+        Args:
+            ds_type: which part.
+            activ: what turns outputs into predictions; by default what belongs to the loss: softmax for cross entropy,
+                a sigmoid for binary cross entropy, nothing otherwise.
+            with_loss: return the loss of each item too, as the third.
+            n_batch: stop after so many batches.
+        """
+        collector = Collector(n_batch)
+        dispatch = Dispatcher(State(1, Silent()), [*self.callbacks, collector])
+        with evaluating(self.model):
+            loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
+        outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
+        predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
+        return (
+            [predictions, targets, item_losses(self.loss_func, outputs, targets)]
+            if with_loss
+            else [predictions, targets]
+        )
+
+    def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
+        """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.
+
+        Returns:
+            (class, its number, probabilities) for classes; (output, output, output) otherwise.
+        """
+        with evaluating(self.model), torch.no_grad():
+            output = activation_of(self.loss_func)(self.model(self.data.encode(item)))[0].cpu()
+        if self.data.classes is None:
+            return output, output, output
+        number = output.argmax()
+        return self.data.classes[int(number)], number, output
+
+    def save(
+        self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True
+    ) -> Path | IO[bytes] | None:
+        """Save the model, and the optimizer with its state, to ``path/model_dir/{file}.pth`` or an open file.
+
+        The file appears whole or not at all. It holds tensors and plain values only.
+        """
+        target = self._model_file(file)
+        state: Any = self.model.state_dict()
+        if with_opt and self.opt is not None:
+            state = {"model": state, "opt": self.opt.state_dict()}
+        files.write(state, target)
+        return target if return_path else None
+
+    def load(
+        self,
+        file: str | Path | IO[bytes],
+        device: torch.device | str | None = None,
+        strict: bool = True,
+        with_opt: bool | None = None,
+    ) -> Learner:
+        """Load what ``save`` saved and return the learner; code in the file is not run.
+
+        Args:
+            file: the name it was saved under, or an open file.
+            device: where to load to; by default where the model is.
+            strict: whether the parameters' names must be the model's.
+            with_opt: load the optimizer too; by default if the file has one.
+
+        Raises:
+            FileNotFoundError, FileFormatError: there is no such file, or it is cut off or holds code.
+            DataError: the file belongs to another model.
+        """
+        target = self._model_file(file)
+        state = files.read(target, device or self.data.device)
+        both = isinstance(state, dict) and set(state) == {"model", "opt"}
+        if with_opt and not both:
+            raise MinifastError(f"{target} holds no optimizer; load it with with_opt=False.")
+        try:
+            self.model.load_state_dict(state["model"] if both else state, strict=strict)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise DataError(f"{target} belongs to another model than this learner's: {error}") from error
+        if both and with_opt is not False:
+            self._prepare(3e-3, None)
+            self.opt.load_state_dict(state["opt"])
+        return self
+
+    def summary(self) -> str:
+        """Return a table of the model's layers with output shapes and parameters, for one item of the data."""
+        x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
+        return summary(self.model, x)
+
+    def _model_file(self, file: str | Path | IO[bytes]) -> Path | IO[bytes]:
+        if not isinstance(file, (str, Path)):
+            return file
+        folder = self.path / self.model_dir
+        target = folder / f"{file}.pth"
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
+        return target
+
+    def _own_callbacks(self) -> list[Callback]:
+        return [*self.callbacks, *check_callbacks([make(self) for make in self.callback_fns])]
+
+    def _check_batches(self) -> None:
+        if len(self.data.train_dl) == 0:
+            raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
+
+    def _prepare(self, lr: LearningRate, wd: float | Sequence[float] | None) -> None:
+        self._check_batches()
+        rates = self.lr_range(lr)
+        decay = self.wd if wd is None else wd
+        if self.opt is None:
+            self.create_opt(lr, decay)
+        else:
+            self.opt.lr = rates
+            self.opt.wd = decay
+
+    def _train(self, epochs: int, callbacks: Sequence[Callback]) -> None:
+        metrics = [as_metric(metric) for metric in self.metrics]
+        state = State(epochs, make_bar(self.silent), metrics, list(map(name_of, metrics)))
+        try:
+            loop.fit(self, Dispatcher(state, callbacks, metrics))
+        except KeyboardInterrupt:
+            if not self.silent:
+                total = len(self.data.train_dl)
+                print(f"Stopped in epoch {state.epoch} at batch {state.num_batch} of {total}; the learner can go on.")
+            raise
+
+
+def _listed(values: Any) -> list[Any]:
+    """Return None as an empty list, one value as a list of it, and a collection as a list."""
+    if values is None:
+        return []
+    return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]

@@ -1,0 +1,90 @@
+"""The training loop: the only one in the library."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minifast.callback import Dispatcher
+from minifast.state import as_inputs, n_items
+
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+
+
+def fit(learn: Learner, dispatch: Dispatcher) -> None:
+    """Train until all epochs are done or a callback stops it; ``on_train_end`` happens whatever comes."""
+    state = dispatch.state
+    bar = state.pbar
+    try:
+        bar.start(state.n_epochs)
+        dispatch("on_train_begin", metrics=True)
+        while state.epoch < state.n_epochs:
+            state.begin_epoch()
+            learn.model.train()
+            dispatch("on_epoch_begin", metrics=True)
+            for xb, yb in bar.track(learn.data.train_dl):
+                one_batch(learn, xb, yb, dispatch)
+                if state.stop_epoch:
+                    break
+            validated = bool(learn.data.valid_dl) and not state.skip_validate
+            state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
+            dispatch("on_epoch_end", metrics=validated)
+            state.epoch += 1
+            bar.epochs_done(state.epoch)
+            if state.stop_training:
+                break
+    except BaseException as error:
+        state.exception = error
+        raise
+    finally:
+        bar.close(interrupted=bool(state.exception))
+        dispatch.end()
+
+
+def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
+    """Train on one batch: forward, loss, backward, step, and an event before and after each."""
+    state = dispatch.state
+    state.begin_batch(xb, yb, train=True)
+    dispatch("on_batch_begin")
+    state.last_output = learn.model(*as_inputs(state.last_input))
+    dispatch("on_loss_begin")
+    state.last_loss = learn.loss_func(state.last_output, *as_inputs(state.last_target))
+    state.raw_losses.append(state.last_loss)
+    dispatch("on_backward_begin")
+    if not state.skip_bwd:
+        state.last_loss.backward()
+    dispatch("on_backward_end")
+    if not state.skip_step:
+        learn.opt.step()
+    dispatch("on_step_end")
+    if not state.skip_zero:
+        learn.opt.zero_grad()
+    state.last_loss = state.last_loss.detach()
+    dispatch("on_batch_end")
+    state.iteration += 1
+    state.num_batch += 1
+
+
+@torch.no_grad()
+def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
+    """Return the mean loss over ``dl``, each batch weighted by its items; the model goes into evaluation mode."""
+    state = dispatch.state
+    total: Any = 0.0
+    count = 0
+    learn.model.eval()
+    for xb, yb in state.pbar.track(dl):
+        state.begin_batch(xb, yb, train=False)
+        dispatch("on_batch_begin", metrics=True)
+        state.last_output = learn.model(*as_inputs(state.last_input))
+        dispatch("on_loss_begin")
+        if with_loss:
+            state.last_loss = learn.loss_func(state.last_output, *as_inputs(state.last_target))
+            n = n_items(state.last_target)
+            total += state.last_loss * n
+            count += n
+        dispatch("on_batch_end", metrics=True)
+        if state.stop_epoch:
+            break
+    return float(total / count) if count else None

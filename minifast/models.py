@@ -1,0 +1,67 @@
+"""Small models to begin with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from minifast.errors import check_count
+
+
+def simple_cnn(
+    actns: Sequence[int],
+    kernel_szs: Sequence[int] | None = None,
+    strides: Sequence[int] | None = None,
+    bn: bool = False,
+) -> nn.Sequential:
+    """Make a small convolutional network: convolutions of stride 2, each with a ReLU, then an average and a flatten.
+
+    Takes pictures ``(n, actns[0], height, width)`` and returns ``(n, actns[-1])``. The ReLU after the last convolution
+    keeps the outputs at 0 or above, as in fastai; it costs nothing in accuracy on MNIST_SAMPLE.
+
+    Args:
+        actns: channels of the input and of each layer, at least two numbers.
+        kernel_szs: kernel sizes, one a layer, 3 by default; the padding is half of it.
+        strides: strides, one a layer, 2 by default.
+        bn: batch normalisation after each layer but the last, in place of the convolution's bias.
+
+    Weights are Kaiming normal (He et al. 2015), biases 0.
+
+    >>> import torch
+    >>> simple_cnn((3, 16, 16, 2))(torch.zeros(4, 3, 28, 28)).shape
+    torch.Size([4, 2])
+    """
+    n_layers = len(actns) - 1
+    if n_layers < 1:
+        raise ValueError(f"actns is {tuple(actns)}; it must hold the input's channels and at least one layer's.")
+    for channels in actns:
+        check_count("each of actns", channels)
+    kernel_szs = kernel_szs or [3] * n_layers
+    strides = strides or [2] * n_layers
+    for name, values in (("kernel_szs", kernel_szs), ("strides", strides)):
+        if len(values) != n_layers:
+            raise ValueError(f"{name} has {len(values)} values for {n_layers} layers; give one for each layer.")
+    layers: list[nn.Module] = []
+    for i, (kernel_size, stride) in enumerate(zip(kernel_szs, strides, strict=True)):
+        normalised = bn and i < n_layers - 1
+        conv = nn.Conv2d(actns[i], actns[i + 1], kernel_size, stride, padding=kernel_size // 2, bias=not normalised)
+        nn.init.kaiming_normal_(conv.weight)
+        if conv.bias is not None:
+            nn.init.zeros_(conv.bias)
+        layers += [conv, nn.ReLU(inplace=True)]
+        if normalised:
+            layers.append(nn.BatchNorm2d(actns[i + 1]))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
+def simple_ann(n_in: int, n_out: int, n_hidden: int = 64) -> nn.Sequential:
+    """Make a network with one hidden layer: flatten, ``n_in`` to ``n_hidden``, ReLU, ``n_hidden`` to ``n_out``.
+
+    >>> import torch
+    >>> simple_ann(20, 2)(torch.zeros(4, 20)).shape
+    torch.Size([4, 2])
+    """
+    for name, value in (("n_in", n_in), ("n_out", n_out), ("n_hidden", n_hidden)):
+        check_count(name, value)
+    return nn.Sequential(nn.Flatten(), nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))

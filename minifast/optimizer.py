@@ -1,0 +1,263 @@
+"""The optimizer seen as ``lr``, ``mom`` and ``wd`` over layer groups, whatever torch optimizer does the work."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from minifast.errors import check_number
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
+BIASED = (nn.Linear, nn.modules.conv._ConvNd)
+
+AdamW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
+
+
+def split_no_decay(group: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Part a layer group in the parameters to decay, and those of normalisations with the biases of linear and conv."""
+    exempt: set[int] = set()
+    for module in group.modules():
+        if isinstance(module, NORMS):
+            exempt.update(id(parameter) for parameter in module.parameters(recurse=False))
+        elif isinstance(module, BIASED) and module.bias is not None:
+            exempt.add(id(module.bias))
+    parameters = list(group.parameters())
+    return [p for p in parameters if id(p) not in exempt], [p for p in parameters if id(p) in exempt]
+
+
+class OptimWrapper:
+    """A torch optimizer with ``lr``, ``mom`` and ``wd`` to read (the last layer group's) and to set.
+
+    Setting takes one value for all layer groups or a sequence with one each. Momentum is ``betas[0]`` for Adam's
+    family and ``momentum`` for SGD's. ``opt`` is the torch optimizer.
+
+    Weight decay is decoupled from the gradient for every optimizer (Loshchilov & Hutter 2019): torch's AdamW does so
+    itself; for the others the weights are multiplied by ``1 - lr * wd`` before the step.
+
+    Args:
+        opt: the torch optimizer.
+        groups: for each layer group the positions of its parameter groups in ``opt``; by default one each.
+        decays: for each parameter group whether weight decay applies to it; by default it does.
+
+    >>> from torch import nn
+    >>> opt = OptimWrapper.create(AdamW, 1e-3, [nn.Linear(2, 2)], wd=1e-2)
+    >>> opt.mom = 0.85
+    >>> opt.lr, opt.mom, opt.wd
+    (0.001, 0.85, 0.01)
+    """
+
+    def __init__(
+        self,
+        opt: torch.optim.Optimizer,
+        groups: Sequence[Sequence[int]] | None = None,
+        decays: Sequence[bool] | None = None,
+    ) -> None:
+        self.opt = opt
+        self._groups = groups or [[i] for i in range(len(opt.param_groups))]
+        self._decays = decays or [True] * len(opt.param_groups)
+        first = opt.param_groups[0]
+        self._decoupled = isinstance(opt, torch.optim.AdamW) or bool(first.get("decoupled_weight_decay"))
+        self._momentum_key = "betas" if "betas" in first else "momentum" if "momentum" in first else None
+        self._wd: list[float] = [float(g.get("weight_decay", 0.0)) for g in opt.param_groups]
+
+    @classmethod
+    def create(
+        cls,
+        opt_func: Callable[..., torch.optim.Optimizer],
+        lr: float | Sequence[float],
+        layer_groups: Sequence[nn.Module],
+        wd: float | Sequence[float] = 0.0,
+        bn_wd: bool = True,
+    ) -> OptimWrapper:
+        """Make the optimizer for layer groups; ``bn_wd=False`` exempts normalisations and biases from weight decay.
+
+        The fused form is taken where torch has one for the parameters' device.
+        """
+        parameters: list[dict[str, Any]] = []
+        groups: list[list[int]] = []
+        decays: list[bool] = []
+        for layer_group in layer_groups:
+            parts = [list(layer_group.parameters())] if bn_wd else list(split_no_decay(layer_group))
+            groups.append([])
+            for part, decayed in zip(parts, (True, False), strict=False):
+                if part:
+                    groups[-1].append(len(parameters))
+                    parameters.append({"params": part})
+                    decays.append(decayed)
+        if not parameters:
+            raise ValueError("The model has no parameters to train; give the Learner a model with at least one layer.")
+        wrapper = cls(_construct(opt_func, parameters, per_group(lr, len(layer_groups), "lr")[-1]), groups, decays)
+        wrapper.lr = lr
+        wrapper.wd = wd
+        return wrapper
+
+    @property
+    def has_momentum(self) -> bool:
+        """Whether the optimizer works with momentum: SGD and RMSprop made with ``momentum=0`` do not."""
+        return self._momentum_key == "betas" or (self._momentum_key == "momentum" and self.mom > 0)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the last layer group; set one value, or one per layer group."""
+        return self.read("lr")[-1]
+
+    @lr.setter
+    def lr(self, value: float | Sequence[float]) -> None:
+        self.write("lr", value)
+
+    @property
+    def mom(self) -> float:
+        """The momentum of the last layer group, 0.0 where the optimizer has none."""
+        return self.read("mom")[-1]
+
+    @mom.setter
+    def mom(self, value: float | Sequence[float]) -> None:
+        self.write("mom", value)
+
+    @property
+    def wd(self) -> float:
+        """The weight decay of the last layer group."""
+        return self.read("wd")[-1]
+
+    @wd.setter
+    def wd(self, value: float | Sequence[float]) -> None:
+        self.write("wd", value)
+
+    def read(self, name: str) -> list[float]:
+        """Return ``lr``, ``mom`` or ``wd`` of each layer group."""
+        firsts = [indices[0] for indices in self._groups if indices]
+        if name == "wd":
+            return [self._wd[i] for i in firsts]
+        param_groups = self.opt.param_groups
+        if name == "lr":
+            return [float(param_groups[i]["lr"]) for i in firsts]
+        if self._momentum_key == "betas":
+            return [float(param_groups[i]["betas"][0]) for i in firsts]
+        return [float(param_groups[i].get("momentum", 0.0)) for i in firsts]
+
+    def write(self, name: str, value: float | Sequence[float]) -> None:
+        """Set ``lr``, ``mom`` or ``wd``: one value for all, or one per layer group.
+
+        Raises:
+            ValueError: as many values as layer groups are wanted, or the optimizer has no such thing as momentum.
+        """
+        if name == "mom" and self._momentum_key is None:
+            raise ValueError(
+                f"{type(self.opt).__name__} has no momentum to set; take SGD, RMSprop or one of Adam's family."
+            )
+        for indices, one in zip(self._groups, per_group(value, len(self._groups), name), strict=True):
+            for i in indices:
+                self._set(self.opt.param_groups[i], i, name, one)
+
+    def _set(self, group: dict[str, Any], index: int, name: str, value: float) -> None:
+        if name == "wd":
+            self._wd[index] = value if self._decays[index] else 0.0
+            group["weight_decay"] = self._wd[index] if self._decoupled else 0.0
+        elif name == "mom" and self._momentum_key == "betas":
+            group["betas"] = (value, *group["betas"][1:])
+        else:
+            group["momentum" if name == "mom" else name] = value
+
+    def step(self) -> None:
+        """Decay the weights where the torch optimizer would not, then let it step."""
+        if not self._decoupled:
+            self._decay()
+        self.opt.step()
+
+    @torch.no_grad()
+    def _decay(self) -> None:
+        for group, wd in zip(self.opt.param_groups, self._wd, strict=True):
+            weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            if wd and weights:
+                torch._foreach_mul_(weights, 1 - group["lr"] * wd)
+
+    def zero_grad(self) -> None:
+        """Let go of all gradients."""
+        self.opt.zero_grad()
+
+    def copy(self) -> OptimWrapper:
+        """Return an optimizer of the same kind over the same parameters, with a copy of the state."""
+        twin = copy.copy(self)
+        inner = twin.opt = object.__new__(type(self.opt))
+        # All that a class may keep beside groups and state comes along, but for a step that a scheduler bound to the
+        # original.
+        inner.__dict__ |= {name: value for name, value in vars(self.opt).items() if name != "step"}
+        inner.param_groups = [dict(group) for group in self.opt.param_groups]
+        inner.state = defaultdict(dict, {p: copy.deepcopy(values) for p, values in self.opt.state.items()})
+        twin._wd = list(self._wd)
+        return twin
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the torch optimizer's state and the weight decays: tensors and plain values only."""
+        return {"opt": self.opt.state_dict(), "wd": list(self._wd)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        self.opt.load_state_dict(state["opt"])
+        self._wd = [float(wd) for wd in state["wd"]]
+
+    def __repr__(self) -> str:
+        return f"OptimWrapper over {self.opt!r}"
+
+
+def spread(lr: Any, n: int, name: str = "lr") -> Any:
+    """Spread a learning rate over ``n`` layer groups.
+
+    A number stays as it is; ``slice(a, b)`` goes from ``a`` for the first group to ``b`` for the last by equal ratios;
+    ``slice(b)`` is ``b / 10`` for all but the last; a sequence holds a rate each. All but a number become an array.
+
+    Raises:
+        ValueError, TypeError: a rate is not a number above 0, or there are not as many as layer groups.
+
+    >>> spread(0.1, 3), spread(slice(1e-4, 1e-2), 3).tolist(), spread(slice(1.0), 3).tolist()
+    (0.1, [0.0001, 0.001, 0.01], [0.1, 0.1, 1.0])
+    """
+    if isinstance(lr, slice):
+        stop = check_number(name, lr.stop, above=0)
+        start = stop / 10 if lr.start is None else check_number(name, lr.start, above=0)
+        if n == 1 or lr.start is None:
+            return np.array([start] * (n - 1) + [stop])
+        return np.geomspace(start, stop, n)
+    if isinstance(lr, (list, tuple)) or getattr(lr, "ndim", 0):
+        if len(lr) != n:
+            raise ValueError(f"{name} has {len(lr)} values for {n} layer groups; give one value, or one per group.")
+        return np.array([check_number(name, one, above=0) for one in lr])
+    return check_number(name, lr, above=0)
+
+
+def per_group(value: Any, n: int, name: str) -> list[float]:
+    """Spread ``value`` over ``n`` layer groups as Python floats; a sequence must hold one value each.
+
+    >>> per_group(0.1, 2, "lr"), per_group([0.1, 1], 2, "lr")
+    ([0.1, 0.1], [0.1, 1.0])
+    """
+    if isinstance(value, float):
+        return [float(value)] * n  # a NumPy float is a float too, and would make saved files unreadable
+    values = value.tolist() if hasattr(value, "tolist") else value
+    if not isinstance(values, (list, tuple)):
+        return [check_number(name, values)] * n
+    if len(values) != n:
+        raise ValueError(f"{name} has {len(values)} values for {n} layer groups; give one value, or one per group.")
+    return [check_number(name, one) for one in values]
+
+
+def _construct(
+    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[dict[str, Any]], lr: float
+) -> torch.optim.Optimizer:
+    # Fused is the same arithmetic in one pass over all weights; torch refuses it where a device or a dtype has none.
+    takes = inspect.signature(opt_func).parameters
+    chosen = opt_func.keywords if isinstance(opt_func, partial) else {}
+    if "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen):
+        try:
+            return opt_func(parameters, lr=lr, fused=True)
+        except RuntimeError:
+            pass
+    return opt_func(parameters, lr=lr)

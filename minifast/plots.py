@@ -1,0 +1,105 @@
+"""Pictures: lists in, matplotlib axes out. matplotlib is imported when the first picture is made."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, HEIGHT = 6.0, 4.0  # inches, of one pair of axes
+
+
+def axes_for(ax: Any, n: int = 1) -> list[Axes]:
+    """Return ``n`` axes: those given as ``ax`` (one, or a sequence of ``n``), or new ones side by side."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, grid = plt.subplots(1, n, figsize=(WIDTH * n, HEIGHT), squeeze=False, layout="constrained")
+        return list(grid[0])
+    given = list(ax) if isinstance(ax, Sequence) or hasattr(ax, "shape") else [ax]
+    if len(given) != n:
+        raise ValueError(f"ax holds {len(given)} axes and this plot needs {n}; give {n}, or leave ax out.")
+    return given
+
+
+def finish(axes: Sequence[Axes], return_fig: bool | None) -> Figure | None:
+    """Return the figure where it is asked for; a notebook then shows it once, as the value of its cell."""
+    if not return_fig:
+        return None
+    figure = axes[0].figure
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None and "inline" in pyplot.get_backend():
+        pyplot.close(figure)
+    return figure  # type: ignore[return-value]  # a subfigure's axes give a SubFigure, which saves and shows alike
+
+
+def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
+    """Leave out the first and last values, but no more of either than a quarter of a short list."""
+    quarter = len(values) // 4
+    return list(values)[min(skip_start, quarter) : len(values) - min(skip_end, quarter)]
+
+
+def plot_finder(
+    ax: Axes, lrs: Sequence[float], losses: Sequence[float], marks: Sequence[tuple[str, float]] = (), grid: bool = False
+) -> None:
+    """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark."""
+    ax.plot(lrs, losses)
+    ax.set_xscale("log")
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("loss (smoothed)")
+    for i, (label, lr) in enumerate(marks, 1):
+        ax.axvline(lr, color=f"C{i}", linestyle="--", linewidth=1, label=f"{label}: {lr:.2e}")
+    if marks:
+        ax.legend()
+    if grid:
+        ax.grid(True, alpha=0.4)
+
+
+def plot_over_batches(ax: Axes, values: Sequence[float], label: str) -> None:
+    """Draw a value a training batch."""
+    ax.plot(range(len(values)), values)
+    ax.set_xlabel("training batch")
+    ax.set_ylabel(label)
+
+
+def plot_losses(
+    ax: Axes, losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None], first: int = 0
+) -> None:
+    """Draw the training loss a batch and the validation loss at the ends of the epochs."""
+    ax.plot(range(first, first + len(losses)), losses, label="train (smoothed)")
+    points = [(end, loss) for end, loss in zip(ends, val_losses, strict=False) if loss is not None]
+    if points:
+        ax.plot(*zip(*points, strict=True), marker="o", label="valid")
+    ax.set_xlabel("training batch")
+    ax.set_ylabel("loss")
+    ax.legend()
+
+
+def plot_epochs(ax: Axes, values: Sequence[float], label: str) -> None:
+    """Draw a value an epoch."""
+    ax.plot(range(len(values)), values, marker="o")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(label)
+
+
+def plot_images(pictures: Sequence[Any], titles: Sequence[str], figsize: tuple[float, float] | None = None) -> Figure:
+    """Draw pictures, arrays ``(height, width, channels)`` in [0, 1], in a square of rows, a title over each."""
+    import matplotlib.pyplot as plt
+
+    columns = max(1, math.isqrt(len(pictures) - 1) + 1)
+    rows = -(-len(pictures) // columns)
+    figure, grid = plt.subplots(
+        rows, columns, figsize=figsize or (1.4 * columns, 1.6 * rows), squeeze=False, layout="constrained"
+    )
+    for ax in grid.flat:
+        ax.axis("off")
+    for ax, picture, title in zip(grid.flat, pictures, titles, strict=False):
+        ax.imshow(picture)
+        ax.set_title(title)
+    return figure

@@ -1,0 +1,138 @@
+"""Bars, table rows and lines: the only file that knows fastprogress.
+
+In a notebook a live bar and table, in a terminal a bar and rows, in a file or a log a plain line an epoch, and silence
+where silence is wanted. All four answer to the same names, so the loop does not know which one it has.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+NARROWEST = 8  # a column of the text table
+
+
+class Silent:
+    """Says nothing. The base of the others, and the interface that callbacks see as ``pbar``."""
+
+    describe: Callable[[], str] | None = None  # what stands behind the bar; asked for only when the bar is redrawn
+
+    def start(self, n_epochs: int) -> None:
+        """Show that a run of ``n_epochs`` begins."""
+
+    def track(self, batches: Iterable[Any]) -> Iterable[Any]:
+        """Return ``batches``, shown as they go by."""
+        return batches
+
+    def write(self, line: str | Sequence[str], table: bool = False) -> None:
+        """Write a line of text, or with ``table=True`` a row of cells, the first of them the header."""
+
+    def epochs_done(self, epochs: int) -> None:
+        """Show how many epochs are done."""
+
+    def close(self, interrupted: bool = False) -> None:
+        """Close the bar; what was written stays."""
+
+
+class Lines(Silent):
+    """Plain lines for files, logs and continuous integration: no bar, each line written out at once."""
+
+    def __init__(self) -> None:
+        self._widths: list[int] = []
+
+    def write(self, line: str | Sequence[str], table: bool = False) -> None:
+        """Write a line, or a row of cells under the header's columns."""
+        print(line if isinstance(line, str) else self._row(line), flush=True)
+
+    def _row(self, cells: Sequence[str]) -> str:
+        if not self._widths:
+            self._widths = [max(NARROWEST, len(cell)) for cell in cells]
+        widths = [*self._widths, *([NARROWEST] * len(cells))]
+        return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
+
+
+class Bars(Lines):
+    """fastprogress's bars: over epochs, and below it over the batches of the running epoch."""
+
+    def __init__(self, notebook: bool) -> None:
+        super().__init__()
+        from fastprogress import fastprogress
+
+        self._notebook = notebook
+        self._master_bar = fastprogress.NBMasterBar if notebook else fastprogress.ConsoleMasterBar
+        self._progress_bar = fastprogress.NBProgressBar if notebook else fastprogress.ConsoleProgressBar
+        self.master: Any = None
+        self.child: Any = None
+
+    def start(self, n_epochs: int) -> None:
+        """Draw the bar over epochs."""
+        self.master = self._master_bar(range(n_epochs), total=n_epochs)
+        self.epochs_done(0)
+
+    def track(self, batches: Any) -> Iterator[Any]:
+        """Yield ``batches`` under a bar."""
+        if self.master is None:
+            yield from batches
+            return
+        self.child = child = self._progress_bar(batches, total=len(batches), parent=self.master)
+        child.prefix = f"Epoch {self._epochs + 1}/{self.master.main_bar.total} :"
+        redraw = child.update_bar
+
+        def update_bar(done: int) -> None:
+            child.comment = self.describe() if self.describe else ""
+            redraw(done)
+
+        child.update_bar = update_bar
+        child.update(0)
+        try:
+            for done, batch in enumerate(batches, 1):
+                yield batch
+                child.update(done)
+        finally:
+            if self.child is child:
+                child.on_iter_end()
+
+    def write(self, line: str | Sequence[str], table: bool = False) -> None:
+        """Write a line or a row: into the notebook's table, or above the terminal's bar."""
+        if self.master is not None and self._notebook:
+            self.master.write(line, table=table)
+            self.master.show()
+        else:
+            super().write(line, table)
+
+    def epochs_done(self, epochs: int) -> None:
+        """Move the bar over epochs on."""
+        self._epochs = epochs
+        self.master.update(epochs)
+
+    def close(self, interrupted: bool = False) -> None:
+        """Close the bar; the notebook's table stays, and an interrupted bar is marked."""
+        master, child = self.master, self.child
+        self.master = self.child = None
+        if master is None:
+            return
+        if not interrupted:
+            master.on_iter_end()
+        elif self._notebook:
+            bar = child or master.main_bar
+            bar.on_update(bar.last_v or 0, "interrupted", interrupted=True)
+        else:
+            print(flush=True)
+
+
+def in_notebook() -> bool:
+    """Whether this process is a notebook's kernel, so that pictures and HTML can be shown."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and type(ipython.get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")
+
+
+def make_bar(silent: bool = False) -> Silent:
+    """Return what fits where the output goes: a notebook, a terminal, a file, or nothing at all."""
+    if silent:
+        return Silent()
+    if in_notebook():
+        return Bars(notebook=True)
+    if sys.stdout.isatty():
+        return Bars(notebook=False)
+    return Lines()

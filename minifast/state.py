@@ -1,0 +1,206 @@
+"""The state of the loop: its only holder, the events, which fields are known at each, and what may be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the loop: the fields first known there, and the fields that a callback may return."""
+
+    first_known: tuple[str, ...]
+    may_return: tuple[str, ...]
+
+
+# In the order in which a run meets them. The README's table is made from this one.
+EVENTS: dict[str, Event] = {
+    "on_train_begin": Event(
+        (
+            "n_epochs",
+            "epoch",
+            "iteration",
+            "num_batch",
+            "pbar",
+            "metrics",
+            "metrics_names",
+            "raw_losses",
+            "skip_validate",
+        ),
+        ("epoch", "skip_validate"),
+    ),
+    "on_epoch_begin": Event(("stop_training",), ("skip_validate", "stop_training")),
+    "on_batch_begin": Event(
+        ("last_input", "last_target", "train", "stop_epoch", "skip_bwd", "skip_step", "skip_zero"),
+        (
+            "last_input",
+            "last_target",
+            "skip_bwd",
+            "skip_step",
+            "skip_zero",
+            "stop_epoch",
+            "stop_training",
+            "skip_validate",
+        ),
+    ),
+    "on_loss_begin": Event(
+        ("last_output",),
+        ("last_output", "skip_bwd", "skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate"),
+    ),
+    "on_backward_begin": Event(
+        ("last_loss", "smooth_loss"),
+        ("last_loss", "skip_bwd", "skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate"),
+    ),
+    "on_backward_end": Event((), ("skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate")),
+    "on_step_end": Event((), ("skip_zero", "stop_epoch", "stop_training", "skip_validate")),
+    "on_batch_end": Event((), ("stop_epoch", "stop_training", "skip_validate")),
+    "on_epoch_end": Event(("last_metrics",), ("last_metrics", "stop_training", "skip_validate")),
+    "on_train_end": Event(("exception",), ()),
+}
+
+FIRST_KNOWN: dict[str, str] = {field: name for name, event in EVENTS.items() for field in event.first_known}
+
+
+def n_items(target: Any) -> int:
+    """Return how many items a batch has, by its target: a tensor, or a tuple or list of them."""
+    return len(target[0]) if isinstance(target, (list, tuple)) else len(target)
+
+
+def as_inputs(values: Any) -> Sequence[Any]:
+    """Spread a tuple or list over arguments; one tensor is one argument."""
+    return values if isinstance(values, (list, tuple)) else (values,)
+
+
+class SmoothenValue:
+    """An exponential moving average, corrected for its start at 0 (Kingma & Ba 2015, section 3).
+
+    >>> smooth = SmoothenValue(0.5)
+    >>> smooth.add_value(1.0); smooth.add_value(2.0)
+    >>> round(smooth.smooth, 4)
+    1.6667
+    """
+
+    def __init__(self, beta: float) -> None:
+        self.beta = beta
+        self.n = 0
+        self.mov_avg = 0.0
+        self.smooth = 0.0
+
+    def add_value(self, val: float) -> None:
+        """Take one more value in; ``smooth`` is the average after it."""
+        self.n += 1
+        self.mov_avg = self.beta * self.mov_avg + (1 - self.beta) * val
+        self.smooth = self.mov_avg / (1 - self.beta**self.n)
+
+
+class Losses(Sequence[float]):
+    """The training losses of a fit, a float a batch, and their smoothed twin.
+
+    On a device the losses stay there until somebody reads: ``append`` never waits for the device, reading does.
+    """
+
+    def __init__(self, beta: float = 0.98) -> None:
+        self._values: list[float] = []
+        self._waiting: list[Tensor] = []
+        self._average = SmoothenValue(beta)
+        self._smoothed: list[float] = []
+
+    def append(self, loss: Tensor) -> None:
+        """Add the loss of one more batch, a tensor of one element."""
+        if loss.numel() != 1:
+            raise ValueError(
+                f"loss_func returned a tensor of shape {tuple(loss.shape)}; a loss is one number a batch, "
+                f"such as the mean: give torch's losses reduction='mean'."
+            )
+        if loss.device.type == "cpu":
+            self._values.append(loss.item())
+        else:
+            self._waiting.append(loss.detach())
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether reading costs nothing, because no loss waits on a device."""
+        return not self._waiting
+
+    def read(self) -> list[float]:
+        """Return the losses as they came; the list grows with the fit."""
+        if self._waiting:
+            self._values += torch.stack(self._waiting).tolist()
+            self._waiting.clear()
+        return self._values
+
+    def smoothed(self) -> list[float]:
+        """Return the smoothed losses, as many as there are losses."""
+        for value in self.read()[len(self._smoothed) :]:
+            self._average.add_value(value)
+            self._smoothed.append(self._average.smooth)
+        return self._smoothed
+
+    def __len__(self) -> int:
+        return len(self._values) + len(self._waiting)
+
+    @overload
+    def __getitem__(self, index: int) -> float: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[float]: ...
+    def __getitem__(self, index: int | slice) -> float | list[float]:
+        return self.read()[index]
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.read())
+
+    def __repr__(self) -> str:
+        return repr(self.read())
+
+
+class State:
+    """All that the loop knows, under the names that callbacks ask for; nobody else holds a copy.
+
+    A field that nobody has set yet is None. ``raw_losses`` holds a loss a batch; ``smooth_loss`` is their moving
+    average, a tensor on the CPU, computed when somebody asks.
+    """
+
+    def __init__(
+        self, n_epochs: int, pbar: Any, metrics: Sequence[Any] = (), metrics_names: Sequence[str] = ()
+    ) -> None:
+        self.n_epochs = n_epochs
+        self.pbar = pbar
+        self.metrics = list(metrics)
+        self.metrics_names = list(metrics_names)
+        self.epoch = 0
+        self.iteration = 0
+        self.num_batch = 0
+        self.raw_losses = Losses()
+        self.skip_validate = False
+        self.stop_training = False
+        self.last_input: Any = None
+        self.last_target: Any = None
+        self.train = False
+        self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False
+        self.last_output: Any = None
+        self.last_loss: Any = None
+        self.last_metrics: list[Any] = []
+        self.exception: BaseException | bool = False
+
+    @property
+    def smooth_loss(self) -> Tensor | None:
+        """The moving average of the training losses so far, before callbacks changed them."""
+        smoothed = self.raw_losses.smoothed()
+        return torch.tensor(smoothed[-1]) if smoothed else None
+
+    def begin_epoch(self) -> None:
+        """Start counting an epoch's batches."""
+        self.num_batch = 0
+        self.stop_training = False
+
+    def begin_batch(self, xb: Any, yb: Any, train: bool) -> None:
+        """Take a batch in and lower the flags that last for one batch."""
+        self.last_input = xb
+        self.last_target = yb
+        self.train = train
+        self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False

@@ -1,0 +1,51 @@
+"""Rules that read a learning rate from a finder's curve: lists in, a rate out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from minifast.errors import MinifastError
+
+
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
+    """Return the learning rate to train with, read from a finder's curve.
+
+    It is the geometric mean of two rules: the rate where the smoothed loss falls steepest over the logarithm of the
+    rate, and a tenth of the rate where it is lowest.
+
+    Raises:
+        MinifastError: too few points, or a curve that does not fall.
+
+    >>> lrs = [10 ** (k / 10 - 6) for k in range(60)]
+    >>> losses = [1.0 if lr < 1e-4 else 1 - 0.3 * math.log10(lr * 1e4) if lr < 1e-1 else 5.0 for lr in lrs]
+    >>> 1e-4 < suggest_lr(lrs, losses) < 1e-1
+    True
+    """
+    steepest, tenth = suggestions(lrs, losses)
+    return math.sqrt(steepest * tenth)
+
+
+def suggestions(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+    """Return the rate of the steepest fall and a tenth of the rate of the lowest smoothed loss.
+
+    Raises:
+        MinifastError: too few points, or a curve that does not fall.
+    """
+    import numpy as np
+
+    points = [(lr, loss) for lr, loss in zip(lrs, losses, strict=False) if math.isfinite(loss)]
+    if len(points) < 10:
+        raise MinifastError(
+            f"The finder's curve has {len(points)} points, too few to suggest a rate; "
+            f"run lr_find(num_it=100) with a start_lr at which the loss does not diverge."
+        )
+    rates, curve = np.array(points).T
+    lowest = int(curve.argmin())
+    slope = np.gradient(curve, np.log(rates))[: lowest + 1]
+    if lowest < 2 or slope.min() >= 0:
+        raise MinifastError(
+            "The finder's loss does not fall, so it suggests no rate; look at learn.recorder.plot(), "
+            "and at the data, the loss function and start_lr."
+        )
+    return float(rates[slope.argmin()]), float(rates[lowest]) / 10
