@@ -94,9 +94,10 @@ class Learner:
         self.data = data
         self.model = model.to(data.device)
         self.opt_func = opt_func
-        if loss_func is None and data.loss_func is None:
+        chosen = data.loss_func if loss_func is None else loss_func
+        if chosen is None:
             raise DataError("The data do not say which loss fits them; give the Learner a loss_func.")
-        self.loss_func: Callable[..., Any] = data.loss_func if loss_func is None else loss_func
+        self.loss_func: Callable[..., Any] = chosen
         self.metrics = _listed(metrics)
         for metric in self.metrics:
             as_metric(metric)
@@ -233,11 +234,8 @@ class Learner:
             loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
         outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
         predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
-        return (
-            [predictions, targets, item_losses(self.loss_func, outputs, targets)]
-            if with_loss
-            else [predictions, targets]
-        )
+        losses = [item_losses(self.loss_func, outputs, targets)] if with_loss else []
+        return [predictions, targets, *losses]
 
     def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
         """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.

@@ -226,7 +226,7 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
         if n == 1 or lr.start is None:
             return np.array([start] * (n - 1) + [stop])
         return np.geomspace(start, stop, n)
-    if isinstance(lr, (list, tuple)) or getattr(lr, "ndim", 0):
+    if isinstance(lr, (list, tuple, np.ndarray)) and np.ndim(lr):
         if len(lr) != n:
             raise ValueError(f"{name} has {len(lr)} values for {n} layer groups; give one value, or one per group.")
         return np.array([check_number(name, one, above=0) for one in lr])

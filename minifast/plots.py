@@ -27,8 +27,10 @@ def axes_for(ax: Any, n: int = 1) -> list[Axes]:
     return given
 
 
-def finish(axes: Sequence[Axes], return_fig: bool | None) -> Figure | None:
-    """Return the figure where it is asked for; a notebook then shows it once, as the value of its cell."""
+def finish(axes: Sequence[Axes], return_fig: bool | None, show_grid: bool = False) -> Figure | None:
+    """Draw a grid and return the figure where they are asked for; a notebook shows it once, as its cell's value."""
+    for ax in axes if show_grid else ():
+        ax.grid(alpha=0.4)
     if not return_fig:
         return None
     figure = axes[0].figure
@@ -45,7 +47,7 @@ def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
 
 
 def plot_finder(
-    ax: Axes, lrs: Sequence[float], losses: Sequence[float], marks: Sequence[tuple[str, float]] = (), grid: bool = False
+    ax: Axes, lrs: Sequence[float], losses: Sequence[float], marks: Sequence[tuple[str, float]] = ()
 ) -> None:
     """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark."""
     ax.plot(lrs, losses)
@@ -56,8 +58,6 @@ def plot_finder(
         ax.axvline(lr, color=f"C{i}", linestyle="--", linewidth=1, label=f"{label}: {lr:.2e}")
     if marks:
         ax.legend()
-    if grid:
-        ax.grid(True, alpha=0.4)
 
 
 def plot_over_batches(ax: Axes, values: Sequence[float], label: str) -> None:
@@ -83,7 +83,7 @@ def plot_losses(
 def plot_epochs(ax: Axes, values: Sequence[float], label: str) -> None:
     """Draw a value an epoch."""
     ax.plot(range(len(values)), values, marker="o")
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)
 

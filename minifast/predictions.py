@@ -53,12 +53,11 @@ def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     losses: Any
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
-        each = copy.copy(loss_func)
+        each: Any = copy.copy(loss_func)
         each.reduction = "none"
         losses = each(outputs, targets)
     elif getattr(loss_func, "__module__", "") == functional.__name__:
         losses = loss_func(outputs, targets, reduction="none")
     else:
-        pairs = zip(outputs.split(1), targets.split(1), strict=True)
-        losses = torch.stack([loss_func(output, target) for output, target in pairs])
+        losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
     return losses  # type: ignore[no-any-return]

@@ -42,13 +42,13 @@ class LRFinder(ScheduledParameters):
         self.best_loss = math.inf
         self.stopped: str | None = None
 
-    def on_train_begin(self) -> dict[str, bool]:
+    def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first rate; a mock training is not validated."""
-        super().on_train_begin()
+        super().on_train_begin(n_epochs, epoch)
         return {"skip_validate": True}
 
-    def on_batch_end(self, train: bool, iteration: int, raw_losses: Losses) -> dict[str, bool] | None:
-        """Set the next rate, or stop."""
+    def on_step_end(self, iteration: int, raw_losses: Losses) -> dict[str, bool] | None:
+        """Stop where the rates end, or the loss says so."""
         loss = raw_losses.smoothed()[-1]
         if iteration == 0:
             self.first_loss = loss
@@ -60,7 +60,6 @@ class LRFinder(ScheduledParameters):
         elif iteration + 1 >= self.num_it:
             self.stopped = "all rates were tried"
         else:
-            super().on_batch_end(train, iteration)
             return None
         return {"stop_epoch": True, "stop_training": True}
 

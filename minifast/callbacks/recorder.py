@@ -151,8 +151,8 @@ class Recorder(LearnerCallback):
         if suggestion:
             self.min_grad_lr, tenth = suggestions(lrs, losses)
             marks = [("steepest fall", self.min_grad_lr), ("minimum / 10", tenth)]
-        plots.plot_finder(axes[0], lrs, losses, marks, show_grid)
-        return plots.finish(axes, return_fig)
+        plots.plot_finder(axes[0], lrs, losses, marks)
+        return plots.finish(axes, return_fig, show_grid)
 
     def plot_lr(
         self,
@@ -191,8 +191,7 @@ class Recorder(LearnerCallback):
         losses = plots.cut(self.losses, skip_start, skip_end)
         ends = [n - 1 for n in itertools.accumulate(self.nb_batches)]
         plots.plot_losses(axes[0], losses, ends, self.val_losses, first)
-        axes[0].grid(show_grid, alpha=0.4)
-        return plots.finish(axes, return_fig)
+        return plots.finish(axes, return_fig, show_grid)
 
     def plot_metrics(
         self,
@@ -210,8 +209,7 @@ class Recorder(LearnerCallback):
         axes = plots.axes_for(ax, len(self.metrics[0]))
         for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
             plots.plot_epochs(one, plots.cut([values[i] for values in self.metrics], skip_start, skip_end), name)
-            one.grid(show_grid, alpha=0.4)
-        return plots.finish(axes, return_fig)
+        return plots.finish(axes, return_fig, show_grid)
 
     def _need_batches(self, first: str = "fit") -> None:
         if not self.lrs:

@@ -45,11 +45,11 @@ class ScheduledParameters(LearnerCallback):
         for name, schedule in self.schedules.items():
             opt.write(name, schedule(progress))
 
-    def on_train_begin(self) -> Any:
+    def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
         self.begin(self.schedules, self.n_batches)
 
-    def on_batch_end(self, train: bool, iteration: int) -> Any:
+    def on_batch_end(self, train: bool, iteration: int) -> None:
         """Set the values of the next batch."""
         if train:
             self._set(self._first + iteration + 1)
@@ -74,7 +74,8 @@ class Scheduler:
 
     def __init__(self, vals: Value | tuple[Value, Value], n_iter: int, func: Any = None) -> None:
         pair = isinstance(vals, tuple)
-        self.start, self.end = vals if pair else (vals, 0)
+        self.start: Value = vals[0] if pair else vals
+        self.end: Value = vals[1] if pair else 0
         self.n_iter = max(1, n_iter)
         self.func = func or (annealing_linear if pair else annealing_no)
         self.n = 0

@@ -71,6 +71,9 @@ class DataBunch:
                 )
         self.device = torch.device(device) if device is not None else default_device()
         tfms = list(dl_tfms or [])
+        self.train_dl: Any
+        self.valid_dl: Any
+        self.test_dl: Any
         self.train_dl, self.valid_dl, self.test_dl = (
             dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device, list(tfms))
             for dl in (train_dl, valid_dl, test_dl)

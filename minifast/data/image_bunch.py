@@ -78,7 +78,10 @@ class ImageDataBunch(DataBunch):
             train_set, names = _labelled(roots, classes, f"{path.absolute()} all", size)
             order = order_of(len(train_set), seed, 0).tolist()
             n_valid = max(1, int(len(order) * valid_pct))
-            parts = [(train_set, order[n_valid:]), (train_set, order[:n_valid])]
+            parts: list[tuple[Pictures, list[int] | None]] = [
+                (train_set, order[n_valid:]),
+                (train_set, order[:n_valid]),
+            ]
         else:
             roots = [_existing(path, train, "train"), _existing(path, valid, "valid")]
             train_set, names = _labelled(roots[:1], classes, str(roots[0].absolute()), size)
@@ -94,13 +97,14 @@ class ImageDataBunch(DataBunch):
                 f"There are {n} training pictures, fewer than bs={bs}: each epoch is one batch.", stacklevel=2
             )
         in_memory = sum({id(pictures): pictures.bytes_decoded() for pictures, _ in parts}.values()) <= memory
-        loaders = [
+        loaders: list[Any] = [
             (_tensor_loader if in_memory else _file_loader)(
                 pictures, indices, bs if i == 0 else val_bs or 2 * bs, i == 0, seed, num_workers, device, names
             )
             for i, (pictures, indices) in enumerate(parts)
         ]
-        data = cls(*loaders, device=device, path=path, classes=names)
+        test_dl = loaders[2] if test is not None else None
+        data = cls(loaders[0], loaders[1], test_dl, device, path=path, classes=names)
         data.size = train_set.size
         return data
 
