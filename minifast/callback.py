@@ -239,6 +239,11 @@ class Dispatcher:
         for call in self._calls[event]:
             self._make(call, event)
 
+    def jump_to_epoch(self) -> None:
+        """Tell every callback that training starts at the state's epoch."""
+        for callback in (*self.metrics, *self.callbacks):
+            callback.jump_to_epoch(self.state.epoch)
+
     def end(self) -> None:
         """Let ``on_train_end`` happen for every callback, also when one of them fails; the first failure is raised."""
         failures: list[BaseException] = []

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,23 +15,34 @@ import torch
 from minifast.errors import FileFormatError
 
 
-def write(values: Any, file: Path | IO[bytes]) -> None:
-    """Save ``values`` with torch, beside ``file`` first and then in its place in one step, flushed to the disk."""
-    if not isinstance(file, Path):
-        torch.save(values, file)
-        return
+@contextmanager
+def replacing(file: Path) -> Iterator[Path]:
+    """Yield a new file beside ``file`` to write into.
+
+    It is flushed to the disk and takes the place of ``file`` in one step; on failure it goes.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    os.close(descriptor)
+    beside = Path(name)
     try:
-        with os.fdopen(descriptor, "wb") as stream:
-            torch.save(values, stream)
-            stream.flush()
+        yield beside
+        with beside.open("rb") as stream:
             os.fsync(stream.fileno())
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(file)
+        beside.chmod(0o666 & ~_umask())
+        beside.replace(file)
     except BaseException:
-        Path(name).unlink(missing_ok=True)
+        beside.unlink(missing_ok=True)
         raise
+
+
+def write(values: Any, file: Path | IO[bytes]) -> None:
+    """Save ``values`` with torch into an open file, or into a path, whole or not at all."""
+    if isinstance(file, Path):
+        with replacing(file) as beside:
+            torch.save(values, beside)
+    else:
+        torch.save(values, file)
 
 
 def _umask() -> int:

@@ -20,6 +20,9 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
     try:
         bar.start(state.n_epochs)
         dispatch("on_train_begin", metrics=True)
+        if state.epoch:
+            dispatch.jump_to_epoch()
+            bar.epochs_done(state.epoch)
         while state.epoch < state.n_epochs:
             state.begin_epoch()
             learn.model.train()

@@ -40,12 +40,6 @@ def finish(axes: Sequence[Axes], return_fig: bool | None, show_grid: bool = Fals
     return figure  # type: ignore[return-value]  # a subfigure's axes give a SubFigure, which saves and shows alike
 
 
-def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
-    """Leave out the first and last values, but no more of either than a quarter of a short list."""
-    quarter = len(values) // 4
-    return list(values)[min(skip_start, quarter) : len(values) - min(skip_end, quarter)]
-
-
 def plot_finder(
     ax: Axes, lrs: Sequence[float], losses: Sequence[float], marks: Sequence[tuple[str, float]] = ()
 ) -> None:

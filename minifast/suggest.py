@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from minifast.errors import MinifastError
 
 
-def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
+def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
+    """Leave out the first and last values, but of a short list no more than a quarter at either end.
+
+    >>> cut(range(5), 1, 2), cut(range(3), 10, 5)
+    ([1, 2, 3], [0, 1, 2])
+    """
+    quarter = len(values) // 4
+    return list(values)[min(skip_start, quarter) : len(values) - min(skip_end, quarter)]
+
+
+def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 10, skip_end: int = 5) -> float:
     """Return the learning rate to train with, read from a finder's curve.
 
     It is the geometric mean of two rules: the rate where the smoothed loss falls steepest over the logarithm of the
-    rate, and a tenth of the rate where it is lowest.
+    rate, and a tenth of the rate where it is lowest. The curve's ends are left out, as ``Recorder.plot`` does.
 
     Raises:
         MinifastError: too few points, or a curve that does not fall.
@@ -22,7 +33,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float]) -> float:
     >>> 1e-4 < suggest_lr(lrs, losses) < 1e-1
     True
     """
-    steepest, tenth = suggestions(lrs, losses)
+    steepest, tenth = suggestions(cut(lrs, skip_start, skip_end), cut(losses, skip_start, skip_end))
     return math.sqrt(steepest * tenth)
 
 

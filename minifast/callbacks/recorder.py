@@ -11,7 +11,7 @@ from minifast import plots
 from minifast.callback import LearnerCallback
 from minifast.errors import MinifastError
 from minifast.state import Losses
-from minifast.suggest import suggestions
+from minifast.suggest import cut, suggestions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -146,7 +146,7 @@ class Recorder(LearnerCallback):
         self._need_batches("lr_find")
         axes = plots.axes_for(ax)
         points = list(zip(self.lrs, self.losses, strict=False))
-        lrs, losses = zip(*plots.cut(points, skip_start, skip_end), strict=True)
+        lrs, losses = zip(*cut(points, skip_start, skip_end), strict=True)
         marks: list[tuple[str, float]] = []
         if suggestion:
             self.min_grad_lr, tenth = suggestions(lrs, losses)
@@ -168,9 +168,9 @@ class Recorder(LearnerCallback):
         """
         self._need_batches()
         axes = plots.axes_for(ax, 2 if show_moms else 1)
-        plots.plot_over_batches(axes[0], plots.cut(self.lrs, skip_start, skip_end), "learning rate")
+        plots.plot_over_batches(axes[0], cut(self.lrs, skip_start, skip_end), "learning rate")
         if show_moms:
-            moms = plots.cut(self.moms, skip_start, skip_end)
+            moms = cut(self.moms, skip_start, skip_end)
             plots.plot_over_batches(axes[1], moms, "momentum")
             if not any(moms):
                 axes[1].set_title(f"{type(self.learn.opt.opt).__name__} works without momentum here")
@@ -188,7 +188,7 @@ class Recorder(LearnerCallback):
         self._need_batches()
         axes = plots.axes_for(ax)
         first = min(skip_start, len(self.losses) // 4)
-        losses = plots.cut(self.losses, skip_start, skip_end)
+        losses = cut(self.losses, skip_start, skip_end)
         ends = [n - 1 for n in itertools.accumulate(self.nb_batches)]
         plots.plot_losses(axes[0], losses, ends, self.val_losses, first)
         return plots.finish(axes, return_fig, show_grid)
@@ -208,7 +208,7 @@ class Recorder(LearnerCallback):
             )
         axes = plots.axes_for(ax, len(self.metrics[0]))
         for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
-            plots.plot_epochs(one, plots.cut([values[i] for values in self.metrics], skip_start, skip_end), name)
+            plots.plot_epochs(one, cut([values[i] for values in self.metrics], skip_start, skip_end), name)
         return plots.finish(axes, return_fig, show_grid)
 
     def _need_batches(self, first: str = "fit") -> None:
