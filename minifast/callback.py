@@ -6,6 +6,7 @@ import inspect
 import re
 import weakref
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,7 +53,7 @@ class Wants(NamedTuple):
     everything: bool
 
 
-def wants(method: Callable[..., Any], event: str, owner: str) -> Wants:
+def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
     """Read what ``method`` asks for from its signature, and refuse what ``event`` cannot give.
 
     Raises:
@@ -62,7 +63,6 @@ def wants(method: Callable[..., Any], event: str, owner: str) -> Wants:
     needed: list[str] = []
     optional: list[str] = []
     everything = False
-    where = f"{owner}.{event}"
     for name, parameter in inspect.signature(method).parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             everything = True
@@ -108,7 +108,7 @@ def check_contract(owner: type | Callback) -> None:
             continue
         if isinstance(inspect.getattr_static(owner, event), FunctionType) and isinstance(owner, type):
             method = MethodType(method, owner)  # so that the first parameter, however it is called, is left out
-        wants(method, event, name)
+        wants(method, event, f"{name}.{event}")
 
 
 class Callback:
@@ -197,12 +197,10 @@ class LearnerCallback(Callback):
 
 
 class Call(NamedTuple):
-    """One entry of the plan: whom to call at an event, and with what."""
+    """One entry of the plan: what makes the call, with the fields that the method asks for, and its name for errors."""
 
-    method: Callable[..., Any]
-    needed: tuple[str, ...]
-    optional: tuple[str, ...]
-    everything: bool
+    make: Callable[[], Any]
+    name: str
 
 
 class Dispatcher:
@@ -218,15 +216,37 @@ class Dispatcher:
         self.metrics = list(metrics)
         for callback in (*self.metrics, *self.callbacks):
             check_contract(callback)
-        self._calls = {event: self._plan(event, self.callbacks) for event in EVENTS}
-        self._metric_calls = {event: self._plan(event, self.metrics) for event in EVENTS}
         self._known: list[str] = []
         self._seen: set[str] = set()
+        self._calls = {event: self._plan(event, self.callbacks) for event in EVENTS}
+        self._metric_calls = {event: self._plan(event, self.metrics) for event in EVENTS}
 
-    @staticmethod
-    def _plan(event: str, callbacks: Sequence[Callback]) -> list[Call]:
-        found = ((callback, overrides(callback, event)) for callback in callbacks)
-        return [Call(method, *wants(method, event, type(owner).__name__)) for owner, method in found if method]
+    def _plan(self, event: str, callbacks: Sequence[Callback]) -> list[Call]:
+        plan = []
+        for callback in callbacks:
+            if method := overrides(callback, event):
+                name = f"{type(callback).__name__}.{event}"
+                plan.append(Call(self._call(method, wants(method, event, name)), name))
+        return plan
+
+    def _call(self, method: Callable[..., Any], asked: Wants) -> Callable[[], Any]:
+        # What is asked for is known here, once; what is left for each batch is to fetch it.
+        state, known = self.state, self._known
+        needed, optional, everything = asked
+        if everything or optional:
+
+            def make() -> Any:
+                names = known if everything else [name for name in optional if name in known]
+                return method(**{name: getattr(state, name) for name in (*names, *needed)})
+
+            return make
+        if len(needed) > 1:
+            fetch = attrgetter(*needed)
+            return lambda: method(**dict(zip(needed, fetch(state), strict=True)))
+        if needed:
+            (only,) = needed
+            return lambda: method(**{only: getattr(state, only)})
+        return method
 
     def __call__(self, event: str, metrics: bool = False) -> None:
         """Let ``event`` happen, with ``metrics`` for the metrics too, before the callbacks."""
@@ -234,10 +254,12 @@ class Dispatcher:
             self._seen.add(event)
             self._known += EVENTS[event].first_known
         if metrics:
-            for call in self._metric_calls[event]:
-                self._make(call, event)
-        for call in self._calls[event]:
-            self._make(call, event)
+            for make, name in self._metric_calls[event]:
+                self._take(make(), event, name)
+        for make, name in self._calls[event]:
+            changes = make()
+            if changes is not None:
+                self._take(changes, event, name)
 
     def jump_to_epoch(self) -> None:
         """Tell every callback that training starts at the state's epoch."""
@@ -248,27 +270,17 @@ class Dispatcher:
         """Let ``on_train_end`` happen for every callback, also when one of them fails; the first failure is raised."""
         failures: list[BaseException] = []
         self._known += EVENTS["on_train_end"].first_known
-        for call in (*self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
+        for make, name in (*self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
             try:
-                self._make(call, "on_train_end")
+                self._take(make(), "on_train_end", name)
             except BaseException as failure:  # a Ctrl-C here must not keep the others from closing
                 failures.append(failure)
         if failures:
             raise failures[0]
 
-    def _make(self, call: Call, event: str) -> None:
-        state = self.state
-        fields = {name: getattr(state, name) for name in call.needed}
-        if call.optional:
-            fields |= {name: getattr(state, name) for name in call.optional if name in self._known}
-        if call.everything:
-            fields = {name: getattr(state, name) for name in self._known} | fields
-        changes = call.method(**fields)
-        if changes is not None:
-            self._take(changes, event, call.method)
-
-    def _take(self, changes: Any, event: str, method: Callable[..., Any]) -> None:
-        where = getattr(method, "__qualname__", event)
+    def _take(self, changes: Any, event: str, where: str) -> None:
+        if changes is None:
+            return
         if not isinstance(changes, dict):
             raise CallbackError(
                 f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes, "

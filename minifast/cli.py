@@ -7,6 +7,7 @@ import csv
 import json
 import sys
 import time
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -93,7 +94,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command and return its exit code."""
     options = parser().parse_args(arguments)
     try:
-        train(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_, **__: print(f"minifast: {message}", file=sys.stderr)
+            train(options)
     except KeyboardInterrupt:
         print("minifast: interrupted", file=sys.stderr)
         return 130

@@ -195,7 +195,7 @@ class Learner:
             recorder = Recorder(self, silent=True)
             self._train(epochs, [recorder, Guard(self, losses=False), *self._own_callbacks(), finder])
         if not self.silent:
-            print(f"The learning rate finder stopped because {finder.stopped}; see learn.recorder.plot().")
+            print(f"Stopped at batch {len(recorder.lrs)}: {finder.stopped}. learn.recorder.plot() shows the losses.")
 
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
         """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""

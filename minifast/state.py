@@ -111,13 +111,13 @@ class Losses(Sequence[float]):
         self._smoothed: list[float] = []
 
     def append(self, loss: Tensor) -> None:
-        """Add the loss of one more batch, a tensor of one element."""
-        if loss.numel() != 1:
+        """Add the loss of one more batch, a tensor without dimensions."""
+        if loss.ndim:
             raise ValueError(
                 f"loss_func returned a tensor of shape {tuple(loss.shape)}; a loss is one number a batch, "
                 f"such as the mean: give torch's losses reduction='mean'."
             )
-        if loss.device.type == "cpu":
+        if loss.is_cpu:
             self._values.append(loss.item())
         else:
             self._waiting.append(loss.detach())

@@ -11,11 +11,20 @@ from minifast.checkpoint import evaluating
 from minifast.state import as_inputs
 
 
+class Table(str):
+    """Text that a notebook and a prompt show as it is, line by line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
 @torch.no_grad()
 def summary(model: nn.Module, x: Any) -> str:
     """Return a table of the layers that a batch ``x`` meets, with output shapes and parameters.
 
-    >>> print(summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4)))
+    >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4))
     layer   output  parameters  trainable
     Linear  8 × 2           10        yes
     ReLU    8 × 2            0
@@ -50,4 +59,4 @@ def summary(model: nn.Module, x: Any) -> str:
     ]
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return "\n".join([*lines, f"{total:,} parameters, {trainable:,} of them trainable"])
+    return Table("\n".join([*lines, f"{total:,} parameters, {trainable:,} of them trainable"]))

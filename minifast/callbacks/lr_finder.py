@@ -56,9 +56,9 @@ class LRFinder(ScheduledParameters):
         if not math.isfinite(loss):
             self.stopped = "the loss was no longer finite"
         elif self.stop_div and loss > self._limit():
-            self.stopped = "the smoothed loss was over four times its best"
+            self.stopped = "the smoothed loss rose over four times its best"
         elif iteration + 1 >= self.num_it:
-            self.stopped = "all rates were tried"
+            self.stopped = "the last rate was reached"
         else:
             return None
         return {"stop_epoch": True, "stop_training": True}

@@ -155,7 +155,7 @@ class TensorLoader(BatchLoader):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = order_of(len(self.x), self.seed, epoch).to(self.device) if self.shuffle else None
+        order = to_device(order_of(len(self.x), self.seed, epoch), self.device) if self.shuffle else None
         for i in range(len(self)):
             rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
             yield self._batch(rows if order is None else order[rows])
