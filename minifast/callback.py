@@ -45,6 +45,21 @@ def check_callbacks(callbacks: list[Any]) -> list[Callback]:
     return callbacks
 
 
+def check_callback_fns(makers: list[Any]) -> list[Callable[[Any], Callback]]:
+    """Return ``makers`` if each can be called with a learner.
+
+    Raises:
+        TypeError: one is a callback, or cannot be called.
+    """
+    for maker in makers:
+        if isinstance(maker, Callback) or not callable(maker):
+            raise TypeError(
+                f"callback_fns holds {maker!r}; give a class or function that makes a callback from a learner, "
+                f"and put callbacks themselves into callbacks."
+            )
+    return makers
+
+
 class Wants(NamedTuple):
     """What one event method asks for: the fields it needs, those it takes if known, and whether it takes all."""
 
@@ -178,9 +193,10 @@ class LearnerCallback(Callback):
     @property
     def learn(self) -> Learner:
         """The learner that this callback belongs to."""
-        learn: Learner | None = self._learn()
+        learn: Learner | None = self.__dict__.get("_learn", lambda: None)()
         if learn is None:
-            raise CallbackError(f"The learner of this {type(self).__name__} is gone; keep a reference to the learner.")
+            reason = "it is gone; keep a reference to it" if "_learn" in self.__dict__ else "set its learn"
+            raise CallbackError(f"This {type(self).__name__} has no learner: {reason}.")
         return learn
 
     @learn.setter
@@ -262,29 +278,44 @@ class Dispatcher:
                 self._take(changes, event, name)
 
     def jump_to_epoch(self) -> None:
-        """Tell every callback that training starts at the state's epoch."""
-        for callback in (*self.metrics, *self.callbacks):
-            callback.jump_to_epoch(self.state.epoch)
+        """Tell every callback where training starts, if that is not at epoch 0."""
+        if self.state.epoch:
+            self.state.pbar.epochs_done(self.state.epoch)
+            for callback in (*self.metrics, *self.callbacks):
+                callback.jump_to_epoch(self.state.epoch)
 
     def end(self) -> None:
-        """Let ``on_train_end`` happen for every callback, also when one of them fails; the first failure is raised."""
+        """Close the bar and let ``on_train_end`` happen for every callback, also when one of them fails.
+
+        The first failure is raised, or noted on the exception that ended the run.
+        """
+        state = self.state
         failures: list[BaseException] = []
         self._known += EVENTS["on_train_end"].first_known
-        for make, name in (*self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
+        closing = Call(lambda: state.pbar.close(interrupted=bool(state.exception)), "the bar")
+        for make, name in (closing, *self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
             try:
                 self._take(make(), "on_train_end", name)
             except BaseException as failure:  # a Ctrl-C here must not keep the others from closing
                 failures.append(failure)
-        if failures:
-            raise failures[0]
+        # An exception knows the frames it came through; a frame that knows the exception would keep the learner alive.
+        ended_by, state.exception = state.exception, False
+        try:
+            if failures and not ended_by:
+                raise failures[0]
+            if failures and hasattr(ended_by, "add_note"):
+                ended_by.add_note(f"While the run was ended, this failed too: {failures!r}")
+        finally:
+            del failures, ended_by
 
     def _take(self, changes: Any, event: str, where: str) -> None:
         if changes is None:
             return
         if not isinstance(changes, dict):
+            example = next(iter(EVENTS[event].may_return), None)
+            hint = f", such as {{'{example}': ...}}" if example else ", and this one changes none"
             raise CallbackError(
-                f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes, "
-                f"such as {{'{next(iter(EVENTS[event].may_return), 'stop_training')}': ...}}."
+                f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes{hint}."
             )
         allowed = EVENTS[event].may_return
         for name, value in changes.items():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import random
 import sys
 from collections.abc import Iterator
@@ -11,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+
+from minifast.data.loader import go_to, position_of
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -42,7 +43,7 @@ def preserved(learn: Learner) -> Iterator[None]:
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [tensor.grad for tensor in tensors]
     generators = _random_states()
-    orders = [(part, _order_state(part)) for part in _order_holders(learn.data.train_dl)]
+    position = position_of(learn.data.train_dl)
     try:
         for tensor in tensors:
             tensor.grad = None
@@ -55,8 +56,7 @@ def preserved(learn: Learner) -> Iterator[None]:
             for tensor, value, gradient in zip(tensors, values, gradients, strict=True):
                 tensor.copy_(value)
                 tensor.grad = gradient
-        for part, state in orders:
-            _set_order_state(part, state)
+        go_to(learn.data.train_dl, position)
         _set_random_states(generators)
 
 
@@ -80,33 +80,3 @@ def _set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
-
-
-def _order_holders(loader: Any) -> list[Any]:
-    # A torch DataLoader draws its order from its own generator, its sampler's, or a batch sampler's sampler's.
-    found: list[Any] = []
-    waiting = [loader]
-    while waiting:
-        part = waiting.pop()
-        if part is not None and not any(part is other for other in found):
-            found.append(part)
-            waiting += [
-                vars(part).get(name) for name in ("dl", "sampler", "batch_sampler") if hasattr(part, "__dict__")
-            ]
-    return found
-
-
-def _order_state(part: Any) -> dict[str, Any]:
-    state: dict[str, Any] = {}
-    if isinstance(getattr(part, "generator", None), torch.Generator):
-        state["generator"] = part.generator.get_state()
-    if isinstance(vars(part).get("epoch") if hasattr(part, "__dict__") else None, int):
-        state["epoch"] = part.epoch
-    return copy.deepcopy(state)
-
-
-def _set_order_state(part: Any, state: dict[str, Any]) -> None:
-    if "generator" in state:
-        part.generator.set_state(state["generator"])
-    if "epoch" in state:
-        part.epoch = state["epoch"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -65,11 +66,15 @@ def read(file: Path | IO[bytes], device: torch.device | str | None = None, mmap:
         there = f"it has {', '.join(found)}" if found else "it has no saved models"
         raise FileNotFoundError(f"There is no file {file}; look in {file.parent}: {there}.")
     try:
-        return torch.load(file, map_location=device or "cpu", weights_only=True, mmap=mmap)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch wonders aloud at files that are then refused
+            return torch.load(file, map_location=device or "cpu", weights_only=True, mmap=mmap)
+    except (PermissionError, MemoryError):
+        raise
     except pickle.UnpicklingError as error:
         raise FileFormatError(
             f"{file} holds more than tensors and plain values, or is no file saved by torch; it was not loaded, "
             f"because reading such a file can run code. Save it again with learn.save."
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+    except Exception as error:  # torch's reader meets damaged bytes with errors of every kind
         raise FileFormatError(f"{file} cannot be read: it is cut off or damaged; take another copy of it.") from error

@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from minifast import files, loop
-from minifast.callback import Callback, Dispatcher, check_callbacks
+from minifast.callback import Callback, Dispatcher, check_callback_fns, check_callbacks
 from minifast.callbacks.guard import Guard
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
+from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.checkpoint import evaluating, preserved
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.errors import DataError, MinifastError, check_count
@@ -65,8 +66,6 @@ class Learner:
     (10, 2)
     """
 
-    recorder: Recorder
-
     def __init__(
         self,
         data: DataBunch,
@@ -105,11 +104,12 @@ class Learner:
         self.bn_wd = bn_wd
         self.path = Path(data.path if path is None else path)
         self.model_dir = Path(model_dir)
-        self.callback_fns = _listed(callback_fns)
+        self.callback_fns = check_callback_fns(_listed(callback_fns))
         self.callbacks = check_callbacks(_listed(callbacks))
         self.layer_groups = list(layer_groups) if layer_groups is not None else [self.model]
         self.silent = silent
         self.opt: Any = None
+        self.recorder = Recorder(self)
 
     def create_opt(self, lr: LearningRate, wd: float | Sequence[float] = 0.0) -> None:
         """Make a new optimizer, ``learn.opt``, without the state of the one before."""
@@ -144,7 +144,8 @@ class Learner:
         """
         check_count("epochs", epochs)
         self._prepare(lr, wd)
-        self._train(epochs, [Recorder(self), Guard(self), *self._own_callbacks(), *check_callbacks(_listed(callbacks))])
+        extra = check_callbacks(_listed(callbacks))
+        self._train(epochs, [*self._own_callbacks(Recorder(self), Guard(self)), *extra])
 
     def fit_one_cycle(
         self,
@@ -193,7 +194,7 @@ class Learner:
         with preserved(self):
             self._prepare(start_lr, wd)
             recorder = Recorder(self, silent=True)
-            self._train(epochs, [recorder, Guard(self, losses=False), *self._own_callbacks(), finder])
+            self._train(epochs, [*self._own_callbacks(recorder, Guard(self, losses=False)), finder])
         if not self.silent:
             print(f"Stopped at batch {len(recorder.lrs)}: {finder.stopped}. learn.recorder.plot() shows the losses.")
 
@@ -206,7 +207,10 @@ class Learner:
         with evaluating(self.model):
             dispatch("on_train_begin", metrics=True)
             dispatch("on_epoch_begin", metrics=True)
-            state.last_metrics = [loop.validate(self, dl, dispatch)]
+            loss = loop.validate(self, dl, dispatch)
+            if loss is None:
+                raise DataError("There is no batch to validate on; give data with at least one item.")
+            state.last_metrics = [loss]
             dispatch("on_epoch_end", metrics=True)
         return [
             value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in state.last_metrics
@@ -311,8 +315,9 @@ class Learner:
             raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
         return target
 
-    def _own_callbacks(self) -> list[Callback]:
-        return [*self.callbacks, *check_callbacks([make(self) for make in self.callback_fns])]
+    def _own_callbacks(self, *first: Callback) -> list[Callback]:
+        made = check_callbacks([make(self) for make in self.callback_fns])
+        return [*check_callbacks(self.callbacks), *first, *made]
 
     def _check_batches(self) -> None:
         if len(self.data.train_dl) == 0:
@@ -331,6 +336,8 @@ class Learner:
     def _train(self, epochs: int, callbacks: Sequence[Callback]) -> None:
         metrics = [as_metric(metric) for metric in self.metrics]
         state = State(epochs, make_bar(self.silent), metrics, list(map(name_of, metrics)))
+        schedulers = [callback for callback in callbacks if isinstance(callback, ScheduledParameters)]
+        before = {name: self.opt.read(name) for name in ("lr", "mom", "wd")}
         try:
             loop.fit(self, Dispatcher(state, callbacks, metrics))
         except KeyboardInterrupt:
@@ -338,6 +345,9 @@ class Learner:
                 total = len(self.data.train_dl)
                 print(f"Stopped in epoch {state.epoch} at batch {state.num_batch} of {total}; the learner can go on.")
             raise
+        finally:
+            for name in {name for scheduler in schedulers for name in scheduler.schedules}:
+                self.opt.write(name, before[name])
 
 
 def _listed(values: Any) -> list[Any]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minifast.callback import Dispatcher
-from minifast.state import as_inputs, n_items
+from minifast.state import WeightedMean, as_inputs, n_items
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -15,15 +15,12 @@ if TYPE_CHECKING:
 
 def fit(learn: Learner, dispatch: Dispatcher) -> None:
     """Train until all epochs are done or a callback stops it; ``on_train_end`` happens whatever comes."""
-    state = dispatch.state
-    bar = state.pbar
+    state, bar = dispatch.state, dispatch.state.pbar
     try:
         bar.start(state.n_epochs)
         dispatch("on_train_begin", metrics=True)
-        if state.epoch:
-            dispatch.jump_to_epoch()
-            bar.epochs_done(state.epoch)
-        while state.epoch < state.n_epochs:
+        dispatch.jump_to_epoch()
+        while state.epoch < state.n_epochs and not state.stop_training:
             state.begin_epoch()
             learn.model.train()
             dispatch("on_epoch_begin", metrics=True)
@@ -36,13 +33,10 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             dispatch("on_epoch_end", metrics=validated)
             state.epoch += 1
             bar.epochs_done(state.epoch)
-            if state.stop_training:
-                break
     except BaseException as error:
         state.exception = error
         raise
     finally:
-        bar.close(interrupted=bool(state.exception))
         dispatch.end()
 
 
@@ -66,16 +60,13 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
         learn.opt.zero_grad()
     state.last_loss = state.last_loss.detach()
     dispatch("on_batch_end")
-    state.iteration += 1
-    state.num_batch += 1
+    state.end_batch()
 
 
 @torch.no_grad()
 def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
     """Return the mean loss over ``dl``, each batch weighted by its items; the model goes into evaluation mode."""
-    state = dispatch.state
-    total: Any = 0.0
-    count = 0
+    state, mean = dispatch.state, WeightedMean()
     learn.model.eval()
     for xb, yb in state.pbar.track(dl):
         state.begin_batch(xb, yb, train=False)
@@ -84,10 +75,8 @@ def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = Tr
         dispatch("on_loss_begin")
         if with_loss:
             state.last_loss = learn.loss_func(state.last_output, *as_inputs(state.last_target))
-            n = n_items(state.last_target)
-            total += state.last_loss * n
-            count += n
+            mean.add(state.last_loss, n_items(state.last_target))
         dispatch("on_batch_end", metrics=True)
         if state.stop_epoch:
             break
-    return float(total / count) if count else None
+    return mean.read()

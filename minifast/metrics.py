@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from minifast.callback import Callback, snake_case
 from minifast.errors import did_you_mean
-from minifast.state import as_inputs, n_items
+from minifast.state import WeightedMean, as_inputs, n_items
 
 
 def accuracy(input: Tensor, targs: Tensor) -> Tensor:
@@ -57,19 +56,15 @@ class AverageMetric(Callback):
 
     def on_epoch_begin(self) -> None:
         """Start the sum."""
-        self.total: Any = 0.0
-        self.count = 0
+        self.mean = WeightedMean()
 
     def on_batch_end(self, last_output: Any, last_target: Any) -> None:
         """Add a batch."""
-        n = n_items(last_target)
-        value = self.func(last_output, *as_inputs(last_target))
-        self.total += n * (value.detach() if isinstance(value, Tensor) else value)
-        self.count += n
+        self.mean.add(self.func(last_output, *as_inputs(last_target)), n_items(last_target))
 
     def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
         """Hand back the mean."""
-        return add_metrics(last_metrics, torch.as_tensor(self.total / self.count).cpu())
+        return add_metrics(last_metrics, self.mean.read())
 
 
 def name_of(metric: Any) -> str:

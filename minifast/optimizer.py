@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -96,7 +97,12 @@ class OptimWrapper:
                     decays.append(decayed)
         if not parameters:
             raise ValueError("The model has no parameters to train; give the Learner a model with at least one layer.")
-        wrapper = cls(_construct(opt_func, parameters, per_group(lr, len(layer_groups), "lr")[-1]), groups, decays)
+        # Complex weights and sparse gradients have no fused form, which torch says only when it steps.
+        modules = [module for layer_group in layer_groups for module in layer_group.modules()]
+        floats = all(p.is_floating_point() for group in parameters for p in group["params"])
+        can_fuse = floats and not any(getattr(module, "sparse", False) for module in modules)
+        rate = per_group(lr, len(layer_groups), "lr")[-1]
+        wrapper = cls(_construct(opt_func, parameters, rate, can_fuse), groups, decays)
         wrapper.lr = lr
         wrapper.wd = wd
         return wrapper
@@ -135,7 +141,7 @@ class OptimWrapper:
 
     def read(self, name: str) -> list[float]:
         """Return ``lr``, ``mom`` or ``wd`` of each layer group."""
-        firsts = [indices[0] for indices in self._groups if indices]
+        firsts = [indices[0] if indices else self._last for indices in self._groups]  # an empty group keeps its place
         if name == "mom":
             return [self._mom(i) for i in firsts]
         return [self._wd[i] if name == "wd" else float(self.opt.param_groups[i][name]) for i in firsts]
@@ -246,7 +252,7 @@ def per_group(value: Any, n: int, name: str) -> list[float]:
     >>> per_group(0.1, 2, "lr"), per_group([0.1, 1], 2, "lr")
     ([0.1, 0.1], [0.1, 1.0])
     """
-    if isinstance(value, float):
+    if isinstance(value, float) and math.isfinite(value):
         return [float(value)] * n  # a NumPy float is a float too, and would make saved files unreadable
     values = value.tolist() if hasattr(value, "tolist") else value
     if not isinstance(values, (list, tuple)):
@@ -257,12 +263,12 @@ def per_group(value: Any, n: int, name: str) -> list[float]:
 
 
 def _construct(
-    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[dict[str, Any]], lr: float
+    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[dict[str, Any]], lr: float, can_fuse: bool
 ) -> torch.optim.Optimizer:
-    # Fused is the same arithmetic in one pass over all weights; torch refuses it where a device or a dtype has none.
+    # Fused is the same arithmetic in one pass over all weights; torch refuses it on devices that have none.
     takes = inspect.signature(opt_func).parameters
     chosen = opt_func.keywords if isinstance(opt_func, partial) else {}
-    if "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen):
+    if can_fuse and "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen):
         try:
             return opt_func(parameters, lr=lr, fused=True)
         except RuntimeError:

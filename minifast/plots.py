@@ -54,18 +54,18 @@ def plot_finder(
         ax.legend()
 
 
-def plot_over_batches(ax: Axes, values: Sequence[float], label: str) -> None:
+def plot_over_batches(ax: Axes, batches: Sequence[int], values: Sequence[float], label: str) -> None:
     """Draw a value a training batch."""
-    ax.plot(range(len(values)), values)
+    ax.plot(batches, values)
     ax.set_xlabel("training batch")
     ax.set_ylabel(label)
 
 
 def plot_losses(
-    ax: Axes, losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None], first: int = 0
+    ax: Axes, batches: Sequence[int], losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None]
 ) -> None:
     """Draw the training loss a batch and the validation loss at the ends of the epochs."""
-    ax.plot(range(first, first + len(losses)), losses, label="train (smoothed)")
+    ax.plot(batches, losses, label="train (smoothed)")
     points = [(end, loss) for end, loss in zip(ends, val_losses, strict=False) if loss is not None]
     if points:
         ax.plot(*zip(*points, strict=True), marker="o", label="valid")
@@ -74,9 +74,9 @@ def plot_losses(
     ax.legend()
 
 
-def plot_epochs(ax: Axes, values: Sequence[float], label: str) -> None:
+def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
     """Draw a value an epoch."""
-    ax.plot(range(len(values)), values, marker="o")
+    ax.plot(epochs, values, marker="o")
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)

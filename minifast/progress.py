@@ -109,7 +109,7 @@ class Bars(Lines):
     def close(self, interrupted: bool = False) -> None:
         """Close the bar; the notebook's table stays, and an interrupted bar is marked."""
         master, child = self.master, self.child
-        self.master = self.child = None
+        self.master = self.child = self.describe = None
         if master is None:
             return
         if not interrupted:

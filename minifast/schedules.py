@@ -14,10 +14,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from minifast.errors import check_number
 
 Value = Any  # a float, or an array with a value per layer group
 Schedule = Callable[[Any], Value]
+
+
+def _is_array(p: Any) -> bool:
+    return getattr(p, "ndim", 0) > 0
 
 
 def annealing_no(start: Value, end: Value, pct: Any) -> Value:
@@ -40,12 +46,7 @@ def annealing_cos(start: Value, end: Value, pct: Any) -> Value:
     >>> annealing_cos(1.0, 0.0, 0.5)
     0.5
     """
-    if hasattr(pct, "shape"):
-        import numpy as np
-
-        wave = np.cos(math.pi * pct)
-    else:
-        wave = math.cos(math.pi * pct)
+    wave = np.cos(math.pi * pct) if _is_array(pct) else math.cos(math.pi * pct)
     return end + (start - end) / 2 * (wave + 1)
 
 
@@ -131,9 +132,7 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
             done += share
 
     def joined(p: Any) -> Value:
-        if hasattr(p, "shape"):
-            import numpy as np
-
+        if _is_array(p):
             return np.array([joined(float(q)) for q in p])
         for begin, end, schedule in pieces[:-1]:
             if p < end:

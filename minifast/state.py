@@ -76,6 +76,29 @@ def as_inputs(values: Any) -> Sequence[Any]:
     return values if isinstance(values, (list, tuple)) else (values,)
 
 
+class WeightedMean:
+    """A mean over batches, each weighted by its items; the sum stays on its device until it is read.
+
+    >>> mean = WeightedMean()
+    >>> mean.add(1.0, 1); mean.add(4.0, 2)
+    >>> mean.read()
+    3.0
+    """
+
+    def __init__(self) -> None:
+        self._total: Any = 0.0
+        self._count = 0
+
+    def add(self, value: Any, n: int) -> None:
+        """Add the value of a batch of ``n`` items."""
+        self._total += n * (value.detach() if isinstance(value, Tensor) else value)
+        self._count += n
+
+    def read(self) -> float | None:
+        """Return the mean, or None of nothing."""
+        return float(self._total / self._count) if self._count else None
+
+
 class SmoothenValue:
     """An exponential moving average, corrected for its start at 0 (Kingma & Ba 2015, section 3).
 
@@ -121,6 +144,11 @@ class Losses(Sequence[float]):
             self._values.append(loss.item())
         else:
             self._waiting.append(loss.detach())
+
+    def truncate(self, n: int) -> None:
+        """Forget all but the first ``n`` losses."""
+        del self.read()[n:]
+        del self._smoothed[n:]
 
     @property
     def on_cpu(self) -> bool:
@@ -197,6 +225,11 @@ class State:
         """Start counting an epoch's batches."""
         self.num_batch = 0
         self.stop_training = False
+
+    def end_batch(self) -> None:
+        """Count a training batch as done."""
+        self.iteration += 1
+        self.num_batch += 1
 
     def begin_batch(self, xb: Any, yb: Any, train: bool) -> None:
         """Take a batch in and lower the flags that last for one batch."""

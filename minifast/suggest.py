@@ -33,11 +33,13 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
     >>> 1e-4 < suggest_lr(lrs, losses) < 1e-1
     True
     """
-    steepest, tenth = suggestions(cut(lrs, skip_start, skip_end), cut(losses, skip_start, skip_end))
+    steepest, tenth = suggestions(lrs, losses, skip_start, skip_end)
     return math.sqrt(steepest * tenth)
 
 
-def suggestions(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, float]:
+def suggestions(
+    lrs: Sequence[float], losses: Sequence[float], skip_start: int = 10, skip_end: int = 5
+) -> tuple[float, float]:
     """Return the rate of the steepest fall and a tenth of the rate of the lowest smoothed loss.
 
     Raises:
@@ -51,7 +53,7 @@ def suggestions(lrs: Sequence[float], losses: Sequence[float]) -> tuple[float, f
             f"The finder's curve has {len(points)} points, too few to suggest a rate; "
             f"run lr_find(num_it=100) with a start_lr at which the loss does not diverge."
         )
-    rates, curve = np.array(points).T
+    rates, curve = np.array(cut(points, skip_start, skip_end)).T
     lowest = int(curve.argmin())
     slope = np.gradient(curve, np.log(rates))[: lowest + 1]
     if lowest < 2 or slope.min() >= 0:

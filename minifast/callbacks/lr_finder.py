@@ -40,7 +40,7 @@ class LRFinder(ScheduledParameters):
         self.n_batches = num_it - 1
         self.stop_div = stop_div
         self.best_loss = math.inf
-        self.stopped: str | None = None
+        self.stopped = "a callback stopped it"
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first rate; a mock training is not validated."""

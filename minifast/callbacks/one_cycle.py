@@ -81,15 +81,20 @@ class OneCycleScheduler(ScheduledParameters):
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
         """Plan the cycle, set the first values, and begin at ``start_epoch`` where one is given."""
-        begin = epoch if self.start_epoch is None else self.start_epoch
+        if self.start_epoch is not None:
+            epoch = self.start_epoch
         tot_epochs = n_epochs if self.tot_epochs is None else self.tot_epochs
-        if begin >= n_epochs:
+        if epoch >= n_epochs:
             raise ValueError(
-                f"start_epoch is {begin}, but the fit ends after {n_epochs} epochs; raise cyc_len above it."
+                f"start_epoch is {epoch}, but the fit ends after {n_epochs} epochs; raise cyc_len above it."
             )
         if tot_epochs < n_epochs:
             raise ValueError(f"tot_epochs is {tot_epochs}, less than the {n_epochs} epochs of the fit; raise it.")
-        batches = len(self.learn.data.train_dl)
-        n_batches = batches * tot_epochs
-        self.begin(self.plan(n_batches), n_batches, first=begin * batches)
-        return None if self.start_epoch is None else {"epoch": begin}
+        n_batches = len(self.learn.data.train_dl) * tot_epochs
+        self.begin(self.plan(n_batches), n_batches)
+        self.jump_to_epoch(epoch)
+        return None if self.start_epoch is None else {"epoch": epoch}
+
+    def jump_to_epoch(self, epoch: int) -> None:
+        """Take the cycle up at ``epoch``."""
+        self.begin(self.schedules, self.n_batches, first=epoch * len(self.learn.data.train_dl))

@@ -128,6 +128,10 @@ class Recorder(LearnerCallback):
         if not self.silent:
             self.pbar.write([*map(cell, row), *([clock(seconds)] if self.add_time else [])], table=True)
 
+    def on_train_end(self) -> None:
+        """Drop the loss of a batch that was never stepped on, because the fit ended in it."""
+        self._losses.truncate(len(self.lrs))
+
     def plot(
         self,
         skip_start: int = 10,
@@ -144,13 +148,12 @@ class Recorder(LearnerCallback):
         the lowest loss.
         """
         self._need_batches("lr_find")
-        axes = plots.axes_for(ax)
-        points = list(zip(self.lrs, self.losses, strict=False))
-        lrs, losses = zip(*cut(points, skip_start, skip_end), strict=True)
         marks: list[tuple[str, float]] = []
         if suggestion:
-            self.min_grad_lr, tenth = suggestions(lrs, losses)
+            self.min_grad_lr, tenth = suggestions(self.lrs, self.losses, skip_start, skip_end)
             marks = [("steepest fall", self.min_grad_lr), ("minimum / 10", tenth)]
+        axes = plots.axes_for(ax)
+        lrs, losses = cut(self.lrs, skip_start, skip_end), cut(self.losses, skip_start, skip_end)
         plots.plot_finder(axes[0], lrs, losses, marks)
         return plots.finish(axes, return_fig, show_grid)
 
@@ -168,11 +171,11 @@ class Recorder(LearnerCallback):
         """
         self._need_batches()
         axes = plots.axes_for(ax, 2 if show_moms else 1)
-        plots.plot_over_batches(axes[0], cut(self.lrs, skip_start, skip_end), "learning rate")
+        batches = cut(range(len(self.lrs)), skip_start, skip_end)
+        plots.plot_over_batches(axes[0], batches, cut(self.lrs, skip_start, skip_end), "learning rate")
         if show_moms:
-            moms = cut(self.moms, skip_start, skip_end)
-            plots.plot_over_batches(axes[1], moms, "momentum")
-            if not any(moms):
+            plots.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
+            if not any(self.moms):
                 axes[1].set_title(f"{type(self.learn.opt.opt).__name__} works without momentum here")
         return plots.finish(axes, return_fig)
 
@@ -187,10 +190,9 @@ class Recorder(LearnerCallback):
         """Draw the smoothed training loss of each batch and the validation loss at the end of each epoch."""
         self._need_batches()
         axes = plots.axes_for(ax)
-        first = min(skip_start, len(self.losses) // 4)
-        losses = cut(self.losses, skip_start, skip_end)
+        batches = cut(range(len(self.losses)), skip_start, skip_end)
         ends = [n - 1 for n in itertools.accumulate(self.nb_batches)]
-        plots.plot_losses(axes[0], losses, ends, self.val_losses, first)
+        plots.plot_losses(axes[0], batches, cut(self.losses, skip_start, skip_end), ends, self.val_losses)
         return plots.finish(axes, return_fig, show_grid)
 
     def plot_metrics(
@@ -208,7 +210,8 @@ class Recorder(LearnerCallback):
             )
         axes = plots.axes_for(ax, len(self.metrics[0]))
         for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
-            plots.plot_epochs(one, cut([values[i] for values in self.metrics], skip_start, skip_end), name)
+            epochs = cut(range(len(self.metrics)), skip_start, skip_end)
+            plots.plot_epochs(one, epochs, [self.metrics[epoch][i] for epoch in epochs], name)
         return plots.finish(axes, return_fig, show_grid)
 
     def _need_batches(self, first: str = "fit") -> None:

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class ScheduledParameters(LearnerCallback):
     """Sets the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
 
-    ``f(1)`` is set after the last batch; when the fit ends, the optimizer has back what it had before. Momentum is left
-    alone where the optimizer works without.
+    ``f(1)`` is set after the last batch; when the fit ends, the learner puts back what was before. Momentum is left alone
+    where the optimizer works without.
 
     Args:
         learn: the learner.
@@ -28,7 +28,6 @@ class ScheduledParameters(LearnerCallback):
         self.schedules = schedules or {}
         self.n_batches = n_batches
         self._first = 0
-        self._before: dict[str, list[float]] = {}
 
     def begin(self, schedules: dict[str, Schedule], n_batches: int, first: int = 0) -> None:
         """Take the schedules up at batch ``first`` of ``n_batches``."""
@@ -36,7 +35,6 @@ class ScheduledParameters(LearnerCallback):
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         self.n_batches = n_batches
         self._first = first
-        self._before = {name: opt.read(name) for name in self.schedules}
         self._set(first)
 
     def _set(self, batch: int) -> None:
@@ -53,12 +51,6 @@ class ScheduledParameters(LearnerCallback):
         """Set the values of the next batch."""
         if train:
             self._set(self._first + iteration + 1)
-
-    def on_train_end(self) -> None:
-        """Put back what the schedules changed."""
-        for name, values in self._before.items():
-            self.learn.opt.write(name, values)
-        self._before = {}
 
 
 class Scheduler:

@@ -12,7 +12,16 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from minifast import plots
-from minifast.data.loader import BatchLoader, DeviceDataLoader, Transform, as_pictures, default_device, is_picture
+from minifast.data.loader import (
+    BatchLoader,
+    DeviceDataLoader,
+    Transform,
+    as_pictures,
+    default_device,
+    go_to,
+    is_picture,
+    position_of,
+)
 from minifast.errors import DataError, MinifastError, check_count
 
 if TYPE_CHECKING:
@@ -64,20 +73,21 @@ class DataBunch:
         for name, dl in (("train_dl", train_dl), ("valid_dl", valid_dl), ("test_dl", test_dl)):
             if dl is None and name != "train_dl":
                 continue
-            if not hasattr(dl, "__iter__") or not hasattr(dl, "__len__"):
+            if not hasattr(dl, "__iter__") or not _has_length(dl):
                 raise DataError(
                     f"{name} is a {type(dl).__name__}; it must have a length and yield batches (x, y): "
                     f"a torch DataLoader of a data set with a length, or a list of batches."
                 )
         self.device = torch.device(device) if device is not None else default_device()
-        tfms = list(dl_tfms or [])
         self.train_dl: Any
         self.valid_dl: Any
         self.test_dl: Any
         self.train_dl, self.valid_dl, self.test_dl = (
-            dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device, list(tfms))
+            dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
             for dl in (train_dl, valid_dl, test_dl)
         )
+        for tfm in dl_tfms or ():
+            self.add_tfm(tfm)
         self.path = Path(path)
         self.classes = list(classes) if classes is not None else _classes_of(self.train_ds)
         self.loss_func = loss_func if loss_func is not None else _loss_for(self.train_ds, self.classes)
@@ -99,11 +109,10 @@ class DataBunch:
     ) -> DataBunch:
         """Make a bunch from torch data sets; training items are shuffled, and the last batch dropped if not full."""
         check_count("bs", bs)
+        val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
         common = {"num_workers": num_workers, **dl_kwargs}
         train_dl: Any = DataLoader(train_ds, bs, shuffle=True, drop_last=len(train_ds) >= bs, **common)
-        valid_dl, test_dl = (
-            None if ds is None else DataLoader(ds, val_bs or bs, **common) for ds in (valid_ds, test_ds)
-        )
+        valid_dl, test_dl = (None if ds is None else DataLoader(ds, val_bs, **common) for ds in (valid_ds, test_ds))
         return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path)
 
     @property
@@ -150,12 +159,19 @@ class DataBunch:
     def one_batch(
         self, ds_type: DatasetType = DatasetType.Train, detach: bool = True, denorm: bool = True, cpu: bool = True
     ) -> tuple[Any, Any]:
-        """Return a batch ``(x, y)``, by default on the CPU and with normalisation undone; the order stays as it was."""
+        """Return a batch ``(x, y)``, by default on the CPU and with normalisation undone; the order stays as it was.
+
+        Raises:
+            DataError: there is no such part, or it has no batch.
+        """
         loader = self.dl(ds_type)
-        epoch = getattr(loader, "epoch", None)
-        x, y = next(iter(loader))
-        if epoch is not None:
-            loader.epoch = epoch
+        position = position_of(loader)
+        with torch.random.fork_rng(devices=[]):
+            batch = next(iter(loader), None)
+        go_to(loader, position)
+        if batch is None:
+            raise DataError(f"The {ds_type.name.lower()} part of these data has no batch; give it at least one item.")
+        x, y = batch
         if denorm and self.stats is not None:
             mean, std = self.stats
             x = x * std + mean
@@ -165,7 +181,7 @@ class DataBunch:
 
     def add_tfm(self, tfm: Transform) -> None:
         """Add a function of a batch ``(x, y)`` that returns both, to all parts."""
-        for dl in self.dls:
+        for dl in {id(dl): dl for dl in self.dls}.values():  # one loader may serve two parts
             dl.add_tfm(tfm)
 
     def normalize(self, stats: Stats | None = None) -> DataBunch:
@@ -179,13 +195,18 @@ class DataBunch:
         """
         if self.stats is not None:
             raise MinifastError("These data are normalised already; make a new DataBunch to normalise otherwise.")
+        x, _ = self.one_batch(cpu=False)
         if stats is None:
-            x, _ = self.one_batch(cpu=False)
             dims = [d for d in range(x.ndim) if d != 1]
             mean, std = x.mean(dims), x.std(dims)
         else:
             mean, std = (torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in stats)
-        shape = (1, -1, 1, 1)
+        if any(part.ndim > 1 or part.numel() not in (1, x.shape[1]) for part in (mean, std)):
+            raise DataError(
+                f"stats holds {mean.numel()} means and {std.numel()} standard deviations, but the data have "
+                f"{x.shape[1]} channels; give one of each for every channel."
+            )
+        shape = (1, -1, *[1] * (x.ndim - 2))
         self.stats = mean.view(shape), std.view(shape)
         self.add_tfm(self._normalized)
         return self
@@ -223,6 +244,14 @@ class DataBunch:
         return f"{type(self).__name__}({counts}; classes: {self.classes}; device: {self.device}; path: {self.path})"
 
 
+def _has_length(dl: Any) -> bool:
+    try:
+        len(dl)
+    except TypeError:  # also from a torch DataLoader, which has a length if its data set has one
+        return False
+    return True
+
+
 def _classes_of(dataset: Any) -> list[Any] | None:
     while dataset is not None and not hasattr(dataset, "classes"):
         dataset = getattr(dataset, "dataset", None)  # a Subset's whole
@@ -235,7 +264,7 @@ def _loss_for(dataset: Any, classes: Any) -> nn.Module | None:
         return nn.CrossEntropyLoss()
     try:
         target = torch.as_tensor(dataset[0][1])
-    except (TypeError, IndexError, KeyError, ValueError, NotImplementedError):
+    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
         return None
     if target.is_floating_point():
         return nn.MSELoss()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast.data.bunch import DataBunch
-from minifast.data.images import BUDGET, Pictures, Size, list_pictures, read_picture
+from minifast.data.images import BUDGET, Pictures, Size, check_size, list_pictures, read_picture
 from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, order_of
 from minifast.errors import DataError, check_count, check_number, did_you_mean
 
@@ -67,122 +66,134 @@ class ImageDataBunch(DataBunch):
                 or is cut off, or pictures differ in size and no ``size`` is given.
         """
         path = Path(path).expanduser()
+        size = check_size(size)
         check_count("bs", bs)
-        if val_bs is not None:
-            check_count("val_bs", val_bs)
-        if seed is None:
-            seed = int(torch.randint(2**31, ()).item())
-        if valid_pct is not None:
+        val_bs = 2 * bs if val_bs is None else check_count("val_bs", val_bs)
+        if num_workers is not None:
+            check_count("num_workers", num_workers, least=0)
+        seed = int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+        if valid_pct is None:
+            roots = [existing(path, train, "train"), existing(path, valid, "valid")]
+            train_set, names = labelled(roots[:1], classes, str(roots[0].absolute()), size)
+            valid_set, _ = labelled(roots[1:], names, str(roots[1].absolute()), size, refuse_others=classes is None)
+            valid_set.reference = train_set.first()
+            parts: list[tuple[Pictures, list[int] | None]] = [(train_set, None), (valid_set, None)]
+        else:
             check_number("valid_pct", valid_pct, above=0, high=0.99)
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
-            train_set, names = _labelled(roots, classes, f"{path.absolute()} all", size)
+            apart = {test} if test is not None and roots == [path] else set()
+            train_set, names = labelled(roots, classes, f"{path.absolute()} all", size, apart)
+            if len(train_set) < 2:
+                raise DataError(f"{path} has 1 picture, which training and validation cannot share; add some.")
             order = order_of(len(train_set), seed, 0).tolist()
             n_valid = max(1, int(len(order) * valid_pct))
-            parts: list[tuple[Pictures, list[int] | None]] = [
-                (train_set, order[n_valid:]),
-                (train_set, order[:n_valid]),
-            ]
-        else:
-            roots = [_existing(path, train, "train"), _existing(path, valid, "valid")]
-            train_set, names = _labelled(roots[:1], classes, str(roots[0].absolute()), size)
-            valid_set, _ = _labelled(roots[1:], names, str(roots[1].absolute()), size, only=names)
-            parts = [(train_set, None), (valid_set, None)]
+            parts = [(train_set, order[n_valid:]), (train_set, order[:n_valid])]
         if test is not None:
-            test_set = Pictures(str((path / test).absolute()), size)
-            test_set.add(list_pictures(_existing(path, test, "test"), recurse=True), 0)
+            folder = existing(path, test, "test")
+            test_set = Pictures(str(folder.absolute()), size)
+            test_set.add(list_pictures(folder, recurse=True), 0)
+            if not len(test_set):
+                raise DataError(f"The test folder {folder} has no pictures; add some, or leave test out.")
+            test_set.reference = train_set.first()
             parts.append((test_set, None))
-        if len(parts[0][1] or parts[0][0]) < bs:
-            n = len(parts[0][1] or parts[0][0])
+        n_train = len(train_set if parts[0][1] is None else parts[0][1])
+        if n_train < bs:
             warnings.warn(
-                f"There are {n} training pictures, fewer than bs={bs}: each epoch is one batch.", stacklevel=2
+                f"There are {n_train} training pictures, fewer than bs={bs}: each epoch is one batch.", stacklevel=2
             )
         in_memory = sum({id(pictures): pictures.bytes_decoded() for pictures, _ in parts}.values()) <= memory
-        loaders: list[Any] = [
-            (_tensor_loader if in_memory else _file_loader)(
-                pictures, indices, bs if i == 0 else val_bs or 2 * bs, i == 0, seed, num_workers, device, names
-            )
-            for i, (pictures, indices) in enumerate(parts)
-        ]
+        loaders: list[Any] = []
+        for i, (pictures, indices) in enumerate(parts):
+            batch_size = val_bs if i else bs
+            if in_memory:
+                x, y = pictures.tensors() if indices is None else (part[indices] for part in pictures.tensors())
+                loaders.append(TensorLoader(x, y, batch_size, not i, seed, device, classes=names))
+            else:
+                chosen = pictures if indices is None else pictures.chosen(indices)
+                loaders.append(file_loader(chosen, batch_size, not i, seed, num_workers, device))
         test_dl = loaders[2] if test is not None else None
         data = cls(loaders[0], loaders[1], test_dl, device, path=path, classes=names)
-        data.size = train_set.size
+        data.size = size
         return data
 
     def encode(self, item: Any) -> Tensor:
         """Return a picture (a file's path, a PIL image, or a tensor) as the batch of one that the model takes."""
         if isinstance(item, (str, Path)) or hasattr(item, "convert"):
-            item = torch.from_numpy(_read(item, self.size))
+            item = torch.from_numpy(read_picture(item, check_size(self.size)).copy())
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
         return super().encode(item)
 
 
-def _read(item: Any, size: Any) -> Any:
-    if hasattr(item, "convert"):  # a PIL image: as its file would be read
-        buffer = io.BytesIO()
-        item.save(buffer, "PNG")
-        item = buffer
-    return read_picture(item, size).copy()
-
-
-def _existing(path: Path, name: str, part: str) -> Path:
+def existing(path: Path, name: str, part: str) -> Path:
+    """Return the folder ``name`` in ``path``, or say which there are."""
     if not path.is_dir():
         raise DataError(f"There is no folder {path}; check the path.")
     folder = path / name
     if not folder.is_dir():
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        way_out = "" if part == "test" else ", or give valid_pct=0.2 to choose validation pictures at random"
         raise DataError(
             f"{path} has no folder {name}; it has {', '.join(there) or 'no folders'}.{did_you_mean(name, there)} "
-            f"Name the right one ({part}=...), or give valid_pct=0.2 to choose validation pictures at random."
+            f"Name the right one ({part}=...){way_out}."
         )
     return folder
 
 
-def _labelled(
-    roots: Sequence[Path], classes: Sequence[str] | None, name: str, size: Size, only: Sequence[str] | None = None
+def labelled(
+    roots: Sequence[Path],
+    classes: Sequence[str] | None,
+    name: str,
+    size: Size,
+    apart: Collection[str] = (),
+    refuse_others: bool | None = None,
 ) -> tuple[Pictures, list[str]]:
-    """Return the pictures under the class folders of ``roots`` and the classes; ``only`` refuses other folders."""
+    """Return the pictures under the class folders of ``roots``, and the classes.
+
+    ``apart`` are folders that are no classes. ``refuse_others`` is given for a validation set, where a class may have
+    no pictures: whether folders other than ``classes`` are an error.
+    """
     for root in roots:
         if not root.is_dir():
             raise DataError(f"There is no folder {root}; check the path.")
-    folders = sorted({entry.name for root in roots for entry in root.iterdir() if entry.is_dir()} - {"models"})
-    folders = [folder for folder in folders if not folder.startswith(".")]
     where = " and ".join(map(str, roots))
-    if only is not None and (extra := sorted(set(folders) - set(only))):
+    entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
+    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(apart))
+    if "models" in folders and not any(
+        list_pictures(root / "models", True) for root in roots if (root / "models").is_dir()
+    ):
+        folders.remove("models")  # where a learner keeps its files
+    names = folders if classes is None else list(classes)
+    if not names:
+        raise DataError(f"{where} has no class folders; put the pictures of each class in a folder of its own.")
+    if twice := [one for one in names if names.count(one) > 1]:
+        raise DataError(f"classes names {twice[0]} twice; name each class once.")
+    if refuse_others and (extra := sorted(set(folders) - set(names))):
         raise DataError(
             f"The class {extra[0]} stands in {where} but not in the training folder, so it cannot be learnt; "
             f"add training pictures of it, or remove the folder."
         )
-    names = list(classes) if classes is not None else folders
-    if not names:
-        raise DataError(f"{where} has no class folders; put the pictures of each class in a folder of its own.")
     pictures = Pictures(name, size)
     for label, folder in enumerate(names):
         before = len(pictures)
         for root in roots:
             if (root / folder).is_dir():
                 pictures.add(list_pictures(root / folder, recurse=True), label)
-        if len(pictures) == before and only is None:
+        if refuse_others is None and folder not in folders:
+            raise DataError(
+                f"{where} has no folder {folder}; it has {', '.join(folders)}.{did_you_mean(folder, folders)}"
+            )
+        if refuse_others is None and len(pictures) == before:
             raise DataError(f"The class folder {roots[0] / folder} has no pictures; add some, or remove the folder.")
     if not len(pictures):
         raise DataError(f"{where} has no pictures; add some.")
     return pictures, names
 
 
-def _tensor_loader(
-    pictures: Pictures, indices: Any, bs: int, train: bool, seed: int, workers: Any, device: Any, classes: list[str]
-) -> TensorLoader:
-    x, y = pictures.tensors()
-    if indices is not None:
-        x, y = x[indices], y[indices]
-    return TensorLoader(x, y, bs, shuffle=train, seed=seed, device=device, classes=classes)
-
-
-def _file_loader(
-    pictures: Pictures, indices: Any, bs: int, train: bool, seed: int, workers: Any, device: Any, classes: list[str]
+def file_loader(
+    pictures: Pictures, bs: int, train: bool, seed: int, workers: int | None, device: torch.device | str | None
 ) -> DeviceDataLoader:
-    if indices is not None:
-        pictures = pictures.chosen(indices)
+    """Return a loader that reads pictures as they are needed, in the order in which memory would give them."""
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     dl: Any = DataLoader(
         pictures,  # type: ignore[arg-type]  # it has a length and items, all that a map-style data set is
@@ -191,9 +202,11 @@ def _file_loader(
         drop_last=train and len(pictures) >= bs,
         num_workers=workers,
         persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # so that starting workers draws from no global generator
     )
-    return DeviceDataLoader(dl, device, [_scaled])
+    return DeviceDataLoader(dl, device, [scaled])
 
 
-def _scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """Turn a batch of uint8 pictures into floats in [0, 1]."""
     return as_pictures(batch[0]), batch[1]

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import mimetypes
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,12 @@ from torch import Tensor
 
 from minifast import files
 from minifast.data.urls import home
-from minifast.errors import DataError, MinifastError
+from minifast.errors import DataError, MinifastError, check_count
 
-SUFFIXES = {suffix for suffix, kind in mimetypes.types_map.items() if kind.startswith("image/")}
+SUFFIXES = frozenset(
+    (".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
+    + (".tif", ".tiff", ".webp")
+)
 BUDGET = 2 * 2**30  # bytes of decoded pictures that are held in memory unless told otherwise
 TINY = 16 * 2**10  # bytes of a file below which the interpreter's lock makes threads slower than none
 
@@ -47,7 +50,10 @@ def list_pictures(folder: str | Path, recurse: bool, check_ext: bool = True) -> 
             if entry.is_dir():
                 found += list_pictures(entry.path, recurse, check_ext) if recurse else []
             elif not check_ext or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - many files
-                status = entry.stat()
+                try:
+                    status = entry.stat()
+                except FileNotFoundError as error:
+                    raise DataError(f"{entry.path} is a link that leads nowhere; mend or remove it.") from error
                 found.append((entry.path, status.st_size, status.st_mtime_ns))
     return found
 
@@ -62,7 +68,8 @@ class Pictures:
 
     def __init__(self, name: str, size: Size = None) -> None:
         self.name = name
-        self.size = (size, size) if isinstance(size, int) else size
+        self.size = check_size(size)
+        self.reference: tuple[str, int, int] | None = None
         self.listing: list[tuple[str, int, int]] = []
         self.labels: list[int] = []
 
@@ -86,6 +93,7 @@ class Pictures:
     def __getitem__(self, i: int) -> tuple[Tensor, int]:
         """Return a picture, uint8 ``(channels, height, width)``, and its label; for torch's DataLoader."""
         picture = read_picture(self.listing[i][0], self.size)
+        check_same_size(self.first(), self.listing[i][0], picture)
         return torch.from_numpy(np.broadcast_to(picture, (3, *picture.shape[1:])).copy()), self.labels[i]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
@@ -94,17 +102,38 @@ class Pictures:
         Raises:
             DataError: a file is no picture or is cut off, or the sizes differ and no ``size`` was given.
         """
-        file = home() / "cache" / f"{_digest(f'{self.name} {self.size}')}.pt"
-        fingerprint = _digest(repr((self.listing, self.size)))
-        pictures = _cached(file, fingerprint)
-        if pictures is None:
-            pictures = decode([name for name, _, _ in self.listing], self.size, self._threads())
-            _keep(file, fingerprint, pictures)
-        return pictures, torch.tensor(self.labels, dtype=torch.int64)
+        if self._kept is None:
+            self._kept = decode([name for name, _, _ in self.listing], self.size, self._threads())
+            _keep(self._file, self._fingerprint, self._kept)
+        check_same_size(self.first(), self.listing[0][0], self._kept[0])
+        return self._kept, torch.tensor(self.labels, dtype=torch.int64)
+
+    @cached_property
+    def _file(self) -> Path | None:
+        return _cache_file(f"{self.name} {self.size}")
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return _digest(repr((self.listing, self.size)))
+
+    @cached_property
+    def _kept(self) -> Tensor | None:
+        return _cached(self._file, self._fingerprint)
+
+    def first(self) -> tuple[str, int, int]:
+        """Return the name, height and width of the picture whose size all must have, by default the first."""
+        if self.reference is None:
+            name = self.listing[0][0]
+            height, width = (read_picture(name, self.size) if self._kept is None else self._kept[0]).shape[1:]
+            self.reference = name, height, width
+        return self.reference
 
     def bytes_decoded(self) -> int:
-        """Estimate how many bytes the decoded pictures take, from the first one."""
-        return len(self) * read_picture(self.listing[0][0], self.size).size if len(self) else 0
+        """Return how many bytes the decoded pictures take at the most, which is when one of them has colours."""
+        if not len(self):
+            return 0
+        _, height, width = self.first()
+        return len(self) * 3 * height * width
 
     def _threads(self) -> int:
         mean = sum(size for _, size, _ in self.listing) / max(1, len(self))
@@ -115,8 +144,39 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def _cached(file: Path, fingerprint: str) -> Tensor | None:
-    if not file.is_file():
+def check_size(size: Any) -> tuple[int, int] | None:
+    """Return ``size`` as (height, width), or None.
+
+    Raises:
+        TypeError, ValueError: it is neither a whole number of 1 or more nor a pair of them.
+    """
+    if size is None or isinstance(size, int):
+        return None if size is None else (check_count("size", size), size)
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"size is {size!r}; it must be a whole number or a pair (height, width).")
+    height, width = (check_count("each of size", side) for side in size)
+    return height, width
+
+
+def check_same_size(first: tuple[str, int, int], name: str, picture: Any) -> None:
+    """Refuse a picture ``(channels, height, width)`` that has not the first one's size."""
+    reference, height, width = first
+    if tuple(picture.shape[1:]) != (height, width):
+        h, w = picture.shape[1:]
+        raise DataError(
+            f"{reference} is {width}×{height} pixels and {name} is {w}×{h}; give a size for all, such as size=224."
+        )
+
+
+def _cache_file(name: str) -> Path | None:
+    try:
+        return home() / "cache" / f"{_digest(name)}.pt"
+    except RuntimeError:  # a machine where the user has no home
+        return None
+
+
+def _cached(file: Path | None, fingerprint: str) -> Tensor | None:
+    if file is None or not file.is_file():
         return None
     try:
         kept = files.read(file, mmap=True)
@@ -125,7 +185,9 @@ def _cached(file: Path, fingerprint: str) -> Tensor | None:
         return None  # a damaged copy is made anew
 
 
-def _keep(file: Path, fingerprint: str, pictures: Tensor) -> None:
+def _keep(file: Path | None, fingerprint: str, pictures: Tensor) -> None:
+    if file is None:
+        return
     try:
         files.write({"fingerprint": fingerprint, "pictures": pictures}, file)
     except (OSError, RuntimeError):
@@ -133,31 +195,38 @@ def _keep(file: Path, fingerprint: str, pictures: Tensor) -> None:
 
 
 def read_picture(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
-    """Decode one picture to uint8 ``(channels, height, width)``, 1 channel for grey and 3 for all else.
+    """Decode one picture, a file or a PIL image, to uint8 ``(channels, height, width)``; 1 channel for grey, else 3.
 
     ``size`` crops the middle in the wanted proportions and scales it.
 
     Raises:
         DataError: the file is no picture, is cut off, or has more than 8 bits a channel.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
+        if isinstance(file, Image.Image):
+            return _pixels(file, size, "The picture")
         with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise DataError(
-                    f"{file} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first."
-                )
-            picture: Image.Image = (
-                image if image.mode in ("L", "RGB") else image.convert("L" if image.mode == "1" else "RGB")
-            )
-            if size is not None:
-                picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling.BILINEAR)
-            array = np.asarray(picture)
+            return _pixels(image, size, str(file))
+    except (DataError, FileNotFoundError):
+        raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        if isinstance(error, (DataError, FileNotFoundError)):
-            raise
         raise DataError(f"{file} is not a picture that can be read, or it is cut off; replace or remove it.") from error
+
+
+def _pixels(image: Any, size: tuple[int, int] | None, name: str) -> np.ndarray[Any, Any]:
+    if image.mode not in ("L", "RGB"):
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first.")
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    if size is not None:
+        from PIL import Image, ImageOps
+
+        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+    array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
 
@@ -172,12 +241,7 @@ def decode(names: Sequence[str], size: tuple[int, int] | None = None, threads: i
 
     def place(i: int, picture: np.ndarray[Any, Any]) -> None:
         nonlocal pictures
-        if picture.shape[1:] != pictures.shape[2:]:
-            (height, width), (h, w) = pictures.shape[2:], picture.shape[1:]
-            raise DataError(
-                f"{names[0]} is {width}×{height} pixels and {names[i]} is {w}×{h}; "
-                f"give a size for all, such as size=224."
-            )
+        check_same_size((names[0], *pictures.shape[2:]), names[i], picture)
         if len(picture) > pictures.shape[1]:
             pictures = np.repeat(pictures, len(picture), axis=1)
         pictures[i] = picture

@@ -35,6 +35,8 @@ def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors, and tuples, lists and dicts of them, to ``device``."""
     if isinstance(values, Tensor):
         return values.to(device, non_blocking=True)
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(to_device(value, device) for value in values))
     if isinstance(values, (list, tuple)):
         return type(values)(to_device(value, device) for value in values)
     if isinstance(values, dict):
@@ -155,13 +157,13 @@ class TensorLoader(BatchLoader):
 
     def __iter__(self) -> Iterator[Any]:
         epoch, self.epoch = self.epoch, self.epoch + 1
-        order = to_device(order_of(len(self.x), self.seed, epoch), self.device) if self.shuffle else None
+        n = len(self.x)
+        order = to_device(order_of(n, self.seed, epoch) if self.shuffle else torch.arange(n), self.device)
         for i in range(len(self)):
-            rows = slice(i * self.batch_size, (i + 1) * self.batch_size)
-            yield self._batch(rows if order is None else order[rows])
+            yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
 
-    def _batch(self, rows: slice | Tensor) -> Any:
-        x, y = self.x[rows], self.y[rows]
+    def _batch(self, rows: Tensor) -> Any:
+        x, y = self.x[rows], self.y[rows]  # copies, so that a callback may write into a batch
         return self._transformed((as_pictures(x) if is_picture(x) else x, y))
 
 
@@ -191,3 +193,39 @@ class Items:
 def is_picture(x: Tensor) -> bool:
     """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
     return x.dtype is torch.uint8 and x.ndim == 4
+
+
+def position_of(loader: Any) -> list[dict[str, Any]]:
+    """Return where a loader is in its orders: its generators' states, and the epochs it has begun.
+
+    A torch DataLoader draws its order from a generator of its own, its sampler's or its batch sampler's sampler's.
+    """
+    states = []
+    for part in _parts(loader):
+        state: dict[str, Any] = {}
+        if isinstance(part.__dict__.get("generator"), torch.Generator):
+            state["generator"] = part.generator.get_state()
+        if isinstance(part.__dict__.get("epoch"), int):
+            state["epoch"] = part.epoch
+        states.append(state)
+    return states
+
+
+def go_to(loader: Any, position: list[dict[str, Any]]) -> None:
+    """Put a loader where ``position_of`` found it."""
+    for part, state in zip(_parts(loader), position, strict=True):
+        if "generator" in state:
+            part.generator.set_state(state["generator"])
+        if "epoch" in state:
+            part.epoch = state["epoch"]
+
+
+def _parts(loader: Any) -> list[Any]:
+    found: list[Any] = []
+    waiting = [loader]
+    while waiting:
+        part = waiting.pop()
+        if hasattr(part, "__dict__") and not any(part is other for other in found):
+            found.append(part)
+            waiting += [part.__dict__.get(name) for name in ("dl", "sampler", "batch_sampler")]
+    return found
