@@ -6,12 +6,16 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from minifast import files
 from minifast.data.loader import go_to, position_of
+from minifast.errors import DataError, MinifastError
+from minifast.optimizer import OptimizerStateError
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -80,3 +84,45 @@ def _set_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def model_file(learn: Learner, file: str | Path | IO[bytes]) -> Path | IO[bytes]:
+    """Return where ``file`` is: an open file as it is, a name in the learner's model folder."""
+    if not isinstance(file, (str, Path)):
+        return file
+    folder = learn.path / learn.model_dir
+    target = folder / f"{file}.pth"
+    if not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
+    return target
+
+
+def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
+    """Return what ``Learner.save`` keeps: the model's state, with the optimizer's where there is one."""
+    state = learn.model.state_dict()
+    return {"model": state, "opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else state
+
+
+def load_model(
+    learn: Learner, file: Path | IO[bytes], device: torch.device | str, strict: bool, with_opt: bool | None
+) -> None:
+    """Load what ``Learner.save`` kept into the learner: all of it, or nothing and an error."""
+    state = files.read(file, device)
+    both = isinstance(state, dict) and set(state) == {"model", "opt"}
+    if with_opt and not both:
+        raise MinifastError(f"{file} holds no optimizer; load it with with_opt=False.")
+    model = learn.model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    opt = learn.opt
+    try:
+        model.load_state_dict(state["model"] if both else state, strict=strict)
+        if both and with_opt is not False:
+            if opt is None:
+                learn.create_opt(3e-3, learn.wd)
+            learn.opt.load_state_dict(state["opt"])
+    except (RuntimeError, TypeError, AttributeError, KeyError, OptimizerStateError) as error:
+        learn.opt = opt
+        model.load_state_dict(before)
+        if isinstance(error, OptimizerStateError):
+            raise DataError(f"{file} holds another optimizer's state: {error} Load it with with_opt=False.") from error
+        raise DataError(f"{file} belongs to another model than this learner's: {error}") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import operator
 from collections.abc import Iterable
 from typing import Any
 
@@ -46,11 +47,12 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Return ``value`` if it is a whole number of at least ``least``; a bool or a float is refused."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number such as 2.")
-    if value < least:
-        raise ValueError(f"{name} is {value}; it must be at least {least}.")
-    return value
+    number: int = operator.index(value)
+    if number < least:
+        raise ValueError(f"{name} is {number}; it must be at least {least}.")
+    return number
 
 
 def check_number(
@@ -69,3 +71,12 @@ def check_number(
     if high is not None and number > high:
         raise ValueError(f"{name} is {number:g}; it must be at most {high:g}.")
     return number
+
+
+def check_callable(name: str, value: Any) -> Any:
+    """Return ``value`` if it can be called; a class of modules is refused, since an instance is meant."""
+    if isinstance(value, type) and hasattr(value, "forward"):
+        raise TypeError(f"{name} is the class {value.__name__}; give an instance of it: {value.__name__}().")
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}, which cannot be called; give a function, such as torch's.")
+    return value

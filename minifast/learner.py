@@ -10,16 +10,16 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
-from minifast import files, loop
+from minifast import checkpoint, files, loop
 from minifast.callback import Callback, Dispatcher, check_callback_fns, check_callbacks
-from minifast.callbacks.guard import Guard
+from minifast.callbacks.guard import Guard, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.checkpoint import evaluating, preserved
 from minifast.data.bunch import DataBunch, DatasetType
-from minifast.errors import DataError, MinifastError, check_count
+from minifast.errors import DataError, check_callable, check_count, check_number
 from minifast.metrics import as_metric, name_of
 from minifast.optimizer import AdamW, OptimWrapper, spread
 from minifast.predictions import Collector, activation_of, item_losses
@@ -92,11 +92,11 @@ class Learner:
             )
         self.data = data
         self.model = model.to(data.device)
-        self.opt_func = opt_func
+        self.opt_func = check_callable("opt_func", opt_func)
         chosen = data.loss_func if loss_func is None else loss_func
         if chosen is None:
             raise DataError("The data do not say which loss fits them; give the Learner a loss_func.")
-        self.loss_func: Callable[..., Any] = chosen
+        self.loss_func: Callable[..., Any] = check_callable("loss_func", chosen)
         self.metrics = _listed(metrics)
         for metric in self.metrics:
             as_metric(metric)
@@ -142,7 +142,7 @@ class Learner:
         Raises:
             NonFiniteLossError: a training loss is NaN or infinite.
         """
-        check_count("epochs", epochs)
+        epochs = check_count("epochs", epochs)
         self._prepare(lr, wd)
         extra = check_callbacks(_listed(callbacks))
         self._train(epochs, [*self._own_callbacks(Recorder(self), Guard(self)), *extra])
@@ -162,7 +162,7 @@ class Learner:
         warmup: str = "linear",
     ) -> None:
         """Train for ``cyc_len`` epochs by the 1cycle policy; see ``OneCycleScheduler`` for the arguments."""
-        check_count("cyc_len", cyc_len)
+        cyc_len = check_count("cyc_len", cyc_len)
         scheduler = OneCycleScheduler(
             self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup
         )
@@ -232,10 +232,12 @@ class Learner:
             with_loss: return the loss of each item too, as the third.
             n_batch: stop after so many batches.
         """
-        collector = Collector(n_batch)
+        collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
         dispatch = Dispatcher(State(1, Silent()), [*self.callbacks, collector])
         with evaluating(self.model):
             loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
+        if not collector.outputs:
+            raise DataError("There is no batch to predict; give data with at least one item.")
         outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
         predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
         losses = [item_losses(self.loss_func, outputs, targets)] if with_loss else []
@@ -261,11 +263,8 @@ class Learner:
 
         The file appears whole or not at all. It holds tensors and plain values only.
         """
-        target = self._model_file(file)
-        state: Any = self.model.state_dict()
-        if with_opt and self.opt is not None:
-            state = {"model": state, "opt": self.opt.state_dict()}
-        files.write(state, target)
+        target = checkpoint.model_file(self, file)
+        files.write(checkpoint.model_state(self, with_opt), target)
         return target if return_path else None
 
     def load(
@@ -274,6 +273,7 @@ class Learner:
         device: torch.device | str | None = None,
         strict: bool = True,
         with_opt: bool | None = None,
+        purge: bool = False,
     ) -> Learner:
         """Load what ``save`` saved and return the learner; code in the file is not run.
 
@@ -282,38 +282,20 @@ class Learner:
             device: where to load to; by default where the model is.
             strict: whether the parameters' names must be the model's.
             with_opt: load the optimizer too; by default if the file has one.
+            purge: nothing; callbacks written for fastai v1 give it.
 
         Raises:
             FileNotFoundError, FileFormatError: there is no such file, or it is cut off or holds code.
             DataError: the file belongs to another model.
         """
-        target = self._model_file(file)
-        state = files.read(target, device or self.data.device)
-        both = isinstance(state, dict) and set(state) == {"model", "opt"}
-        if with_opt and not both:
-            raise MinifastError(f"{target} holds no optimizer; load it with with_opt=False.")
-        try:
-            self.model.load_state_dict(state["model"] if both else state, strict=strict)
-        except (RuntimeError, TypeError, AttributeError) as error:
-            raise DataError(f"{target} belongs to another model than this learner's: {error}") from error
-        if both and with_opt is not False:
-            self._prepare(3e-3, None)
-            self.opt.load_state_dict(state["opt"])
+        target = checkpoint.model_file(self, file)
+        checkpoint.load_model(self, target, device or self.data.device, strict, with_opt)
         return self
 
     def summary(self) -> str:
         """Return a table of the model's layers with output shapes and parameters, for one item of the data."""
         x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         return summary(self.model, x)
-
-    def _model_file(self, file: str | Path | IO[bytes]) -> Path | IO[bytes]:
-        if not isinstance(file, (str, Path)):
-            return file
-        folder = self.path / self.model_dir
-        target = folder / f"{file}.pth"
-        if not target.resolve().is_relative_to(folder.resolve()):
-            raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
-        return target
 
     def _own_callbacks(self, *first: Callback) -> list[Callback]:
         made = check_callbacks([make(self) for make in self.callback_fns])
@@ -327,6 +309,8 @@ class Learner:
         self._check_batches()
         rates = self.lr_range(lr)
         decay = self.wd if wd is None else wd
+        for one in decay if isinstance(decay, (list, tuple)) else [decay]:
+            check_number("wd", one, low=0)
         if self.opt is None:
             self.create_opt(lr, decay)
         else:
@@ -340,8 +324,11 @@ class Learner:
         before = {name: self.opt.read(name) for name in ("lr", "mom", "wd")}
         try:
             loop.fit(self, Dispatcher(state, callbacks, metrics))
-        except KeyboardInterrupt:
-            if not self.silent:
+        except BaseException as error:
+            self.opt.zero_grad()  # the gradients of the batch in which it ended
+            if isinstance(error, IndexError):
+                check_targets(self.loss_func, state.last_output, state.last_target)
+            if isinstance(error, KeyboardInterrupt) and not self.silent:
                 total = len(self.data.train_dl)
                 print(f"Stopped in epoch {state.epoch} at batch {state.num_batch} of {total}; the learner can go on.")
             raise

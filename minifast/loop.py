@@ -31,8 +31,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             validated = bool(learn.data.valid_dl) and not state.skip_validate
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
             dispatch("on_epoch_end", metrics=validated)
-            state.epoch += 1
-            bar.epochs_done(state.epoch)
+            state.end_epoch()
     except BaseException as error:
         state.exception = error
         raise

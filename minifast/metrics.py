@@ -20,6 +20,7 @@ def accuracy(input: Tensor, targs: Tensor) -> Tensor:
         input: outputs ``(n, ..., classes)``.
         targs: class numbers ``(n, ...)``.
 
+    >>> import torch
     >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """
@@ -29,6 +30,7 @@ def accuracy(input: Tensor, targs: Tensor) -> Tensor:
 def error_rate(input: Tensor, targs: Tensor) -> Tensor:
     """Return 1 - accuracy.
 
+    >>> import torch
     >>> error_rate(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
     tensor(0.5000)
     """

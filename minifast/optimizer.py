@@ -22,6 +22,10 @@ BIASED = (nn.Linear, nn.modules.conv._ConvNd)
 AdamW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
 
 
+class OptimizerStateError(ValueError):
+    """The state of another optimizer."""
+
+
 def split_no_decay(group: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Part a layer group in the parameters to decay, and those of normalisations with the biases of linear and conv."""
     exempt: set[int] = set()
@@ -213,7 +217,17 @@ class OptimWrapper:
         return {"opt": self.opt.state_dict(), "wd": list(self._wd)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Take over what ``state_dict`` returned.
+
+        Raises:
+            OptimizerStateError: it is another optimizer's; nothing has changed then.
+        """
+        if not isinstance(state, dict) or set(state) != {"opt", "wd"}:
+            raise OptimizerStateError("it was not saved by minifast.")
+        theirs = [(set(group) - {"params"}, len(group["params"])) for group in state["opt"]["param_groups"]]
+        ours = [(set(group) - {"params"}, len(group["params"])) for group in self.opt.param_groups]
+        if theirs != ours:
+            raise OptimizerStateError("its settings or its layer groups differ.")
         self.opt.load_state_dict(state["opt"])
         self._wd = [float(wd) for wd in state["wd"]]
 

@@ -98,8 +98,10 @@ class Bars(Lines):
         if self.master is not None and self._notebook:
             self.master.write(line, table=table)
             self.master.show()
-        else:
-            super().write(line, table)
+            return
+        if self.child is not None:
+            print("\r" + " " * self.child.max_len, end="\r")  # the bar is drawn anew below the line
+        super().write(line, table)
 
     def epochs_done(self, epochs: int) -> None:
         """Move the bar over epochs on."""
@@ -133,6 +135,6 @@ def make_bar(silent: bool = False) -> Silent:
         return Silent()
     if in_notebook():
         return Bars(notebook=True)
-    if sys.stdout.isatty():
+    if sys.stdout is not None and sys.stdout.isatty():
         return Bars(notebook=False)
     return Lines()

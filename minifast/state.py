@@ -135,7 +135,9 @@ class Losses(Sequence[float]):
 
     def append(self, loss: Tensor) -> None:
         """Add the loss of one more batch, a tensor without dimensions."""
-        if loss.ndim:
+        if not isinstance(loss, Tensor):
+            raise TypeError(f"loss_func returned {loss!r}; it must return a tensor of one number.")
+        if loss.numel() != 1:
             raise ValueError(
                 f"loss_func returned a tensor of shape {tuple(loss.shape)}; a loss is one number a batch, "
                 f"such as the mean: give torch's losses reduction='mean'."
@@ -143,7 +145,7 @@ class Losses(Sequence[float]):
         if loss.is_cpu:
             self._values.append(loss.item())
         else:
-            self._waiting.append(loss.detach())
+            self._waiting.append(loss.detach().view(()))
 
     def truncate(self, n: int) -> None:
         """Forget all but the first ``n`` losses."""
@@ -225,6 +227,11 @@ class State:
         """Start counting an epoch's batches."""
         self.num_batch = 0
         self.stop_training = False
+
+    def end_epoch(self) -> None:
+        """Count an epoch as done."""
+        self.epoch += 1
+        self.pbar.epochs_done(self.epoch)
 
     def end_batch(self) -> None:
         """Count a training batch as done."""

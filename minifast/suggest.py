@@ -38,7 +38,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
 
 
 def suggestions(
-    lrs: Sequence[float], losses: Sequence[float], skip_start: int = 10, skip_end: int = 5
+    lrs: Sequence[float], losses: Sequence[float], skip_start: int = 0, skip_end: int = 0
 ) -> tuple[float, float]:
     """Return the rate of the steepest fall and a tenth of the rate of the lowest smoothed loss.
 

@@ -37,8 +37,7 @@ class Guard(LearnerCallback):
             return
         self._checked = True
         loss_func = self.learn.loss_func
-        classes = isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy
-        if not classes or not isinstance(last_output, torch.Tensor) or last_output.ndim < 2:
+        if not _is_cross_entropy(loss_func) or not isinstance(last_output, torch.Tensor) or last_output.ndim < 2:
             return
         n_outputs, n_classes = last_output.shape[1], self.learn.data.c
         if n_classes is not None and n_outputs != n_classes:
@@ -46,13 +45,8 @@ class Guard(LearnerCallback):
                 f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
                 f"({_few(self.learn.data.classes)}); make the last layer {n_classes} wide."
             )
-        if last_target.device.type == "cpu" and not last_target.is_floating_point():
-            low, high = int(last_target.min()), int(last_target.max())
-            if (low < 0 and low != getattr(loss_func, "ignore_index", -100)) or high >= n_outputs:
-                raise DataError(
-                    f"The targets go from {low} to {high}, but the model gives {n_outputs} outputs; "
-                    f"targets are class numbers from 0 to {n_outputs - 1}."
-                )
+        if last_target.device.type == "cpu":  # a device would have to be waited for
+            check_targets(loss_func, last_output, last_target)
 
     def on_backward_begin(self, raw_losses: Losses, epoch: int, num_batch: int) -> None:
         """Stop at a loss that is NaN or infinite."""
@@ -78,3 +72,20 @@ class Guard(LearnerCallback):
 def _few(names: Any) -> str:
     shown = ", ".join(map(str, list(names)[:5]))
     return shown if len(names) <= 5 else f"{shown}, …"
+
+
+def _is_cross_entropy(loss_func: Any) -> bool:
+    return isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy
+
+
+def check_targets(loss_func: Any, output: Any, target: Any) -> None:
+    """Refuse class numbers that the outputs have no place for."""
+    if not _is_cross_entropy(loss_func) or target.is_floating_point():
+        return
+    n_outputs = output.shape[1]
+    wanted = target[target != getattr(loss_func, "ignore_index", -100)]
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= n_outputs):
+        raise DataError(
+            f"The targets go from {int(wanted.min())} to {int(wanted.max())}, but the model gives {n_outputs} outputs; "
+            f"targets are class numbers from 0 to {n_outputs - 1}."
+        )

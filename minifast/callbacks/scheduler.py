@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 class ScheduledParameters(LearnerCallback):
     """Sets the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
 
-    ``f(1)`` is set after the last batch; when the fit ends, the learner puts back what was before. Momentum is left alone
-    where the optimizer works without.
+    ``f(1)`` is set after the last batch; when the fit ends, the learner puts back what was before. Momentum is left
+    alone where the optimizer works without.
 
     Args:
         learn: the learner.

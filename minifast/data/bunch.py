@@ -15,6 +15,7 @@ from minifast import plots
 from minifast.data.loader import (
     BatchLoader,
     DeviceDataLoader,
+    Normalize,
     Transform,
     as_pictures,
     default_device,
@@ -91,7 +92,7 @@ class DataBunch:
         self.path = Path(path)
         self.classes = list(classes) if classes is not None else _classes_of(self.train_ds)
         self.loss_func = loss_func if loss_func is not None else _loss_for(self.train_ds, self.classes)
-        self.stats: tuple[Tensor, Tensor] | None = None
+        self.norm: Normalize | None = None
 
     @classmethod
     def create(
@@ -166,15 +167,16 @@ class DataBunch:
         """
         loader = self.dl(ds_type)
         position = position_of(loader)
-        with torch.random.fork_rng(devices=[]):
-            batch = next(iter(loader), None)
-        go_to(loader, position)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                batch = next(iter(loader), None)
+        finally:
+            go_to(loader, position)
         if batch is None:
             raise DataError(f"The {ds_type.name.lower()} part of these data has no batch; give it at least one item.")
         x, y = batch
-        if denorm and self.stats is not None:
-            mean, std = self.stats
-            x = x * std + mean
+        if denorm and self.norm is not None:
+            x = self.norm.undo(x)
         if detach and isinstance(x, Tensor):
             x, y = x.detach(), y.detach()
         return (x.cpu(), y.cpu()) if cpu and isinstance(x, Tensor) else (x, y)
@@ -193,7 +195,7 @@ class DataBunch:
         Raises:
             MinifastError: the data are normalised already.
         """
-        if self.stats is not None:
+        if self.norm is not None:
             raise MinifastError("These data are normalised already; make a new DataBunch to normalise otherwise.")
         x, _ = self.one_batch(cpu=False)
         if stats is None:
@@ -207,21 +209,16 @@ class DataBunch:
                 f"{x.shape[1]} channels; give one of each for every channel."
             )
         shape = (1, -1, *[1] * (x.ndim - 2))
-        self.stats = mean.view(shape), std.view(shape)
-        self.add_tfm(self._normalized)
+        self.norm = Normalize(mean.view(shape), std.view(shape))
+        self.add_tfm(self.norm)
         return self
-
-    def _normalized(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        assert self.stats is not None
-        x, y = batch
-        return (x - self.stats[0]) / self.stats[1], y
 
     def encode(self, item: Any) -> Tensor:
         """Return one item as the batch of one that the model takes."""
         x = torch.as_tensor(item)[None].to(self.device)
         if is_picture(x):
             x = as_pictures(x)
-        return x if self.stats is None else self._normalized((x, None))[0]
+        return x if self.norm is None else self.norm((x, None))[0]
 
     def show_batch(self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False) -> Any:
         """Draw ``rows`` × ``rows`` pictures of one batch with their classes.

@@ -19,8 +19,8 @@ from minifast.data.urls import home
 from minifast.errors import DataError, MinifastError, check_count
 
 SUFFIXES = frozenset(
-    (".avif", ".bmp", ".gif", ".ico", ".jfif", ".jp2", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm")
-    + (".tif", ".tiff", ".webp")
+    f".{suffix}"
+    for suffix in "avif bmp gif ico jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
 )
 BUDGET = 2 * 2**30  # bytes of decoded pictures that are held in memory unless told otherwise
 TINY = 16 * 2**10  # bytes of a file below which the interpreter's lock makes threads slower than none

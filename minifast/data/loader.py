@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from minifast.errors import check_count
+from minifast.errors import DataError, check_count
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # of a batch (x, y)
 
@@ -97,8 +97,12 @@ class DeviceDataLoader(BatchLoader):
         return len(self.dl)
 
     def __iter__(self) -> Iterator[Any]:
-        for batch in self.dl:
-            yield self._transformed(to_device(batch, self.device))
+        try:
+            for batch in self.dl:
+                yield self._transformed(to_device(batch, self.device))
+        except DataError as error:  # which comes from a worker process wrapped into its traceback
+            # Its text has the worker's frames; its own would keep the loader and its workers alive.
+            raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
 
     def __getattr__(self, name: str) -> Any:
         if name == "dl":  # not set yet, as in unpickling
@@ -193,6 +197,23 @@ class Items:
 def is_picture(x: Tensor) -> bool:
     """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
     return x.dtype is torch.uint8 and x.ndim == 4
+
+
+class Normalize:
+    """A transform of batches: subtracts a mean and divides by a standard deviation, one for each channel."""
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        self.mean = mean
+        self.std = std
+
+    def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        """Return the batch normalised."""
+        x, y = batch
+        return (x - self.mean) / self.std, y
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Return the batch as it was."""
+        return x * self.std + self.mean
 
 
 def position_of(loader: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,183 @@
+"""The command line: what it trains, what it leaves, and what it says to wrong use."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_pictures
+
+from minifast import DownloadError, cli
+from minifast.data import drawn
+
+RESULTS = {"model.pth", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """3s and 7s, few of them."""
+    return drawn.draw_sample(tmp_path / "sample", n_train=320, n_valid=60)
+
+
+def test_train_leaves_model_history_pictures_and_options(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "3", "--seed", "7", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == RESULTS
+    rows = list(csv.reader((out / "history.csv").read_text().splitlines()))
+    assert rows[0] == ["epoch", "train_loss", "valid_loss", "accuracy", "time"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
+    options = json.loads((out / "options.json").read_text())
+    assert options["seed"] == 7
+    assert options["lr_option"] == "auto"
+    assert 1e-4 < options["lr"] < 1
+    assert "0.weight" in torch.load(out / "model.pth", weights_only=True)["model"]
+    text = capsys.readouterr().out
+    assert "320 training and 60 validation pictures of 2 classes" in text
+    assert len([line for line in text.splitlines() if line[:3] in ("0  ", "1  ", "2  ")]) == 3
+    assert "\r" not in text
+
+
+def test_same_seed_same_model(folder, tmp_path):
+    for out in ("a", "b"):
+        command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--seed", "3"]
+        assert cli.main([*command, "--out", str(tmp_path / out)]) == 0
+    a, b = (torch.load(tmp_path / out / "model.pth", weights_only=True)["model"] for out in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (tmp_path / "a" / "lr_find.png").exists()
+
+
+def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "model.pth").is_file()
+
+
+def test_torchvision_model_and_sizes(tmp_path):
+    for name in ("a", "b"):
+        write_pictures(tmp_path / "data" / name, 10, (40, 30), mode="RGB")
+    command = ["train", str(tmp_path / "data"), "--valid-pct", "0.2", "--size", "32", "--arch", "shufflenet_v2_x0_5"]
+    assert cli.main([*command, "--bs", "8", "--epochs", "1", "--lr", "1e-3", "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epochs", "0"], "'0' is no whole number of 1 or more"),
+        (["train", "--epochs", "two"], "'two' is no whole number"),
+        (["train", "--lr", "-1"], "'-1' is no number above 0, such as 5e-2, nor auto"),
+        (["train", "--lr", "quick"], "'quick' is no number above 0"),
+        (["train", "--valid-pct", "2"], "'2' is no number from 0 to below 1"),
+        (["train", "--speed", "1"], "unrecognized arguments: --speed"),
+        (["tarin"], "invalid choice: 'tarin'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_use_is_two(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
+        (["FOLDER", "--arch", "resnet81"], "--arch resnet81 is no classifier of torchvision. Did you mean resnet18?"),
+        (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
+    ],
+)
+def test_names_that_do_not_exist_are_wrong_use(arguments, words, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *(argument.replace("FOLDER", str(folder)) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_failure_is_one_line_and_one(tmp_path, capsys):
+    write_pictures(tmp_path / "data" / "train" / "a", 4)
+    write_pictures(tmp_path / "data" / "valid" / "a", 4)
+    broken = tmp_path / "data" / "train" / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    command = ["train", str(tmp_path / "data"), "--bs", "2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="cut off"):
+        cli.main([*command, "--debug"])
+
+
+def test_warnings_are_one_line_too(tmp_path, capsys):
+    write_pictures(tmp_path / "data" / "train" / "a", 4)
+    write_pictures(tmp_path / "data" / "valid" / "a", 4)
+    command = ["train", str(tmp_path / "data"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(command) == 0
+    expected = "minifast: There are 4 training pictures, fewer than bs=64: each epoch is one batch.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_interrupt(folder, tmp_path, monkeypatch, capsys):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minifast.learner.Learner.fit_one_cycle", stop)
+    assert cli.main(["train", str(folder), "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "minifast: interrupted\n"
+
+
+def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, capsys):
+    def no_network(*_: object, **__: object) -> Path:
+        raise DownloadError("there is no network.")
+
+    monkeypatch.setattr("minifast.data.urls.untar_data", no_network)
+    monkeypatch.setattr("minifast.data.drawn.draw_sample", lambda: folder)
+    assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
+    assert "there is no network.) Training on a drawn sample" in capsys.readouterr().out
+    assert cli.main(["train", "cifar", "--out", str(tmp_path / "out")]) == 1
+    assert capsys.readouterr().err == "minifast: there is no network.\n"
+
+
+def test_module_and_help():
+    run = [sys.executable, "-m", "minifast"]
+    version = subprocess.run([*run, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("minifast 0.")
+    text = subprocess.run([*run, "train", "--help"], capture_output=True, text=True, check=True).stdout
+    for option in ("--epochs", "--lr", "--bs", "--arch", "--seed", "--out", "--debug", "Exit codes"):
+        assert option in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
+    home = tmp_path / "empty"
+    home.mkdir()
+    dead = "http://127.0.0.1:9"  # nothing listens here, and both names lead every request to it
+    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "http_proxy": dead, "https_proxy": dead}
+    environment.pop("MINIFAST_HOME")
+    command = [sys.executable, "-u", "-m", "minifast", "train", "--seed", "1", "--out", str(tmp_path / "out")]
+    begin = time.monotonic()
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        said_after = time.monotonic() - begin
+        rest = process.stdout.read()
+    assert process.returncode == 0
+    assert "drawn sample" in first
+    assert said_after < 60  # ten seconds of waiting at most, and the imports of a busy machine
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
+    accuracy = float(rest.splitlines()[-2].split()[3])
+    assert 0.9 < accuracy <= 1

@@ -1,0 +1,407 @@
+"""The house: which file stands on which floor, which names are public, and that importing changes nothing."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import minifast
+from minifast import DatasetType
+
+PACKAGE = Path(minifast.__file__).parent
+
+# From the ground up. A file imports only from floors below its own.
+FLOORS = [
+    ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
+    ["schedules", "state", "files", "suggest", "data.urls"],
+    ["optimizer", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
+    ["data.bunch"],
+    ["data.image_bunch"],
+    ["callback"],
+    ["metrics", "predictions", "checkpoint", "callbacks.scheduler"],
+    ["loop", "summary", "callbacks.guard", "callbacks.one_cycle", "callbacks.lr_finder", "callbacks.recorder"],
+    ["learner"],
+    ["__init__"],
+    ["cli"],
+    ["__main__"],
+]
+
+PUBLIC = [
+    "AdamW",
+    "AverageMetric",
+    "Callback",
+    "CallbackError",
+    "DataBunch",
+    "DataError",
+    "DatasetType",
+    "DeviceDataLoader",
+    "Dispatcher",
+    "DownloadError",
+    "EVENTS",
+    "FileFormatError",
+    "ImageDataBunch",
+    "LRFinder",
+    "Learner",
+    "LearnerCallback",
+    "MinifastError",
+    "NonFiniteLossError",
+    "OneCycleScheduler",
+    "OptimWrapper",
+    "Recorder",
+    "ScheduledParameters",
+    "Scheduler",
+    "SmoothenValue",
+    "TensorLoader",
+    "URLs",
+    "accuracy",
+    "add_metrics",
+    "annealing_cos",
+    "annealing_exp",
+    "annealing_linear",
+    "annealing_no",
+    "annealing_poly",
+    "constant",
+    "cosine",
+    "error_rate",
+    "exponential",
+    "get_image_files",
+    "imagenet_stats",
+    "join",
+    "linear",
+    "one_cycle",
+    "one_cycle_momentum",
+    "polynomial",
+    "simple_ann",
+    "simple_cnn",
+    "step",
+    "suggest_lr",
+    "three_phases",
+    "three_phases_momentum",
+    "two_halves",
+    "untar_data",
+]
+
+# What a user of fastai v1 types from memory.
+FASTAI_NAMES = [
+    "AverageMetric",
+    "Callback",
+    "DataBunch",
+    "DatasetType",
+    "DeviceDataLoader",
+    "ImageDataBunch",
+    "LRFinder",
+    "Learner",
+    "LearnerCallback",
+    "OneCycleScheduler",
+    "OptimWrapper",
+    "Recorder",
+    "Scheduler",
+    "SmoothenValue",
+    "URLs",
+    "accuracy",
+    "annealing_cos",
+    "annealing_exp",
+    "annealing_linear",
+    "error_rate",
+    "simple_cnn",
+    "untar_data",
+]
+
+REQUIRED = inspect.Parameter.empty
+ONE_CYCLE = {
+    "moms": (0.95, 0.85),
+    "div_factor": 25.0,
+    "pct_start": 0.3,
+    "final_div": None,
+}
+FINDER = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100, "stop_div": True}
+# fastai v1's parameters in their order, with their defaults; what we have beside them comes after and may be left out.
+SIGNATURES = {
+    "Learner.fit": {"epochs": REQUIRED, "lr": 3e-3, "wd": None, "callbacks": None},
+    "Learner.fit_one_cycle": {"cyc_len": REQUIRED, "max_lr": 3e-3, **ONE_CYCLE}
+    | {"wd": None, "callbacks": None, "tot_epochs": None, "start_epoch": None},
+    "Learner.lr_find": FINDER | {"wd": None},
+    "Learner.create_opt": {"lr": REQUIRED, "wd": 0.0},
+    "Learner.lr_range": {"lr": REQUIRED},
+    "Learner.validate": {"dl": None, "metrics": None},
+    "Learner.get_preds": {"ds_type": DatasetType.Valid, "activ": None, "with_loss": False, "n_batch": None},
+    "Learner.predict": {"item": REQUIRED},
+    "Learner.save": {"file": REQUIRED, "return_path": False, "with_opt": True},
+    "Learner.load": {"file": REQUIRED, "device": None, "strict": True, "with_opt": None},
+    "Learner.summary": {},
+    "Recorder.plot": {"skip_start": 10, "skip_end": 5, "suggestion": False},
+    "Recorder.plot_lr": {"show_moms": False},
+    "Recorder.plot_losses": {"skip_start": 0, "skip_end": 0},
+    "Recorder.plot_metrics": {"skip_start": 0, "skip_end": 0},
+    "OneCycleScheduler": {"learn": REQUIRED, "lr_max": REQUIRED, **ONE_CYCLE, "tot_epochs": None, "start_epoch": None},
+    "LRFinder": {"learn": REQUIRED, **FINDER},
+    "Scheduler": {"vals": REQUIRED, "n_iter": REQUIRED, "func": None},
+    "SmoothenValue": {"beta": REQUIRED},
+    "AverageMetric": {"func": REQUIRED},
+    "accuracy": {"input": REQUIRED, "targs": REQUIRED},
+    "error_rate": {"input": REQUIRED, "targs": REQUIRED},
+    "simple_cnn": {"actns": REQUIRED, "kernel_szs": None, "strides": None, "bn": False},
+    "ImageDataBunch.from_folder": {"path": REQUIRED, "train": "train", "valid": "valid", "test": None}
+    | {"valid_pct": None, "seed": None, "classes": None},
+    "DataBunch.one_batch": {"ds_type": DatasetType.Train, "detach": True, "denorm": True, "cpu": True},
+    "DataBunch.show_batch": {"rows": 5, "ds_type": DatasetType.Train},
+    "DataBunch.normalize": {"stats": None},
+    "DeviceDataLoader": {"dl": REQUIRED, "device": None, "tfms": None},
+}
+LEARNER = {
+    "data": REQUIRED,
+    "model": REQUIRED,
+    "opt_func": minifast.AdamW,
+    "loss_func": None,
+    "metrics": None,
+    "wd": 1e-2,
+    "bn_wd": True,
+    "path": None,
+    "model_dir": "models",
+    "callback_fns": None,
+    "callbacks": None,
+    "layer_groups": None,
+}
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] or parts) if parts[-1] == "__init__" else ".".join(parts)
+
+
+MODULES = {module_of(file): file for file in sorted(PACKAGE.rglob("*.py"))}
+FLOOR_OF = {module: number for number, floor in enumerate(FLOORS) for module in floor}
+
+
+def import_nodes(tree: ast.AST) -> list[ast.Import | ast.ImportFrom]:
+    """The imports of a file, wherever they stand, but for those that only a type checker makes."""
+    if isinstance(tree, (ast.Import, ast.ImportFrom)):
+        return [tree]
+    if isinstance(tree, ast.If) and ast.unparse(tree.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+        return [found for node in tree.orelse for found in import_nodes(node)]
+    return [found for node in ast.iter_child_nodes(tree) for found in import_nodes(node)]
+
+
+def imported_names(source: str) -> set[str]:
+    """What a file imports, as dotted names: ``a.b`` for ``from a import b``."""
+    names = set()
+    for node in import_nodes(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        else:
+            assert node.level == 0, f"line {node.lineno}: a relative import; write it out from minifast on"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def imported_modules(source: str) -> set[str]:
+    """The modules of minifast that a file imports."""
+    found = set()
+    for name in imported_names(source):
+        package, *inner = name.split(".")
+        if package != "minifast":
+            continue
+        while inner and ".".join(inner) not in MODULES:
+            inner.pop()  # a name inside a module
+        found.add(".".join(inner) or "__init__")
+    return found
+
+
+# --- floors
+
+
+def test_imports_are_read_as_python_reads_them():
+    source = """
+import os, minifast
+import minifast.data.urls as urls
+from minifast import files, accuracy
+from minifast.data.bunch import DataBunch
+from typing import TYPE_CHECKING
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+else:
+    import minifast.plots
+def f():
+    from minifast.errors import DataError
+"""
+    wanted = {"__init__", "data.urls", "files", "data.bunch", "plots", "errors"}
+    assert imported_modules(source) == wanted
+
+
+def test_each_file_stands_on_exactly_one_floor():
+    listed = [module for floor in FLOORS for module in floor]
+    assert len(listed) == len(set(listed))
+    assert set(MODULES) == set(listed)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_file_imports_only_from_floors_below_its_own(module):
+    imported = imported_modules(MODULES[module].read_text())
+    assert [name for name in imported if FLOOR_OF[name] >= FLOOR_OF[module]] == []
+
+
+def test_only_progress_knows_fastprogress():
+    users = {
+        module
+        for module, file in MODULES.items()
+        if any(name.split(".")[0] == "fastprogress" for name in imported_names(file.read_text()))
+    }
+    assert users == {"progress"}
+
+
+# --- sizes
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_no_file_is_over_350_lines(module):
+    assert len(MODULES[module].read_text().splitlines()) <= 350
+
+
+def lines_of_code(function: ast.FunctionDef, source: str) -> list[str]:
+    """The lines of a function but for its docstring, comments and blank ones."""
+    first = function.body[1] if ast.get_docstring(function) is not None else function.body[0]
+    lines = source.splitlines()
+    start = min([function.lineno, *(decorator.lineno for decorator in function.decorator_list)])
+    picked = lines[start - 1 : function.body[0].lineno - 1] + lines[first.lineno - 1 : function.end_lineno]
+    return [line for line in picked if line.strip() and not line.strip().startswith("#")]
+
+
+def test_the_core_loop_is_under_60_lines():
+    source = MODULES["loop"].read_text()
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    core = [lines_of_code(functions[name], source) for name in ("fit", "one_batch", "validate")]
+    assert 40 < sum(map(len, core)) < 60
+
+
+# --- public names
+
+
+def test_the_public_names_are_these():
+    assert sorted(PUBLIC) == PUBLIC
+    assert sorted(minifast.__all__) == PUBLIC
+    assert [name for name in PUBLIC if not hasattr(minifast, name)] == []
+
+
+def test_a_star_import_gives_these_and_no_other():
+    names: dict[str, object] = {}
+    exec("from minifast import *", names)
+    assert sorted(names.keys() - {"__builtins__"}) == PUBLIC
+
+
+def test_fastai_users_find_their_names():
+    assert [name for name in FASTAI_NAMES if name not in minifast.__all__] == []
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_fastai_users_find_their_parameters(name):
+    found = minifast
+    for part in name.split("."):
+        found = getattr(found, part)
+    parameters = {p.name: p for p in inspect.signature(found).parameters.values() if p.name != "self"}
+    wanted = SIGNATURES[name]
+    assert {key: parameters[key].default for key in wanted if key in parameters} == wanted
+    assert list(parameters)[: len(wanted)] == list(wanted)
+    assert [key for key in list(parameters)[len(wanted) :] if parameters[key].default is REQUIRED] == []
+    assert all(parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for key in wanted)
+
+
+def test_a_learner_takes_what_the_design_says():
+    parameters = inspect.signature(minifast.Learner).parameters
+    assert list(parameters)[: len(LEARNER)] == list(LEARNER)
+    assert {name: parameters[name].default for name in LEARNER} == LEARNER
+    assert minifast.AdamW.keywords == {"betas": (0.9, 0.99)}
+
+
+@pytest.mark.parametrize(
+    "name", ["fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary"]
+)
+def test_methods_are_methods_of_the_class_itself(name):
+    method = vars(minifast.Learner)[name]
+    assert inspect.isfunction(method)
+    assert (method.__module__, method.__qualname__) == ("minifast.learner", f"Learner.{name}")
+
+
+# --- importing
+
+
+LOOK = """
+import json, logging, os, random, signal, sys, threading, warnings
+import numpy, torch
+
+def world():
+    return {
+        "generators": [
+            hash(random.getstate()), numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist(),
+            torch.initial_seed(),
+        ],
+        "torch": [
+            str(torch.get_default_dtype()), str(torch.get_default_device()), torch.get_num_threads(),
+            torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark,
+            torch.get_float32_matmul_precision(), torch.multiprocessing.get_sharing_strategy(),
+        ],
+        "warnings": [repr(warnings.filters), repr(warnings.showwarning)],
+        "signals": [repr(signal.getsignal(number)) for number in signal.valid_signals()],
+        "logging": [
+            repr(logging.root.handlers), logging.root.level, logging.root.disabled, logging.raiseExceptions,
+            sorted(name for name in logging.root.manager.loggerDict if "minifast" in name),
+        ],
+        "hooks": [repr(hook) for hook in (sys.excepthook, sys.displayhook, threading.excepthook, sys.stdout)],
+        "threads": threading.active_count(),
+        "numpy": repr(numpy.get_printoptions()) + repr(numpy.geterr()),
+        "environment": dict(os.environ),
+        "place": [os.getcwd(), list(sys.path), sys.getrecursionlimit()],
+    }
+
+deeds = []
+
+def watch(event, arguments):
+    if event == "open":
+        writes = arguments[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) if isinstance(arguments[2], int) else 0
+        if writes:
+            deeds.append(f"opened {arguments[0]} to write")
+    elif event in ("os.mkdir", "os.rename", "os.remove", "socket.connect", "subprocess.Popen", "os.fork", "os.chmod"):
+        deeds.append(f"{event} {arguments[:1]}")
+
+before = world()
+sys.addaudithook(watch)
+import minifast
+from minifast import *
+done = list(deeds)
+after = world()
+print(json.dumps({
+    "changed": [name for name in before if before[name] != after[name]],
+    "deeds": done,
+    "heavy": [name for name in ("torchvision", "matplotlib", "fastprogress", "PIL", "pooch") if name in sys.modules],
+}))
+"""
+
+
+def test_importing_brings_nothing_heavy_writes_nothing_and_changes_nothing(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MINIFAST", "PYTHON"))}
+    environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run(
+        [sys.executable, "-B", "-W", "error", "-c", LOOK], cwd=home, env=environment, capture_output=True, text=True
+    )
+    assert done.stderr == ""
+    assert json.loads(done.stdout) == {"changed": [], "deeds": [], "heavy": []}
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__main__"])
+def test_each_file_is_imported_by_its_own_name(module):
+    name = "minifast" if module == "__init__" else f"minifast.{module}"
+    assert Path(importlib.import_module(name).__file__) == MODULES[module]
+
+
+def test_type_checkers_are_told_of_the_types():
+    assert (PACKAGE / "py.typed").is_file()

@@ -1,0 +1,91 @@
+"""The README and the notebooks do what they say."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FOUND_ARCHIVE
+
+from minifast import cli
+from minifast.data.drawn import draw_sample
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
+
+sys.path.insert(0, str(ROOT))
+from benchmarks.events import table  # noqa: E402
+
+
+@pytest.fixture
+def pictures(empty_home: Path) -> None:
+    """MNIST_SAMPLE where it is looked for: the real archive, or a small drawn one in its place."""
+    data = empty_home / "data"
+    data.mkdir(parents=True)
+    if FOUND_ARCHIVE is not None:
+        (data / FOUND_ARCHIVE.name).symlink_to(FOUND_ARCHIVE)
+    else:
+        draw_sample(data / "mnist_sample", n_train=640, n_valid=100)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=[f"example{i}" for i in range(len(EXAMPLES))])
+@pytest.mark.usefixtures("pictures")
+def test_readme_example_runs(example, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exec(compile(example, "README.md", "exec"), {})
+
+
+def test_readme_has_examples_and_pictures():
+    assert len(EXAMPLES) >= 4
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+        assert (ROOT / picture).is_file()
+
+
+def test_readme_table_of_events_is_the_code_s():
+    assert table() in README
+
+
+def test_readme_commands_exist():
+    commands = re.findall(r"minifast (train[^`\n]*)", README)
+    assert len(commands) >= 2
+    for command in commands:
+        if "--help" not in command:
+            cli.parser().parse_args(shlex.split(command))
+    two = re.search(r"<!-- commands -->\n```sh\n(.*)\n(.*)\n```", README)
+    assert two is not None
+    assert all(line.startswith("python -m pip install ") for line in two.groups())
+
+
+def test_readme_figures_are_filled_in():
+    seeds = README.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
+    assert len(re.findall(r"\| 0\.9\d{3} ", seeds)) == 9
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+def test_notebook_keeps_its_outputs(path):
+    nbformat = pytest.importorskip("nbformat")
+    for cell in nbformat.read(path, as_version=4).cells:
+        if cell.cell_type == "code":
+            assert cell.execution_count is not None
+            assert not [output for output in cell.outputs if output.get("name") == "stderr" or "ename" in output]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery
+@pytest.mark.usefixtures("pictures")
+def test_notebook_runs(path, tmp_path, monkeypatch):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    for cell in notebook.cells:
+        errors = [o.get("text", "") for o in cell.get("outputs", []) if o.get("name") == "stderr"]
+        assert not errors, errors
