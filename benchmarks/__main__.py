@@ -1,24 +1,64 @@
-"""``python -m benchmarks [name …]``: run all measurements, or those named."""
+"""``python -m benchmarks [name …]``: run all measurements, or those named, and write what they found."""
 
 import argparse
+import datetime
 import importlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
 
-NAMES = {
-    "seeds": "one cycle against constant rates on MNIST_SAMPLE over ten seeds; writes the README's table",
+from benchmarks.documents import write_part
+from benchmarks.timing import table
+
+MEASURED = {
+    "imports": "what importing costs",
+    "step": "a step of the loop, and lr_find",
+    "mnist": "two epochs of one cycle on MNIST_SAMPLE against the loop by hand",
+    "decode": "loading pictures the first time and from the cache",
+    "streaming": "reading pictures that do not fit into memory",
+    "scaling": "seconds a batch as the data grow",
+    "memory": "peak memory",
+    "processes": "the whole process against fastai, Lightning, skorch, Keras and Ignite",
+    "device": "steps on a CUDA device",
+}
+WRITTEN = {
+    "seeds": "the README's table: one cycle against constant rates over ten seeds",
     "pictures": "the README's two pictures",
     "events": "the README's table of events",
 }
+REPORT = Path(__file__).parent / "README.md"
+VERSIONS = ("torch", "torchvision", "numpy", "pillow", "fastai", "lightning", "skorch", "keras", "pytorch-ignite")
+
+
+def machine() -> str:
+    """Return date, machine and versions in one line."""
+    installed = []
+    for name in VERSIONS:
+        try:
+            installed.append(f"{name} {metadata.version(name)}")
+        except metadata.PackageNotFoundError:
+            continue
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    system = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"
+    return f"{today}, {system}; {', '.join(installed)}."
 
 
 def main() -> None:
     """Run what is named on the command line."""
-    listing = "\n".join(f"  {name:10} {what}" for name, what in NAMES.items())
+    listing = "\n".join(f"  {name:10} {what}" for name, what in {**MEASURED, **WRITTEN}.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"names:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", choices=[[], *NAMES], metavar="NAME", help="what to run; all by default")
-    for name in parser.parse_args().names or NAMES:
-        importlib.import_module(f"benchmarks.{name}").main()
+    choices = [[], *MEASURED, *WRITTEN]
+    parser.add_argument("names", nargs="*", choices=choices, metavar="NAME", help="what to run; all by default")
+    for name in parser.parse_args().names or [*MEASURED, *WRITTEN]:
+        module = importlib.import_module(f"benchmarks.{name}")
+        if name in WRITTEN:
+            module.main()
+        elif rows := module.rows():
+            print(table(rows), flush=True)
+            write_part(name, f"{table(rows)}\n\n{machine()}", REPORT)
 
 
 if __name__ == "__main__":

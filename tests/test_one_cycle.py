@@ -188,6 +188,12 @@ def test_weight_decay_may_follow_a_schedule_too() -> None:
     assert learn.opt.wd == 0.1
 
 
+def test_a_schedule_that_is_shorter_than_the_fit_stays_at_its_end() -> None:
+    learn = toy_learner()
+    learn.fit(2, callbacks=[ScheduledParameters(learn, {"lr": linear(0.01, 0.02)}, n_batches=2)])
+    assert learn.recorder.lrs == pytest.approx([0.01, 0.015, 0.02, 0.02, 0.02, 0.02])
+
+
 def test_the_last_value_is_set_after_the_last_batch_and_then_put_back() -> None:
     learn = toy_learner()
     ends = []

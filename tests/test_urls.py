@@ -110,6 +110,7 @@ def refused(url: str, match: str, place: Path, timeout: float = 5.0) -> Download
 
 # ---------------------------------------------------------------- what is known
 
+
 def test_the_published_facts():
     assert ARCHIVES[URLs.MNIST_SAMPLE] == (3214948, "2dbc7ec6f9259b583af0072c55816a88")
     named = {name: url for name, url in vars(URLs).items() if name.isupper()}
@@ -167,6 +168,7 @@ def test_timeout_must_be_a_positive_number():
 
 # ---------------------------------------------------------------- what is here already
 
+
 def test_a_folder_is_used_as_it_is(place):
     there = place / "data" / "mnist_sample"
     there.mkdir(parents=True)
@@ -217,6 +219,7 @@ def test_the_real_archive(place):
 
 # ---------------------------------------------------------------- a download
 
+
 def known(server, monkeypatch, body: bytes) -> None:
     monkeypatch.setitem(ARCHIVES, server.url, (len(body), hashlib.md5(body[: 2**20]).hexdigest()))
 
@@ -256,11 +259,12 @@ def test_force_download_takes_the_new_and_keeps_what_was_added(server, place):
     path = untar_data(server.url)
     (path / "models").mkdir()
     (path / "models" / "best.pth").write_bytes(b"weights")
+    (place / "data" / "birds.tgz").write_bytes(tgz({"birds/labels.csv": b"local"}))
     server.body = tgz({"birds/labels.csv": b"new"})
     assert untar_data(server.url, force_download=True) == path
     assert (path / "labels.csv").read_bytes() == b"new"
     assert (path / "models" / "best.pth").read_bytes() == b"weights"
-    assert {p.name for p in (place / "data").iterdir()} == {"birds"}
+    assert {p.name for p in (place / "data").iterdir()} == {"birds", "birds.tgz"}
 
 
 def test_force_download_that_fails_keeps_the_old(server, place):
@@ -286,6 +290,7 @@ def test_a_terminal_sees_one_line(silent, server, capsys, monkeypatch):
 
 
 # ---------------------------------------------------------------- a download that fails
+
 
 def test_another_file_than_the_one_expected(server, place, monkeypatch):
     known(server, monkeypatch, b"!" + BIRDS[1:])
@@ -434,6 +439,7 @@ def test_an_old_python_is_asked_for_a_newer_patch_release(server, place, monkeyp
 
 # ---------------------------------------------------------------- a folder that is not good
 
+
 def test_a_home_that_cannot_be_written(server, monkeypatch, tmp_path):
     (tmp_path / "file").write_text("a file where a folder should be")
     monkeypatch.setenv("MINIFAST_HOME", str(tmp_path / "file" / "home"))
@@ -473,6 +479,7 @@ def test_an_empty_folder_in_the_place_of_a_new_one_is_taken_for_none(place):
 
 
 # ---------------------------------------------------------------- a user, and a second process
+
 
 def test_ctrl_c_while_unpacking(server, place, monkeypatch):
     def ctrl_c(member, path):
@@ -518,6 +525,7 @@ def test_two_at_the_same_moment_both_end_well(force, server, place, monkeypatch)
         move(*args, **kwargs)
 
     monkeypatch.setattr(urls, "move_into_place", move_together)
+
     def fetch():
         ends.append(untar_data(server.url, force_download=force))
 

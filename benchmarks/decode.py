@@ -1,0 +1,75 @@
+"""``ImageDataBunch.from_folder``, the first time and from the cache, against Pillow decoding one file after another."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from benchmarks.timing import Row, compare, interleaved, seconds
+from minifast import ImageDataBunch, URLs, untar_data
+
+PHOTOGRAPHS = 2000
+
+
+def write_photographs(folder: Path, n: int = PHOTOGRAPHS) -> Path:
+    """Write JPEG files of 500 × 375 pixels that are as hard to decode as photographs: smooth, with noise on it."""
+    rng = np.random.default_rng(0)
+    for i in range(n):
+        small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
+        pixels = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC), dtype=np.int16)
+        noisy = (pixels + rng.integers(-12, 13, pixels.shape)).clip(0, 255).astype(np.uint8)
+        file = folder / ("valid" if i % 10 == 0 else "train") / ("a", "b")[i % 2] / f"{i}.jpg"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(noisy).save(file, quality=90)
+    return folder
+
+
+def one_by_one(folder: Path, size: int | None) -> torch.Tensor:
+    """Decode all files under ``folder`` with Pillow, one after another."""
+    arrays = []
+    for file in sorted(folder.glob("*/*/*.*")):
+        image = Image.open(file).convert("RGB" if size else "L")
+        arrays.append(np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR) if size else image))
+    return torch.from_numpy(np.stack(arrays))
+
+
+def load(folder: Path, size: int | None, fresh: bool) -> float:
+    """Return how long ``from_folder`` takes, with an empty cache or with what it holds."""
+    if fresh:
+        shutil.rmtree(Path(os.environ["MINIFAST_HOME"]) / "cache", ignore_errors=True)
+    return seconds(lambda: ImageDataBunch.from_folder(folder, size=size, seed=0, device="cpu"))
+
+
+def rows() -> list[Row]:
+    """Compare for MNIST_SAMPLE's tiny files and for photographs; two threads, as many as there are cores."""
+    sample = untar_data(URLs.MNIST_SAMPLE)
+    found: list[Row] = []
+    before = os.environ.get("MINIFAST_HOME")
+    with tempfile.TemporaryDirectory() as home:
+        os.environ["MINIFAST_HOME"] = home
+        try:
+            photographs = write_photographs(Path(home) / "photographs")
+            for name, folder, size, bound in (
+                ("MNIST_SAMPLE's 14,434 files", sample, None, 1.0),
+                (f"{PHOTOGRAPHS:,} photographs to 224 × 224", photographs, 224, 0.6),
+            ):
+                runs = {
+                    "pillow": lambda folder=folder, size=size: seconds(lambda: one_by_one(folder, size)),
+                    "first": lambda folder=folder, size=size: load(folder, size, fresh=True),
+                    "cached": lambda folder=folder, size=size: load(folder, size, fresh=False),
+                }
+                times = interleaved(runs, rounds=7)
+                found.append(compare(f"{name}, first time, against Pillow", times, "first", "pillow", bound))
+                found.append(compare(f"{name}, from the cache, against Pillow", times, "cached", "pillow", None))
+        finally:
+            if before is None:
+                del os.environ["MINIFAST_HOME"]
+            else:
+                os.environ["MINIFAST_HOME"] = before
+    return found

@@ -1,0 +1,20 @@
+"""What it costs to import minifast, beside ``import torch`` alone."""
+
+from __future__ import annotations
+
+from benchmarks.timing import Row, compare, interleaved, process
+
+
+def rows() -> list[Row]:
+    """Compare whole processes that do nothing but import."""
+    times = interleaved(
+        {
+            "torch": lambda: process(["-c", "import torch"]),
+            "minifast": lambda: process(["-c", "import minifast"]),
+            "star": lambda: process(["-c", "from minifast import *"]),
+        }
+    )
+    return [
+        compare("`import minifast` against `import torch`", times, "minifast", "torch", 1.10),
+        compare("`from minifast import *` against `import torch`", times, "star", "torch", 1.10),
+    ]

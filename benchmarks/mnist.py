@@ -1,0 +1,46 @@
+"""Two epochs of one cycle on MNIST_SAMPLE as a user calls them, against the best loop by hand on the same tensors."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+
+import torch
+
+from benchmarks import hand
+from benchmarks.timing import Row, compare, interleaved, seconds
+from minifast import ImageDataBunch, Learner, URLs, accuracy, simple_cnn, untar_data
+from minifast.data.loader import as_pictures
+
+
+def rows() -> list[Row]:
+    """Compare in interleaved rounds, tables included."""
+    torch.set_num_threads(1)
+    data = ImageDataBunch.from_folder(untar_data(URLs.MNIST_SAMPLE), seed=0, device="cpu")
+    train, valid = (
+        (as_pictures(dl.x).contiguous(memory_format=torch.channels_last), dl.y) for dl in (data.train_dl, data.valid_dl)
+    )
+
+    def ours() -> float:
+        learn = Learner(data, simple_cnn((3, 16, 16, 2)), metrics=[accuracy])
+        return seconds(lambda: learn.fit_one_cycle(2, 5e-2))
+
+    def found() -> float:
+        learn = Learner(data, simple_cnn((3, 16, 16, 2)), silent=True)
+        return seconds(lambda: learn.lr_find(stop_div=False))
+
+    def trained() -> float:
+        learn = Learner(data, simple_cnn((3, 16, 16, 2)), silent=True)
+        learn.data.valid_dl, kept = None, learn.data.valid_dl
+        try:
+            return seconds(lambda: learn.fit(1, 1e-3)) * 100 / len(data.train_dl)
+        finally:
+            learn.data.valid_dl = kept
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        times = interleaved({"hand": lambda: seconds(lambda: hand.mnist(train, valid)), "ours": ours})
+        finder = interleaved({"trained": trained, "found": found})
+    return [
+        compare("`fit_one_cycle(2, 5e-2)`, MNIST_SAMPLE, against the loop by hand", times, "ours", "hand", 1.03),
+        compare("`lr_find()` against 100 training steps, MNIST_SAMPLE", finder, "found", "trained", 1.15),
+    ]

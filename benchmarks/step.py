@@ -1,0 +1,61 @@
+"""A step of ``fit_one_cycle`` on a model so small that only the loop counts, and ``lr_find`` against as many steps."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from benchmarks.hand import adamw
+from benchmarks.timing import Row, compare, interleaved, seconds
+from minifast import DataBunch, Learner
+
+N = 2000
+
+
+def bare(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Return µs a step of the bare fused loop: no schedule, no record but the loss."""
+    model = nn.Linear(10, 2)
+    optimizer = adamw(model)
+    losses = []
+
+    def run() -> None:
+        for x, y in batches:
+            loss = functional.cross_entropy(model(x), y)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+
+    return seconds(run) / len(batches) * 1e6
+
+
+def learner(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Learner:
+    """Return a silent learner of the same model on the same batches."""
+    return Learner(DataBunch(batches, device="cpu", loss_func=functional.cross_entropy), nn.Linear(10, 2), silent=True)
+
+
+def rows() -> list[Row]:
+    """Compare in interleaved rounds."""
+    torch.set_num_threads(1)
+    batches = [(torch.randn(64, 10), torch.randint(2, (64,))) for _ in range(N)]
+    hundred = batches[:100]
+
+    def ours() -> float:
+        learn = learner(batches)
+        return seconds(lambda: learn.fit_one_cycle(1, 1e-2)) / N * 1e6
+
+    def found() -> float:
+        learn = learner(hundred)
+        return seconds(lambda: learn.lr_find(stop_div=False))
+
+    def trained() -> float:
+        learn = learner(hundred)
+        return seconds(lambda: learn.fit(1, 1e-3))
+
+    times = interleaved({"bare": lambda: bare(batches), "ours": ours})
+    finder = interleaved({"trained": trained, "found": found}, rounds=25)
+    return [
+        compare("a step of `fit_one_cycle`, `Linear(10, 2)`, against the bare loop", times, "ours", "bare", 1.08, "µs"),
+        compare("`lr_find()` against 100 steps of `fit`, `Linear(10, 2)`", finder, "found", "trained", 1.15),
+    ]
