@@ -21,7 +21,7 @@ from minifast.checkpoint import evaluating, preserved
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.errors import DataError, check_callable, check_count, check_number
 from minifast.metrics import as_metric, name_of
-from minifast.optimizer import AdamW, OptimWrapper, spread
+from minifast.optimizer import AdamW, OptimWrapper, per_group, spread
 from minifast.predictions import Collector, activation_of, item_losses
 from minifast.progress import Silent, make_bar
 from minifast.state import State
@@ -309,7 +309,7 @@ class Learner:
         self._check_batches()
         rates = self.lr_range(lr)
         decay = self.wd if wd is None else wd
-        for one in decay if isinstance(decay, (list, tuple)) else [decay]:
+        for one in per_group(decay, len(self.layer_groups), "wd"):
             check_number("wd", one, low=0)
         if self.opt is None:
             self.create_opt(lr, decay)

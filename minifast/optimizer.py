@@ -214,7 +214,7 @@ class OptimWrapper:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the torch optimizer's state and the weight decays: tensors and plain values only."""
-        return {"opt": self.opt.state_dict(), "wd": list(self._wd)}
+        return {"kind": type(self.opt).__name__, "opt": self.opt.state_dict(), "wd": list(self._wd)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` returned.
@@ -222,12 +222,14 @@ class OptimWrapper:
         Raises:
             OptimizerStateError: it is another optimizer's; nothing has changed then.
         """
-        if not isinstance(state, dict) or set(state) != {"opt", "wd"}:
+        if not isinstance(state, dict) or set(state) != {"kind", "opt", "wd"}:
             raise OptimizerStateError("it was not saved by minifast.")
-        theirs = [(set(group) - {"params"}, len(group["params"])) for group in state["opt"]["param_groups"]]
-        ours = [(set(group) - {"params"}, len(group["params"])) for group in self.opt.param_groups]
+        kind = type(self.opt).__name__
+        if state["kind"] != kind:
+            raise OptimizerStateError(f"it is of {state['kind']}, and this one is {kind}.")
+        theirs, ours = ([len(g["params"]) for g in groups["param_groups"]] for groups in (state["opt"], vars(self.opt)))
         if theirs != ours:
-            raise OptimizerStateError("its settings or its layer groups differ.")
+            raise OptimizerStateError(f"its layer groups have {theirs} parameters, and this one's {ours}.")
         self.opt.load_state_dict(state["opt"])
         self._wd = [float(wd) for wd in state["wd"]]
 

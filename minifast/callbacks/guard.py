@@ -80,7 +80,8 @@ def _is_cross_entropy(loss_func: Any) -> bool:
 
 def check_targets(loss_func: Any, output: Any, target: Any) -> None:
     """Refuse class numbers that the outputs have no place for."""
-    if not _is_cross_entropy(loss_func) or target.is_floating_point():
+    both = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
+    if not both or not _is_cross_entropy(loss_func) or target.is_floating_point():
         return
     n_outputs = output.shape[1]
     wanted = target[target != getattr(loss_func, "ignore_index", -100)]
