@@ -76,6 +76,21 @@ def as_inputs(values: Any) -> Sequence[Any]:
     return values if isinstance(values, (list, tuple)) else (values,)
 
 
+def read_floats(values: Tensor) -> list[float]:
+    """Return a tensor's numbers: the one place where a fit waits for its device, at an epoch's end or to redraw a bar.
+
+    Here waiting is meant, so it is no error under ``torch.cuda.set_sync_debug_mode("error")``.
+    """
+    if not values.is_cuda:
+        return values.flatten().tolist()
+    mode = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("default")
+    try:
+        return values.flatten().tolist()
+    finally:
+        torch.cuda.set_sync_debug_mode(mode)
+
+
 class WeightedMean:
     """A mean over batches, each weighted by its items; the sum stays on its device until it is read.
 
@@ -96,7 +111,10 @@ class WeightedMean:
 
     def read(self) -> float | None:
         """Return the mean, or None of nothing."""
-        return float(self._total / self._count) if self._count else None
+        if not self._count:
+            return None
+        mean = self._total / self._count
+        return read_floats(mean)[0] if isinstance(mean, Tensor) else float(mean)
 
 
 class SmoothenValue:
@@ -160,7 +178,7 @@ class Losses(Sequence[float]):
     def read(self) -> list[float]:
         """Return the losses as they came; the list grows with the fit."""
         if self._waiting:
-            self._values += torch.stack(self._waiting).tolist()
+            self._values += read_floats(torch.stack(self._waiting))
             self._waiting.clear()
         return self._values
 

@@ -1,0 +1,59 @@
+"""Training on a CUDA device: nothing waits for it in the loop, and data and losses stay there."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from minifast import AverageMetric, DataBunch, Learner, TensorLoader, accuracy, simple_cnn
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
+
+
+def learner(**kwargs) -> Learner:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(0, 256, (640, 1, 28, 28), dtype=torch.uint8, generator=generator)
+    y = torch.randint(0, 2, (640,), generator=generator)
+    loaders = [
+        TensorLoader(x, y, shuffle=shuffle, seed=0, device="cuda", classes=["a", "b"]) for shuffle in (True, False)
+    ]
+    torch.manual_seed(0)
+    return Learner(
+        DataBunch(*loaders, device="cuda"), simple_cnn((3, 16, 2)), metrics=[accuracy], silent=True, **kwargs
+    )
+
+
+def test_nothing_in_a_fit_waits_for_the_device():
+    learn = learner()
+    learn.fit(1)  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learn.fit_one_cycle(2, 1e-2)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(learn.recorder.losses) == 20
+
+
+def test_data_model_and_losses_are_on_the_device():
+    learn = learner()
+    assert learn.data.train_dl.x.is_cuda
+    assert next(learn.model.parameters()).is_cuda
+    seen = []
+
+    class Looks(AverageMetric):
+        def on_batch_end(self, last_output, last_target):
+            seen.append(last_output.is_cuda and last_target.is_cuda)
+            super().on_batch_end(last_output, last_target)
+
+    learn.metrics = [Looks(accuracy)]
+    learn.fit(1)
+    assert seen == [True] * 10
+    assert all(isinstance(loss, float) for loss in learn.recorder.raw_losses)
+
+
+def test_lr_find_puts_the_device_back_too():
+    alone, found = learner(), learner()
+    found.lr_find(num_it=15)
+    for learn in (alone, found):
+        learn.fit_one_cycle(1, 1e-2)
+    assert alone.recorder.raw_losses == found.recorder.raw_losses
