@@ -1,6 +1,7 @@
 """A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
 
 from minifast.callback import Callback, Dispatcher, LearnerCallback
+from minifast.callbacks.checkpointer import Checkpointer
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
@@ -18,7 +19,7 @@ from minifast.errors import (
     MinifastError,
     NonFiniteLossError,
 )
-from minifast.learner import Learner
+from minifast.learner import Learner, fit_one_cycle, lr_find
 from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
 from minifast.models import simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
@@ -52,6 +53,7 @@ __all__ = [
     "AverageMetric",
     "Callback",
     "CallbackError",
+    "Checkpointer",
     "DataBunch",
     "DataError",
     "DatasetType",
@@ -84,10 +86,12 @@ __all__ = [
     "cosine",
     "error_rate",
     "exponential",
+    "fit_one_cycle",
     "get_image_files",
     "imagenet_stats",
     "join",
     "linear",
+    "lr_find",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",

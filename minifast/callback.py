@@ -10,6 +10,8 @@ from operator import attrgetter
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from torch import Tensor
+
 from minifast.errors import CallbackError, did_you_mean
 from minifast.state import EVENTS, FIRST_KNOWN, State
 
@@ -17,6 +19,15 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 ORDER = {event: position for position, event in enumerate(EVENTS)}
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a value is a tensor, a number, a text, None, or a list, tuple or dict of such."""
+    if isinstance(value, (list, tuple)):
+        return type(value) in (list, tuple) and all(map(is_plain, value))
+    if isinstance(value, dict):
+        return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
+    return value is None or type(value) in (bool, int, float, str) or type(value) is Tensor
 
 
 def snake_case(name: str) -> str:
@@ -177,6 +188,14 @@ class Callback:
 
     def jump_to_epoch(self, epoch: int) -> None:
         """When training starts at an epoch other than 0."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of this callback: its attributes that are tensors or plain values."""
+        return {name: value for name, value in vars(self).items() if is_plain(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over what ``state_dict`` returned."""
+        vars(self).update(state)
 
 
 class LearnerCallback(Callback):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -46,7 +46,7 @@ def preserved(learn: Learner) -> Iterator[None]:
     tensors = [*model.parameters(), *model.buffers()]
     values = [tensor.detach().clone() for tensor in tensors]
     gradients = [tensor.grad for tensor in tensors]
-    generators = _random_states()
+    generators = random_states()
     position = position_of(learn.data.train_dl)
     try:
         for tensor in tensors:
@@ -61,13 +61,14 @@ def preserved(learn: Learner) -> Iterator[None]:
                 tensor.copy_(value)
                 tensor.grad = gradient
         go_to(learn.data.train_dl, position)
-        _set_random_states(generators)
+        set_random_states(generators)
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """Return the states of all global generators, as tensors and plain values."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    if "numpy" in sys.modules:
-        states["numpy"] = sys.modules["numpy"].random.get_state()
+    kind, keys, *rest = np.random.get_state()
+    states["numpy"] = [kind, keys.tolist(), *rest]
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()
     if torch.backends.mps.is_available():
@@ -75,11 +76,11 @@ def _random_states() -> dict[str, Any]:
     return states
 
 
-def _set_random_states(states: dict[str, Any]) -> None:
+def set_random_states(states: dict[str, Any]) -> None:
+    """Put all global generators back."""
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
-    if "numpy" in states:
-        sys.modules["numpy"].random.set_state(states["numpy"])
+    np.random.set_state(tuple(states["numpy"]))
     if "cuda" in states:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:

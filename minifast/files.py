@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import os
 import pickle
 import tempfile
@@ -78,3 +80,44 @@ def read(file: Path | IO[bytes], device: torch.device | str | None = None, mmap:
         ) from error
     except Exception as error:  # torch's reader meets damaged bytes with errors of every kind
         raise FileFormatError(f"{file} cannot be read: it is cut off or damaged; take another copy of it.") from error
+
+
+MARK = b"minifast checkpoint 1\n"
+
+
+def write_checked(values: Any, file: Path) -> None:
+    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``, until this one is whole."""
+    buffer = io.BytesIO()
+    torch.save(values, buffer)
+    content = buffer.getvalue()
+    for left in file.parent.glob(f".{file.name}.*"):  # by a process that was killed while it wrote
+        left.unlink(missing_ok=True)
+    with replacing(file) as beside:
+        beside.write_bytes(MARK + hashlib.sha256(content).digest() + content)
+        with beside.open("rb") as stream:
+            os.fsync(stream.fileno())
+        if file.exists():
+            file.replace(previous(file))
+
+
+def previous(file: Path) -> Path:
+    """Return where the file before ``file`` is."""
+    return file.with_name(f"{file.stem}.previous{file.suffix}")
+
+
+def read_checked(file: Path, device: torch.device | str | None = None) -> tuple[Any, bool]:
+    """Load what ``write_checked`` saved, and say whether it is the newest; else it is the one before.
+
+    Raises:
+        FileNotFoundError: there is none.
+        FileFormatError: neither of both is whole.
+    """
+    found = [candidate for candidate in (file, previous(file)) if candidate.is_file()]
+    if not found:
+        raise FileNotFoundError(f"There is no checkpoint {file}.")
+    for candidate in found:
+        content = candidate.read_bytes()
+        digest, values = content[len(MARK) : len(MARK) + 32], content[len(MARK) + 32 :]
+        if content.startswith(MARK) and hashlib.sha256(values).digest() == digest:
+            return read(io.BytesIO(values), device), candidate == file
+    raise FileFormatError(f"{file} is cut off or damaged, and so is the one before it; remove both to begin anew.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minifast import checkpoint, files, loop
 from minifast.callback import Callback, Dispatcher, check_callback_fns, check_callbacks
+from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file, is_slice, plain_call
 from minifast.callbacks.guard import Guard, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
@@ -128,6 +129,9 @@ class Learner:
         lr: LearningRate = 3e-3,
         wd: float | Sequence[float] | None = None,
         callbacks: Collection[Callback] | Callback | None = None,
+        checkpoint: str | None = None,
+        every: int | str | None = None,
+        resume: bool = True,
     ) -> None:
         """Train for ``epochs`` epochs at the learning rate ``lr``.
 
@@ -138,14 +142,18 @@ class Learner:
             lr: one rate, or a slice or sequence for the layer groups, see ``lr_range``.
             wd: weight decay; by default the learner's.
             callbacks: callbacks for this fit only.
+            checkpoint: keep the run under this name in ``path/model_dir``, at the end of each epoch. The same call goes
+                on where a run of that name was left, to the bit.
+            every: save in between too: every so many batches, or for a text such as ``"60s"`` seconds.
+            resume: False begins anew, whatever is kept.
 
         Raises:
             NonFiniteLossError: a training loss is NaN or infinite.
+            MinifastError: the checkpoint holds another run; the message says what differs.
         """
         epochs = check_count("epochs", epochs)
-        self._prepare(lr, wd)
-        extra = check_callbacks(_listed(callbacks))
-        self._train(epochs, [*self._own_callbacks(Recorder(self), Guard(self)), *extra])
+        call = plain_call("fit", epochs=epochs, lr=lr, wd=wd)
+        self._fit(epochs, lr, wd, check_callbacks(_listed(callbacks)), call, checkpoint, every, resume)
 
     def fit_one_cycle(
         self,
@@ -160,13 +168,35 @@ class Learner:
         tot_epochs: int | None = None,
         start_epoch: int | None = None,
         warmup: str = "linear",
+        checkpoint: str | None = None,
+        every: int | str | None = None,
+        resume: bool = True,
     ) -> None:
-        """Train for ``cyc_len`` epochs by the 1cycle policy; see ``OneCycleScheduler`` for the arguments."""
+        """Train for ``cyc_len`` epochs by the 1cycle policy.
+
+        See ``OneCycleScheduler`` for the arguments of the cycle, and ``fit`` for the last three.
+        """
         cyc_len = check_count("cyc_len", cyc_len)
         scheduler = OneCycleScheduler(
             self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup
         )
-        self.fit(cyc_len, max_lr, wd, [*_listed(callbacks), scheduler])
+        call = plain_call(
+            "fit_one_cycle", cyc_len=cyc_len, max_lr=max_lr, moms=moms, div_factor=div_factor, pct_start=pct_start,
+            final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup,
+        )  # fmt: skip
+        extra = [*check_callbacks(_listed(callbacks)), scheduler]
+        self._fit(cyc_len, max_lr, wd, extra, call, checkpoint, every, resume)
+
+    def resume(self, checkpoint: str, callbacks: Collection[Callback] | Callback | None = None) -> None:
+        """Go on with the run kept under ``checkpoint``, with the arguments that it was begun with.
+
+        Raises:
+            FileNotFoundError: there is none of that name.
+            MinifastError: it is the run of another model or other data.
+        """
+        values, _ = files.read_checked(checkpoint_file(self, checkpoint))
+        call = {name: slice(*value[1:]) if is_slice(value) else value for name, value in values["call"].items()}
+        getattr(self, call.pop("method"))(**call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"])
 
     def lr_find(
         self,
@@ -297,6 +327,26 @@ class Learner:
         x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         return summary(self.model, x)
 
+    def _fit(
+        self,
+        epochs: int,
+        lr: LearningRate,
+        wd: float | Sequence[float] | None,
+        extra: Sequence[Callback],
+        call: dict[str, Any],
+        checkpoint: str | None,
+        every: int | str | None,
+        resume: bool,
+    ) -> None:
+        self._prepare(lr, wd)
+        callbacks = [*self._own_callbacks(Recorder(self), Guard(self)), *extra]
+        if checkpoint is not None:
+            keeper = Checkpointer(self, checkpoint_file(self, checkpoint), call, every, resume)
+            if keeper.finished and not self.silent:
+                print(f"The run {checkpoint} is finished; this is what it left. resume=False begins it anew.")
+            callbacks.append(keeper)
+        self._train(epochs, callbacks)
+
     def _own_callbacks(self, *first: Callback) -> list[Callback]:
         made = check_callbacks([make(self) for make in self.callback_fns])
         return [*check_callbacks(self.callbacks), *first, *made]
@@ -321,6 +371,8 @@ class Learner:
         metrics = [as_metric(metric) for metric in self.metrics]
         state = State(epochs, make_bar(self.silent), metrics, list(map(name_of, metrics)))
         schedulers = [callback for callback in callbacks if isinstance(callback, ScheduledParameters)]
+        for keeper in [callback for callback in callbacks if isinstance(callback, Checkpointer)]:
+            keeper.attach(state, callbacks)
         before = {name: self.opt.read(name) for name in ("lr", "mom", "wd")}
         try:
             loop.fit(self, Dispatcher(state, callbacks, metrics))
@@ -342,3 +394,7 @@ def _listed(values: Any) -> list[Any]:
     if values is None:
         return []
     return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
+
+
+# fastai v1 has these as functions of a learner too.
+fit_one_cycle, lr_find = Learner.fit_one_cycle, Learner.lr_find

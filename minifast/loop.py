@@ -24,7 +24,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             state.begin_epoch()
             learn.model.train()
             dispatch("on_epoch_begin", metrics=True)
-            for xb, yb in bar.track(learn.data.train_dl):
+            for xb, yb in bar.track(state.batches(learn.data.train_dl)):
                 one_batch(learn, xb, yb, dispatch)
                 if state.stop_epoch:
                     break

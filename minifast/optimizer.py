@@ -164,18 +164,19 @@ class OptimWrapper:
             raise ValueError(
                 f"{type(self.opt).__name__} has no momentum to set; take SGD, RMSprop or one of Adam's family."
             )
+        param_groups = self.opt.param_groups
         for indices, one in zip(self._groups, per_group(value, len(self._groups), name), strict=True):
             for i in indices:
-                self._set(self.opt.param_groups[i], i, name, one)
-
-    def _set(self, group: dict[str, Any], index: int, name: str, value: float) -> None:
-        if name == "wd":
-            self._wd[index] = value if self._decays[index] else 0.0
-            group["weight_decay"] = self._wd[index] if self._decoupled else 0.0
-        elif name == "mom" and self._momentum_key == "betas":
-            group["betas"] = (value, *group["betas"][1:])
-        else:
-            group["momentum" if name == "mom" else name] = value
+                group = param_groups[i]
+                if name == "lr":
+                    group["lr"] = one
+                elif name == "wd":
+                    self._wd[i] = one if self._decays[i] else 0.0
+                    group["weight_decay"] = self._wd[i] if self._decoupled else 0.0
+                elif self._momentum_key == "betas":
+                    group["betas"] = (one, *group["betas"][1:])
+                else:
+                    group["momentum"] = one
 
     def step(self) -> None:
         """Decay the weights where the torch optimizer would not, then let it step."""

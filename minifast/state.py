@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
 
@@ -165,6 +165,13 @@ class Losses(Sequence[float]):
         else:
             self._waiting.append(loss.detach().view(()))
 
+    def restore(self, values: Sequence[float]) -> None:
+        """Hold ``values`` and nothing else, as if they had been appended one by one."""
+        self._waiting.clear()
+        self._values[:] = values
+        self._smoothed.clear()
+        self._average = SmoothenValue(self._average.beta)
+
     def truncate(self, n: int) -> None:
         """Forget all but the first ``n`` losses."""
         del self.read()[n:]
@@ -234,12 +241,18 @@ class State:
         self.last_loss: Any = None
         self.last_metrics: list[Any] = []
         self.exception: BaseException | bool = False
+        self.rest: Callable[[Any], Any] | None = None
 
     @property
     def smooth_loss(self) -> Tensor | None:
         """The moving average of the training losses so far, before callbacks changed them."""
         smoothed = self.raw_losses.smoothed()
         return torch.tensor(smoothed[-1]) if smoothed else None
+
+    def batches(self, loader: Any) -> Any:
+        """Return the batches of this epoch that are still to do: all, or after a resume the rest."""
+        rest, self.rest = self.rest, None
+        return loader if rest is None else rest(loader)
 
     def begin_epoch(self) -> None:
         """Start counting an epoch's batches."""

@@ -229,6 +229,16 @@ def test_methods_set_on_an_instance_are_checked_before_the_first_batch(event, me
     assert all(torch.equal(before, now) for before, now in zip(weights, learn.model.parameters(), strict=True))
 
 
+def test_an_attribute_that_cannot_be_called_is_no_event() -> None:
+    class Mine(Callback):
+        on_device = "cpu"
+
+        def __init__(self):
+            self.on_gpu = False
+
+    toy_learner(callbacks=[Mine()]).fit(1)
+
+
 def test_a_method_set_on_an_instance_is_called() -> None:
     seen = []
     callback = Callback()
@@ -543,6 +553,17 @@ def test_what_a_learner_callback_lacks_is_the_learners() -> None:
         mine.no_such_thing  # noqa: B018
     with pytest.raises(AttributeError, match="_private"):
         mine._private  # noqa: B018
+
+
+def test_a_learner_callback_does_not_take_the_place_of_what_the_learner_has() -> None:
+    class Model(LearnerCallback):
+        pass
+
+    learn = toy_learner(callback_fns=[Model])
+    model = learn.model
+    with pytest.raises(CallbackError, match=r"Model.*learn\.model"):
+        learn.fit(1)
+    assert learn.model is model
 
 
 def test_a_learner_callback_that_forgot_its_base_says_so() -> None:

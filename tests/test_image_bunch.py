@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import pickle
 import warnings
 import weakref
 from pathlib import Path
@@ -337,6 +338,15 @@ def test_one_grey_picture_in_front_does_not_hide_the_size_of_the_coloured_ones(t
 def test_a_set_that_does_not_fit_leaves_no_cache(tree, empty_home):
     all_of(bunch(tree, memory=0, num_workers=0).train_dl)
     assert not empty_home.exists()
+
+
+def test_workers_are_sent_the_names_of_files_and_no_pictures(tree):
+    def sent() -> int:
+        return len(pickle.dumps(bunch(tree, memory=0, num_workers=0).train_ds))
+
+    before = sent()
+    bunch(tree)  # leaves all pictures in the cache
+    assert sent() == before
 
 
 def test_looking_at_a_batch_from_the_files_keeps_the_order(tree):
@@ -715,12 +725,9 @@ def test_a_model_with_other_outputs_than_classes_is_refused(tree):
 
 @pytest.fixture(scope="module")
 def mnist(mnist_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> ImageDataBunch:
-    before = snapshot(mnist_sample)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MINIFAST_HOME", str(tmp_path_factory.mktemp("home")))
-        data = ImageDataBunch.from_folder(mnist_sample, seed=0, device="cpu")
-    assert snapshot(mnist_sample) == before
-    return data
+        return ImageDataBunch.from_folder(mnist_sample, seed=0, device="cpu")
 
 
 def test_mnist_sample_is_what_fastai_makes_of_it(mnist):

@@ -175,6 +175,18 @@ def test_two_schedules_in_one_fit_put_back_what_was_before_both() -> None:
     assert (learn.opt.lr, learn.opt.mom) == (0.05, 0.9)
 
 
+def test_an_error_before_the_schedules_began_stays_what_it_is() -> None:
+    class Raises(Callback):
+        _order = -50
+
+        def on_train_begin(self):
+            raise RuntimeError("early")
+
+    learn = toy_learner(opt_func=torch.optim.Adagrad, callbacks=[Raises()])
+    with pytest.raises(RuntimeError, match="early"):
+        learn.fit(1, callbacks=[ScheduledParameters(learn, {"mom": linear(0.9, 0.8)}, n_batches=3)])
+
+
 def test_weight_decay_may_follow_a_schedule_too() -> None:
     learn = toy_learner(wd=0.1)
     seen = []

@@ -122,11 +122,26 @@ class Recorder(LearnerCallback):
         if values:
             self.metrics.append(values)
         missing = [None] * (len(self.metrics_names) - len(values))
-        row = [epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing]
-        seconds = time.perf_counter() - self._start
-        self.rows.append([*row, seconds] if self.add_time else row)
+        seconds = [time.perf_counter() - self._start] if self.add_time else []
+        self.rows.append([epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing, *seconds])
+        self._write(self.rows[-1])
+
+    def _write(self, row: Sequence[Any]) -> None:
         if not self.silent:
-            self.pbar.write([*map(cell, row), *([clock(seconds)] if self.add_time else [])], table=True)
+            cells = [*map(cell, row[:-1]), clock(row[-1])] if self.add_time else [*map(cell, row)]
+            self.pbar.write(cells, table=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the record: lists of numbers."""
+        kept = ("lrs", "moms", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
+        return {name: list(getattr(self, name)) for name in kept}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take a record over, and write its rows into the table."""
+        self._losses.restore(state["raw_losses"])
+        vars(self).update({name: values for name, values in state.items() if name != "raw_losses"})
+        for row in self.rows:
+            self._write(row)
 
     def on_train_end(self) -> None:
         """Drop the loss of a batch that was never stepped on, because the fit ended in it."""

@@ -87,6 +87,10 @@ class Pictures:
             part.labels.append(self.labels[i])
         return part
 
+    def __getstate__(self) -> dict[str, Any]:
+        # A worker process reads files; it is not to be sent the decoded pictures.
+        return {name: value for name, value in self.__dict__.items() if name != "_kept"}
+
     def __len__(self) -> int:
         return len(self.listing)
 

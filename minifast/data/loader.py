@@ -97,8 +97,17 @@ class DeviceDataLoader(BatchLoader):
         return len(self.dl)
 
     def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def batches(self, first: int = 0, then: Callable[[], None] | None = None) -> Iterator[Any]:
+        """Yield the batches from ``first`` on; those before are read and dropped, and ``then`` is called."""
         try:
-            for batch in self.dl:
+            batches = iter(self.dl)
+            for _ in range(first):
+                next(batches, None)
+            if then is not None:
+                then()
+            for batch in batches:
                 yield self._transformed(to_device(batch, self.device))
         except DataError as error:  # which comes from a worker process wrapped into its traceback
             # Its text has the worker's frames; its own would keep the loader and its workers alive.
@@ -160,15 +169,36 @@ class TensorLoader(BatchLoader):
         return n // bs if self.drop_last else -(-n // bs)
 
     def __iter__(self) -> Iterator[Any]:
+        return self.batches()
+
+    def batches(self, first: int = 0, then: Callable[[], None] | None = None) -> Iterator[Any]:
+        """Yield the batches from ``first`` on, without making those before; ``then`` is called before the first."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         n = len(self.x)
         order = to_device(order_of(n, self.seed, epoch) if self.shuffle else torch.arange(n), self.device)
-        for i in range(len(self)):
+        if then is not None:
+            then()
+        for i in range(first, len(self)):
             yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
 
     def _batch(self, rows: Tensor) -> Any:
         x, y = self.x[rows], self.y[rows]  # copies, so that a callback may write into a batch
         return self._transformed((as_pictures(x) if is_picture(x) else x, y))
+
+
+class Rest:
+    """The batches of a loader that an epoch has left, when ``done`` of them are done already."""
+
+    def __init__(self, loader: Any, done: int, then: Callable[[], None]) -> None:
+        self.loader = loader
+        self.done = done
+        self.then = then
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.done)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.loader.batches(self.done, self.then))
 
 
 def as_pictures(x: Tensor) -> Tensor:
