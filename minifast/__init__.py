@@ -1,7 +1,6 @@
 """A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
 
-from minifast.callback import Callback, Dispatcher, LearnerCallback
-from minifast.callbacks.checkpointer import Checkpointer
+from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
@@ -11,6 +10,7 @@ from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import get_image_files
 from minifast.data.loader import DeviceDataLoader, TensorLoader
 from minifast.data.urls import URLs, untar_data
+from minifast.dispatcher import Dispatcher
 from minifast.errors import (
     CallbackError,
     DataError,
@@ -53,7 +53,6 @@ __all__ = [
     "AverageMetric",
     "Callback",
     "CallbackError",
-    "Checkpointer",
     "DataBunch",
     "DataError",
     "DatasetType",

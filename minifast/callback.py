@@ -1,19 +1,18 @@
-"""What a callback is, the check of its contract, and the dispatcher that brings events to callbacks."""
+"""What a callback is, and the check of its contract."""
 
 from __future__ import annotations
 
 import inspect
 import re
 import weakref
-from collections.abc import Callable, Sequence
-from operator import attrgetter
+from collections.abc import Callable
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
 from minifast.errors import CallbackError, did_you_mean
-from minifast.state import EVENTS, FIRST_KNOWN, State
+from minifast.state import EVENTS, FIRST_KNOWN
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -126,7 +125,7 @@ def check_contract(owner: type | Callback) -> None:
     """
     name = owner.__name__ if isinstance(owner, type) else type(owner).__name__
     for attribute in dir(owner):
-        if attribute.startswith("on_") and attribute not in EVENTS:
+        if attribute.startswith("on_") and attribute not in EVENTS and callable(getattr(owner, attribute)):
             raise CallbackError(f"{name}.{attribute}: there is no such event.{did_you_mean(attribute, EVENTS)}")
     for event in EVENTS:
         method = overrides(owner, event)
@@ -207,7 +206,12 @@ class LearnerCallback(Callback):
 
     def __init__(self, learn: Learner) -> None:
         self.learn = learn
-        setattr(learn, snake_case(type(self).__name__), self)
+        name = snake_case(type(self).__name__)
+        if not isinstance(getattr(learn, name, self), Callback):
+            raise CallbackError(
+                f"A callback {type(self).__name__} would replace learn.{name}; give its class another name."
+            )
+        setattr(learn, name, self)
 
     @property
     def learn(self) -> Learner:
@@ -229,119 +233,3 @@ class LearnerCallback(Callback):
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "_learn"}
-
-
-class Call(NamedTuple):
-    """One entry of the plan: what makes the call, with the fields that the method asks for, and its name for errors."""
-
-    make: Callable[[], Any]
-    name: str
-
-
-class Dispatcher:
-    """Brings each event to the callbacks that override it, and what they return into the state.
-
-    Metrics go before callbacks, and only see validation. Callbacks go by ``_order``, then in the order given. The plan
-    (who overrides what, and asks for which fields) is made once, here.
-    """
-
-    def __init__(self, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()) -> None:
-        self.state = state
-        self.callbacks = sorted(callbacks, key=lambda callback: callback._order)
-        self.metrics = list(metrics)
-        for callback in (*self.metrics, *self.callbacks):
-            check_contract(callback)
-        self._known: list[str] = []
-        self._seen: set[str] = set()
-        self._calls = {event: self._plan(event, self.callbacks) for event in EVENTS}
-        self._metric_calls = {event: self._plan(event, self.metrics) for event in EVENTS}
-
-    def _plan(self, event: str, callbacks: Sequence[Callback]) -> list[Call]:
-        plan = []
-        for callback in callbacks:
-            if method := overrides(callback, event):
-                name = f"{type(callback).__name__}.{event}"
-                plan.append(Call(self._call(method, wants(method, event, name)), name))
-        return plan
-
-    def _call(self, method: Callable[..., Any], asked: Wants) -> Callable[[], Any]:
-        # What is asked for is known here, once; what is left for each batch is to fetch it.
-        state, known = self.state, self._known
-        needed, optional, everything = asked
-        if everything or optional:
-
-            def make() -> Any:
-                names = known if everything else [name for name in optional if name in known]
-                return method(**{name: getattr(state, name) for name in (*names, *needed)})
-
-            return make
-        if len(needed) > 1:
-            fetch = attrgetter(*needed)
-            return lambda: method(**dict(zip(needed, fetch(state), strict=True)))
-        if needed:
-            (only,) = needed
-            return lambda: method(**{only: getattr(state, only)})
-        return method
-
-    def __call__(self, event: str, metrics: bool = False) -> None:
-        """Let ``event`` happen, with ``metrics`` for the metrics too, before the callbacks."""
-        if event not in self._seen:
-            self._seen.add(event)
-            self._known += EVENTS[event].first_known
-        if metrics:
-            for make, name in self._metric_calls[event]:
-                self._take(make(), event, name)
-        for make, name in self._calls[event]:
-            changes = make()
-            if changes is not None:
-                self._take(changes, event, name)
-
-    def jump_to_epoch(self) -> None:
-        """Tell every callback where training starts, if that is not at epoch 0."""
-        if self.state.epoch:
-            self.state.pbar.epochs_done(self.state.epoch)
-            for callback in (*self.metrics, *self.callbacks):
-                callback.jump_to_epoch(self.state.epoch)
-
-    def end(self) -> None:
-        """Close the bar and let ``on_train_end`` happen for every callback, also when one of them fails.
-
-        The first failure is raised, or noted on the exception that ended the run.
-        """
-        state = self.state
-        failures: list[BaseException] = []
-        self._known += EVENTS["on_train_end"].first_known
-        closing = Call(lambda: state.pbar.close(interrupted=bool(state.exception)), "the bar")
-        for make, name in (closing, *self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
-            try:
-                self._take(make(), "on_train_end", name)
-            except BaseException as failure:  # a Ctrl-C here must not keep the others from closing
-                failures.append(failure)
-        # An exception knows the frames it came through; a frame that knows the exception would keep the learner alive.
-        ended_by, state.exception = state.exception, False
-        try:
-            if failures and not ended_by:
-                raise failures[0]
-            if failures and hasattr(ended_by, "add_note"):
-                ended_by.add_note(f"While the run was ended, this failed too: {failures!r}")
-        finally:
-            del failures, ended_by
-
-    def _take(self, changes: Any, event: str, where: str) -> None:
-        if changes is None:
-            return
-        if not isinstance(changes, dict):
-            example = next(iter(EVENTS[event].may_return), None)
-            hint = f", such as {{'{example}': ...}}" if example else ", and this one changes none"
-            raise CallbackError(
-                f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes{hint}."
-            )
-        allowed = EVENTS[event].may_return
-        for name, value in changes.items():
-            if name not in allowed:
-                events = [other for other, spec in EVENTS.items() if name in spec.may_return]
-                reason = f"it may be returned at {', '.join(events)}" if events else "no callback may change it"
-                if name not in FIRST_KNOWN:
-                    reason = f"there is no such field.{did_you_mean(name, allowed)}".rstrip(".")
-                raise CallbackError(f"{where} returned {name}: {reason}.")
-            setattr(self.state, name, value)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -67,7 +67,7 @@ def preserved(learn: Learner) -> Iterator[None]:
 def random_states() -> dict[str, Any]:
     """Return the states of all global generators, as tensors and plain values."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     states["numpy"] = [kind, keys.tolist(), *rest]
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state_all()

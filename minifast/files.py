@@ -86,7 +86,7 @@ MARK = b"minifast checkpoint 1\n"
 
 
 def write_checked(values: Any, file: Path) -> None:
-    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``, until this one is whole."""
+    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``."""
     buffer = io.BytesIO()
     torch.save(values, buffer)
     content = buffer.getvalue()

@@ -8,30 +8,30 @@ from pathlib import Path
 from typing import IO, Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from minifast import checkpoint, files, loop
-from minifast.callback import Callback, Dispatcher, check_callback_fns, check_callbacks
+from minifast.callback import Callback, check_callback_fns, check_callbacks
 from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file, is_slice, plain_call
 from minifast.callbacks.guard import Guard, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.checkpoint import evaluating, preserved
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.checkpoint import preserved
+from minifast.data.bunch import DataBunch
+from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_callable, check_count, check_number
 from minifast.metrics import as_metric, name_of
 from minifast.optimizer import AdamW, OptimWrapper, per_group, spread
-from minifast.predictions import Collector, activation_of, item_losses
-from minifast.progress import Silent, make_bar
-from minifast.state import State
-from minifast.summary import summary
+from minifast.predictions import Predictor
+from minifast.progress import make_bar
+from minifast.state import State, listed
 
 LearningRate = float | slice | Sequence[float]
 
 
-class Learner:
+class Learner(Predictor):
     """Trains ``model`` on ``data``.
 
     Args:
@@ -98,15 +98,15 @@ class Learner:
         if chosen is None:
             raise DataError("The data do not say which loss fits them; give the Learner a loss_func.")
         self.loss_func: Callable[..., Any] = check_callable("loss_func", chosen)
-        self.metrics = _listed(metrics)
+        self.metrics = listed(metrics)
         for metric in self.metrics:
             as_metric(metric)
         self.wd = wd
         self.bn_wd = bn_wd
         self.path = Path(data.path if path is None else path)
         self.model_dir = Path(model_dir)
-        self.callback_fns = check_callback_fns(_listed(callback_fns))
-        self.callbacks = check_callbacks(_listed(callbacks))
+        self.callback_fns = check_callback_fns(listed(callback_fns))
+        self.callbacks = check_callbacks(listed(callbacks))
         self.layer_groups = list(layer_groups) if layer_groups is not None else [self.model]
         self.silent = silent
         self.opt: Any = None
@@ -153,7 +153,7 @@ class Learner:
         """
         epochs = check_count("epochs", epochs)
         call = plain_call("fit", epochs=epochs, lr=lr, wd=wd)
-        self._fit(epochs, lr, wd, check_callbacks(_listed(callbacks)), call, checkpoint, every, resume)
+        self._fit(epochs, lr, wd, check_callbacks(listed(callbacks)), call, checkpoint, every, resume)
 
     def fit_one_cycle(
         self,
@@ -184,7 +184,7 @@ class Learner:
             "fit_one_cycle", cyc_len=cyc_len, max_lr=max_lr, moms=moms, div_factor=div_factor, pct_start=pct_start,
             final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup,
         )  # fmt: skip
-        extra = [*check_callbacks(_listed(callbacks)), scheduler]
+        extra = [*check_callbacks(listed(callbacks)), scheduler]
         self._fit(cyc_len, max_lr, wd, extra, call, checkpoint, every, resume)
 
     def resume(self, checkpoint: str, callbacks: Collection[Callback] | Callback | None = None) -> None:
@@ -195,8 +195,10 @@ class Learner:
             MinifastError: it is the run of another model or other data.
         """
         values, _ = files.read_checked(checkpoint_file(self, checkpoint))
-        call = {name: slice(*value[1:]) if is_slice(value) else value for name, value in values["call"].items()}
-        getattr(self, call.pop("method"))(**call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"])
+        call: dict[str, Any] = dict(values["call"])
+        call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
+        method: Callable[..., None] = self.fit if call.pop("method") == "fit" else self.fit_one_cycle
+        method(**call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"])
 
     def lr_find(
         self,
@@ -227,64 +229,6 @@ class Learner:
             self._train(epochs, [*self._own_callbacks(recorder, Guard(self, losses=False)), finder])
         if not self.silent:
             print(f"Stopped at batch {len(recorder.lrs)}: {finder.stopped}. learn.recorder.plot() shows the losses.")
-
-    def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
-        """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""
-        dl = self.data.dl(DatasetType.Valid) if dl is None else dl
-        wrapped = [as_metric(metric) for metric in (self.metrics if metrics is None else _listed(metrics))]
-        state = State(1, Silent(), wrapped, list(map(name_of, wrapped)))
-        dispatch = Dispatcher(state, self.callbacks, wrapped)
-        with evaluating(self.model):
-            dispatch("on_train_begin", metrics=True)
-            dispatch("on_epoch_begin", metrics=True)
-            loss = loop.validate(self, dl, dispatch)
-            if loss is None:
-                raise DataError("There is no batch to validate on; give data with at least one item.")
-            state.last_metrics = [loss]
-            dispatch("on_epoch_end", metrics=True)
-        return [
-            value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in state.last_metrics
-        ]
-
-    def get_preds(
-        self,
-        ds_type: DatasetType = DatasetType.Valid,
-        activ: Callable[[Tensor], Tensor] | None = None,
-        with_loss: bool = False,
-        n_batch: int | None = None,
-    ) -> list[Tensor]:
-        """Return ``[predictions, targets]`` of a part of the data, on the CPU.
-
-        Args:
-            ds_type: which part.
-            activ: what turns outputs into predictions; by default what belongs to the loss: softmax for cross entropy,
-                a sigmoid for binary cross entropy, nothing otherwise.
-            with_loss: return the loss of each item too, as the third.
-            n_batch: stop after so many batches.
-        """
-        collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
-        dispatch = Dispatcher(State(1, Silent()), [*self.callbacks, collector])
-        with evaluating(self.model):
-            loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
-        if not collector.outputs:
-            raise DataError("There is no batch to predict; give data with at least one item.")
-        outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
-        predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
-        losses = [item_losses(self.loss_func, outputs, targets)] if with_loss else []
-        return [predictions, targets, *losses]
-
-    def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
-        """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.
-
-        Returns:
-            (class, its number, probabilities) for classes; (output, output, output) otherwise.
-        """
-        with evaluating(self.model), torch.no_grad():
-            output = activation_of(self.loss_func)(self.model(self.data.encode(item)))[0].cpu()
-        if self.data.classes is None:
-            return output, output, output
-        number = output.argmax()
-        return self.data.classes[int(number)], number, output
 
     def save(
         self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True
@@ -321,11 +265,6 @@ class Learner:
         target = checkpoint.model_file(self, file)
         checkpoint.load_model(self, target, device or self.data.device, strict, with_opt)
         return self
-
-    def summary(self) -> str:
-        """Return a table of the model's layers with output shapes and parameters, for one item of the data."""
-        x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
-        return summary(self.model, x)
 
     def _fit(
         self,
@@ -386,14 +325,8 @@ class Learner:
             raise
         finally:
             for name in {name for scheduler in schedulers for name in scheduler.schedules}:
-                self.opt.write(name, before[name])
-
-
-def _listed(values: Any) -> list[Any]:
-    """Return None as an empty list, one value as a list of it, and a collection as a list."""
-    if values is None:
-        return []
-    return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
+                if self.opt.read(name) != before[name]:
+                    self.opt.write(name, before[name])
 
 
 # fastai v1 has these as functions of a learner too.

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minifast.callback import Dispatcher
+from minifast.dispatcher import Dispatcher
 from minifast.state import WeightedMean, as_inputs, n_items
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
 
 
 @torch.no_grad()
-def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
+def validate(learn: Any, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
     """Return the mean loss over ``dl``, each batch weighted by its items; the model goes into evaluation mode."""
     state, mean = dispatch.state, WeightedMean()
     learn.model.eval()

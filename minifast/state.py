@@ -76,6 +76,13 @@ def as_inputs(values: Any) -> Sequence[Any]:
     return values if isinstance(values, (list, tuple)) else (values,)
 
 
+def listed(values: Any) -> list[Any]:
+    """Return None as an empty list, one value as a list of it, and a collection as a list."""
+    if values is None:
+        return []
+    return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
+
+
 def read_floats(values: Tensor) -> list[float]:
     """Return a tensor's numbers: the one place where a fit waits for its device, at an epoch's end or to redraw a bar.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Sequence
@@ -164,11 +165,11 @@ class Checkpointer(LearnerCallback):
 
 
 def _pace(every: int | str | None) -> tuple[int, float]:
-    if isinstance(every, str) and every.endswith("s") and every[:-1].replace(".", "", 1).isdecimal():
-        return 0, float(every[:-1])
-    if isinstance(every, str):
+    if not isinstance(every, str):
+        return (0 if every is None else check_count("every", every)), 0.0
+    if not re.fullmatch(r"\d+(\.\d+)?s", every):
         raise ValueError(f"every is {every!r}; it must be a number of batches, or seconds such as '60s'.")
-    return (0 if every is None else check_count("every", every)), 0.0
+    return 0, float(every[:-1])
 
 
 def checkpoint_file(learn: Learner, name: str) -> Path:
