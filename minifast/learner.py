@@ -13,7 +13,7 @@ from torch import nn
 from minifast import checkpoint, files, loop
 from minifast.callback import Callback, check_callback_fns, check_callbacks
 from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file, is_slice, plain_call
-from minifast.callbacks.guard import Guard, check_targets
+from minifast.callbacks.guard import Guard, check_outputs, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
@@ -318,6 +318,7 @@ class Learner(Predictor):
         except BaseException as error:
             self.opt.zero_grad()  # the gradients of the batch in which it ended
             if isinstance(error, IndexError):
+                check_outputs(self, state.last_output)
                 check_targets(self.loss_func, state.last_output, state.last_target)
             if isinstance(error, KeyboardInterrupt) and not self.silent:
                 total = len(self.data.train_dl)

@@ -165,6 +165,15 @@ class OptimWrapper:
                 f"{type(self.opt).__name__} has no momentum to set; take SGD, RMSprop or one of Adam's family."
             )
         param_groups = self.opt.param_groups
+        if type(value) is float and math.isfinite(value) and name != "wd":  # what a schedule sets at every batch
+            for group in param_groups:
+                if name == "lr":
+                    group["lr"] = value
+                elif self._momentum_key == "betas":
+                    group["betas"] = (value, *group["betas"][1:])
+                else:
+                    group["momentum"] = value
+            return
         for indices, one in zip(self._groups, per_group(value, len(self._groups), name), strict=True):
             for i in indices:
                 group = param_groups[i]

@@ -211,7 +211,7 @@ class Losses(Sequence[float]):
     @overload
     def __getitem__(self, index: slice) -> list[float]: ...
     def __getitem__(self, index: int | slice) -> float | list[float]:
-        return self.read()[index]
+        return (self.read() if self._waiting else self._values)[index]
 
     def __iter__(self) -> Iterator[float]:
         return iter(self.read())

@@ -31,25 +31,11 @@ class Guard(LearnerCallback):
         self.losses = losses
         self._checked = False
 
-    def on_loss_begin(self, last_output: Any, last_target: Any) -> None:
-        """Compare the first outputs and targets with the number of classes."""
-        if self._checked:
-            return
-        self._checked = True
-        loss_func = self.learn.loss_func
-        if not _is_cross_entropy(loss_func) or not isinstance(last_output, torch.Tensor) or last_output.ndim < 2:
-            return
-        n_outputs, n_classes = last_output.shape[1], self.learn.data.c
-        if n_classes is not None and n_outputs != n_classes:
-            raise DataError(
-                f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
-                f"({_few(self.learn.data.classes)}); make the last layer {n_classes} wide."
-            )
-        if last_target.device.type == "cpu":  # a device would have to be waited for
-            check_targets(loss_func, last_output, last_target)
-
-    def on_backward_begin(self, raw_losses: Losses, epoch: int, num_batch: int) -> None:
-        """Stop at a loss that is NaN or infinite."""
+    def on_backward_begin(self, last_output: Any, raw_losses: Losses, epoch: int, num_batch: int) -> None:
+        """Compare the first outputs with the classes; stop at a loss that is NaN or infinite."""
+        if not self._checked:
+            self._checked = True
+            check_outputs(self.learn, last_output)
         if self.losses and raw_losses.on_cpu and not math.isfinite(raw_losses[-1]):
             self._stop(raw_losses[-1], epoch, num_batch)
 
@@ -72,6 +58,18 @@ class Guard(LearnerCallback):
 def _few(names: Any) -> str:
     shown = ", ".join(map(str, list(names)[:5]))
     return shown if len(names) <= 5 else f"{shown}, …"
+
+
+def check_outputs(learn: Learner, output: Any) -> None:
+    """Refuse outputs of another width than there are classes."""
+    if not _is_cross_entropy(learn.loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
+        return
+    n_outputs, n_classes = output.shape[1], learn.data.c
+    if n_classes is not None and n_outputs != n_classes:
+        raise DataError(
+            f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
+            f"({_few(learn.data.classes)}); make the last layer {n_classes} wide."
+        )
 
 
 def _is_cross_entropy(loss_func: Any) -> bool:

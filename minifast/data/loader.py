@@ -34,11 +34,11 @@ def order_of(n: int, seed: int, epoch: int) -> Tensor:
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors, and tuples, lists and dicts of them, to ``device``."""
     if isinstance(values, Tensor):
-        return values.to(device, non_blocking=True)
+        return values if values.device == device else values.to(device, non_blocking=True)
     if isinstance(values, tuple) and hasattr(values, "_fields"):
         return type(values)(*(to_device(value, device) for value in values))
     if isinstance(values, (list, tuple)):
-        return type(values)(to_device(value, device) for value in values)
+        return type(values)([to_device(value, device) for value in values])
     if isinstance(values, dict):
         return {key: to_device(value, device) for key, value in values.items()}
     return values
