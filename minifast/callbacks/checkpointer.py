@@ -131,6 +131,7 @@ class Checkpointer(LearnerCallback):
             "num_batch": num_batch,
             "iteration": iteration,
             "weights": learn.model.state_dict(),
+            "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
             "opt": learn.opt.state_dict(),
             "position": self._position,
             "random_at_epoch": self._random_at_epoch,
@@ -155,6 +156,8 @@ class Checkpointer(LearnerCallback):
             raise MinifastError(f"{self.file} was kept with the callbacks {names}, and here are {here}; use the same.")
         state, learn = self._state, self.learn
         learn.model.load_state_dict(found["weights"])
+        for name, parameter in learn.model.named_parameters():
+            parameter.grad = found["gradients"].get(name)  # of batches whose step is still to come
         learn.opt.load_state_dict(found["opt"])
         state.epoch, state.iteration = found["epoch"], found["iteration"]
         for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):

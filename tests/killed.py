@@ -1,0 +1,137 @@
+"""Kill a run at random moments, start it again until it finishes, and compare it with one that was left alone.
+
+``python tests/killed.py KILLS FOLDER`` prints, as JSON, how often each kind of run was killed and whether its weights,
+lists and table were equal to the bit. One process imports torch and forks a child for each start.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from minifast import Callback, DataBunch, Learner, TensorLoader, accuracy
+
+N_BATCHES, EPOCHS = 10, 5
+
+
+class Accumulate(Callback):
+    """Steps every third batch."""
+
+    def __init__(self) -> None:
+        self.waiting = 0
+
+    def on_backward_end(self):
+        self.waiting = (self.waiting + 1) % 3
+        if self.waiting:
+            return {"skip_step": True, "skip_zero": True}
+        return None
+
+
+def noisy(batch):
+    x, y = batch
+    return x + 0.1 * torch.randn_like(x), y
+
+
+def learner(kind: str, folder: Path) -> Learner:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(20 * N_BATCHES + 7, 10, generator=generator)
+    y = (x.sum(1) > 0).long()
+    valid = TensorLoader(x, y, 64, device="cpu")
+    if kind == "DataLoader, own generator":
+        own = torch.Generator().manual_seed(5)
+        train = DataLoader(TensorDataset(x, y), 20, shuffle=True, drop_last=True, generator=own)
+    elif kind == "DataLoader, global generator":
+        train = DataLoader(TensorDataset(x, y), 20, shuffle=True, drop_last=True)
+    else:
+        train = TensorLoader(x, y, 20, shuffle=True, seed=3, device="cpu")
+    data = DataBunch(train, valid, device="cpu", path=folder)
+    data.train_dl.add_tfm(noisy)
+    torch.manual_seed(1)
+    model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+    sgd = {"opt_func": lambda params, lr: torch.optim.SGD(params, lr, momentum=0.9)} if kind == "SGD" else {}
+    callbacks = [Accumulate()] if kind == "accumulation" else []
+    return Learner(data, model, metrics=[accuracy], callbacks=callbacks, silent=True, **sgd)
+
+
+KINDS = ("AdamW", "SGD", "accumulation", "DataLoader, own generator", "DataLoader, global generator")
+
+
+def outcome(learn: Learner) -> dict:
+    recorder = learn.recorder
+    rows = [row[:-1] for row in recorder.rows]  # but for the seconds
+    lists = [recorder.lrs, recorder.moms, recorder.raw_losses, recorder.losses, recorder.val_losses, recorder.metrics]
+    return {"weights": learn.model.state_dict(), "lists": [*map(list, lists)], "rows": rows}
+
+
+def train(kind: str, folder: Path, checkpoint: str | None) -> None:
+    learn = learner(kind, folder)
+    random.seed(2)
+    torch.manual_seed(2)
+    learn.fit_one_cycle(EPOCHS, 1e-2, checkpoint=checkpoint, every=2 if checkpoint else None)
+    torch.save(outcome(learn), folder / "outcome.partial")
+    (folder / "outcome.partial").rename(folder / "outcome.pth")
+
+
+def start(kind: str, folder: Path, checkpoint: str | None, patience: float | None) -> bool:
+    """Train in a child that is killed after ``patience`` seconds; return whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            train(kind, folder, checkpoint)
+        except BaseException as error:
+            print(repr(error), file=sys.stderr)
+            os._exit(1)
+        os._exit(0)
+    deadline = None if patience is None else time.monotonic() + patience
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG if deadline else 0)
+        if done:
+            if os.WIFEXITED(status) and os.WEXITSTATUS(status):
+                raise SystemExit(f"the run {kind} failed")
+            return os.WIFEXITED(status)
+        if deadline and time.monotonic() > deadline:
+            os.kill(child, signal.SIGKILL)
+            deadline = None
+        time.sleep(0.0005)
+
+
+def main() -> None:
+    wanted, folder = int(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    draw = random.Random(0)
+    report = []
+    for kind in KINDS:
+        alone = folder / kind / "alone"
+        alone.mkdir(parents=True)
+        begin = time.monotonic()
+        start(kind, alone, None, None)
+        whole = time.monotonic() - begin
+        expected = torch.load(alone / "outcome.pth", weights_only=True)
+        kills, runs, equal = 0, 0, True
+        while kills < wanted:
+            killed = folder / kind / f"killed{runs}"
+            killed.mkdir()
+            runs += 1
+            while not start(kind, killed, "run", draw.uniform(0, 1.5 * whole)):
+                kills += 1
+            found = torch.load(killed / "outcome.pth", weights_only=True)
+            weights = zip(expected["weights"].values(), found["weights"].values(), strict=True)
+            equal &= all(torch.equal(a, b) for a, b in weights)
+            equal &= found["lists"] == expected["lists"] and found["rows"] == expected["rows"]
+            left = sorted(path.name for path in (killed / "models").iterdir())
+            equal &= left == ["run.checkpoint", "run.previous.checkpoint"]
+        report.append({"kind": kind, "kills": kills, "runs": runs, "equal": equal})
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    main()
