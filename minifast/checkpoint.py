@@ -87,13 +87,15 @@ def set_random_states(states: dict[str, Any]) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-def model_file(learn: Learner, file: str | Path | IO[bytes]) -> Path | IO[bytes]:
-    """Return where ``file`` is: an open file as it is, a name in the learner's model folder."""
+def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = False) -> Path | IO[bytes]:
+    """Return where ``file`` is: an open file as it is, a name in the learner's model folder, or ``anywhere`` a path."""
     if not isinstance(file, (str, Path)):
         return file
     folder = learn.path / learn.model_dir
-    target = folder / f"{file}.pth"
-    if not target.resolve().is_relative_to(folder.resolve()):
+    if not str(file):
+        raise ValueError("The name of the file is empty; give one.")
+    target = folder / f"{str(file).removesuffix('.pth')}.pth"
+    if not anywhere and not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
     return target
 
@@ -126,4 +128,5 @@ def load_model(
         model.load_state_dict(before)
         if isinstance(error, OptimizerStateError):
             raise DataError(f"{file} holds another optimizer's state: {error} Load it with with_opt=False.") from error
-        raise DataError(f"{file} belongs to another model than this learner's: {error}") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} belongs to another model than this learner's: {reason}") from error

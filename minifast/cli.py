@@ -15,7 +15,7 @@ from typing import Any
 from minifast.errors import DownloadError, did_you_mean
 
 DEFAULT_DATA = "mnist_sample"
-WAIT = 8.0  # seconds for a server's answer, so that a machine without network is told so within ten
+WAIT = 6.0  # seconds for a server's answer, so that a machine without network is told so within ten
 
 
 class WrongUseError(Exception):
@@ -49,7 +49,7 @@ def parser() -> argparse.ArgumentParser:
     add("--lr", type=_rate, default="auto", metavar="RATE",
         help="the highest learning rate, such as 5e-2; auto (the default) finds one")  # fmt: skip
     add("--bs", type=_count, default=64, metavar="N", help="pictures a batch (default: 64)")
-    add("--wd", type=_share, default=1e-2, metavar="X", help="weight decay (default: 0.01)")
+    add("--wd", type=_decay, default=1e-2, metavar="X", help="weight decay (default: 0.01)")
     add("--arch", default="simple_cnn", metavar="NAME",
         help="simple_cnn (the default), or a classifier of torchvision, such as resnet18, untrained")  # fmt: skip
     add("--size", type=_count, metavar="N", help="crop and scale the pictures to N × N (needed where sizes differ)")
@@ -75,6 +75,16 @@ def _share(text: str) -> float:
         value = -1.0
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to below 1")
+    return value
+
+
+def _decay(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
     return value
 
 
@@ -107,14 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.debug:
             raise
         message = " ".join(str(error).split()) or type(error).__name__
+        message = message.replace("valid_pct=0.2", "--valid-pct 0.2").replace("size=224", "--size 224")
         print(f"minifast: {message}", file=sys.stderr)
         return 1
     return 0
 
 
 def train(options: argparse.Namespace) -> None:
-    """Find a learning rate, train one cycle, and write the results."""
+    """Find a learning rate, train one cycle, and write the results, also of a training that ended early."""
     out = options.out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
+    if out == Path():
+        raise WrongUseError("--out is the current folder; give a folder for the results.")
     if out.exists() and not out.is_dir():
         raise WrongUseError(f"--out {out} is a file; give a folder.")
     folder = find_data(options.data)
@@ -133,34 +146,66 @@ def train(options: argparse.Namespace) -> None:
         options.seed = torch.seed() % 2**31
     torch.manual_seed(options.seed)
     data = ImageDataBunch.from_folder(
-        folder, valid_pct=options.valid_pct, seed=options.seed, size=options.size, bs=options.bs, device=options.device
+        folder,
+        valid_pct=options.valid_pct,
+        seed=options.seed,
+        size=options.size,
+        bs=options.bs,
+        device=check_device(options.device),
     )
-    out.mkdir(parents=True, exist_ok=True)  # before the training, which a folder that cannot be made would waste
-    learn = Learner(data, make_model(options.arch, data.c or 0), metrics=[accuracy], wd=options.wd, path=out)
+    model = make_model(options.arch, data.c or 0)
+    learn = Learner(data, model, metrics=[accuracy], wd=options.wd, path=out, model_dir=".")
+    try:
+        out.mkdir(parents=True, exist_ok=True)  # before the training, which a folder that cannot be made would waste
+    except OSError as error:
+        raise WrongUseError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
     print(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation pictures of {data.c} classes.")
     pictures: dict[str, Any] = {}
     rate = options.lr
-    if rate == "auto":
-        print("Looking for a learning rate.", flush=True)
-        learn.silent = True
-        learn.lr_find()
-        learn.silent = False
-        pictures["lr_find.png"] = learn.recorder.plot(suggestion=True, return_fig=True)
-        rate = suggest_lr(learn.recorder.lrs, learn.recorder.losses)
-        print(f"Training at a highest learning rate of {rate:.2g}.")
-    learn.fit_one_cycle(options.epochs, rate)
-    recorder = learn.recorder
-    pictures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
-    pictures["losses.png"] = recorder.plot_losses(return_fig=True)
-    ran = {**vars(options), "data": str(folder), "out": str(out), "lr": rate, "lr_option": options.lr}
-    ran["device"] = str(data.device)
-    written = write_results(out, learn, pictures, {k: v for k, v in ran.items() if k not in ("command", "debug")})
-    print(f"Wrote {', '.join(written)} to {out}.")
+    try:
+        if rate == "auto":
+            print("Looking for a learning rate.", flush=True)
+            learn.silent = True
+            learn.lr_find()
+            learn.silent = False
+            pictures["lr_find.png"] = learn.recorder.plot(suggestion=True, return_fig=True)
+            rate = suggest_lr(learn.recorder.lrs, learn.recorder.losses)
+            print(f"Training at a highest learning rate of {rate:.2g}.", flush=True)
+        learn.fit_one_cycle(options.epochs, rate)
+    finally:
+        ran = {name: value for name, value in vars(options).items() if name not in ("command", "debug")}
+        ran |= {"data": str(folder), "out": str(out), "device": str(data.device), "lr": rate, "lr_option": options.lr}
+        written = write_results(out, learn, pictures, {**ran, "classes": data.classes, "versions": versions()})
+        print(f"Wrote {', '.join(written)}\nto {out}.", flush=True)
+    score = learn.recorder.metrics[-1][0]
+    if score < 1.05 / (data.c or 1):
+        print(f"An accuracy of {score:.3f} is no better than chance: try another --seed, or give a lower --lr.")
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a result depends on."""
+    from importlib import metadata
+
+    from minifast import __version__
+
+    return {"minifast": __version__, **{name: metadata.version(name) for name in ("torch", "torchvision")}}
+
+
+def check_device(name: str | None) -> str | None:
+    """Return ``name`` if this machine has that device."""
+    import torch
+
+    if name is not None:
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise WrongUseError(f"--device {name} is not to be had here; leave it out, or give cpu.") from error
+    return name
 
 
 def find_data(data: str) -> Path:
     """Return the folder that ``data`` means: a folder, or a data set's name; the default's stand-in without network."""
-    from minifast.data.urls import URLs, untar_data
+    from minifast.data.urls import URLs, home, untar_data
 
     if Path(data).is_dir():
         return Path(data)
@@ -172,12 +217,12 @@ def find_data(data: str) -> Path:
     try:
         return untar_data(names[data.lower()], timeout=WAIT)
     except DownloadError as error:
-        if data.lower() != DEFAULT_DATA:
-            raise
+        archive = f"{names[data.lower()].rpartition('/')[2]}.tgz"
+        if data.lower() != DEFAULT_DATA or any(p.exists() for p in (Path("data") / archive, home() / "data" / archive)):
+            raise  # an archive that the user put there is not to be replaced by other pictures
         from minifast.data.drawn import draw_sample
 
-        reason = " ".join(str(error).split())
-        print(f"No {DEFAULT_DATA} here ({reason}) Training on a drawn sample of 3s and 7s instead.", flush=True)
+        print(f"{' '.join(str(error).split())} Training on a drawn sample of 3s and 7s instead.", flush=True)
         return draw_sample()
 
 
@@ -199,17 +244,25 @@ def make_model(arch: str, n_classes: int) -> Any:
 
 def write_results(out: Path, learn: Any, pictures: dict[str, Any], options: dict[str, Any]) -> list[str]:
     """Write model, history, pictures and options into ``out``, each file whole or not at all; return their names."""
+    import matplotlib.pyplot as plt
+
     from minifast.files import replacing
 
-    learn.model_dir = Path()
-    learn.save("model")
-    with replacing(out / "history.csv") as file, file.open("w", newline="") as stream:
-        writer = csv.writer(stream)
-        writer.writerow(learn.recorder.names)
-        writer.writerows(learn.recorder.rows)
+    recorder = learn.recorder
+    written = []
+    if recorder.lrs and recorder.nb_batches:
+        pictures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
+        pictures["losses.png"] = recorder.plot_losses(return_fig=True)
+        learn.save("model")
+        with replacing(out / "history.csv") as file, file.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(recorder.names)
+            writer.writerows([*row[:-1], round(row[-1], 3)] for row in recorder.rows)
+        written = ["model.pth", "history.csv"]
     for name, figure in pictures.items():
         with replacing(out / name) as file:
             figure.savefig(file, dpi=120, format="png")
+        plt.close(figure)
     with replacing(out / "options.json") as file:
         file.write_text(json.dumps(options, indent=2, default=str) + "\n")
-    return ["model.pth", "history.csv", *pictures, "options.json"]
+    return [*written, *pictures, "options.json"]

@@ -23,7 +23,7 @@ from minifast.data.bunch import DataBunch
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_callable, check_count, check_number
 from minifast.metrics import as_metric, name_of
-from minifast.optimizer import AdamW, OptimWrapper, per_group, spread
+from minifast.optimizer import AdamW, OptimWrapper, check_groups, per_group, spread
 from minifast.predictions import Predictor
 from minifast.progress import make_bar
 from minifast.state import State, listed
@@ -107,10 +107,13 @@ class Learner(Predictor):
         self.model_dir = Path(model_dir)
         self.callback_fns = check_callback_fns(listed(callback_fns))
         self.callbacks = check_callbacks(listed(callbacks))
-        self.layer_groups = list(layer_groups) if layer_groups is not None else [self.model]
+        self.layer_groups = [self.model] if layer_groups is None else check_groups(self.model, list(layer_groups))
         self.silent = silent
         self.opt: Any = None
         self.recorder = Recorder(self)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({type(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
 
     def create_opt(self, lr: LearningRate, wd: float | Sequence[float] = 0.0) -> None:
         """Make a new optimizer, ``learn.opt``, without the state of the one before."""
@@ -252,7 +255,7 @@ class Learner(Predictor):
         """Load what ``save`` saved and return the learner; code in the file is not run.
 
         Args:
-            file: the name it was saved under, or an open file.
+            file: the name it was saved under, another file's path, or an open file.
             device: where to load to; by default where the model is.
             strict: whether the parameters' names must be the model's.
             with_opt: load the optimizer too; by default if the file has one.
@@ -262,7 +265,7 @@ class Learner(Predictor):
             FileNotFoundError, FileFormatError: there is no such file, or it is cut off or holds code.
             DataError: the file belongs to another model.
         """
-        target = checkpoint.model_file(self, file)
+        target = checkpoint.model_file(self, file, anywhere=True)
         checkpoint.load_model(self, target, device or self.data.device, strict, with_opt)
         return self
 
@@ -318,7 +321,7 @@ class Learner(Predictor):
         except BaseException as error:
             self.opt.zero_grad()  # the gradients of the batch in which it ended
             if isinstance(error, IndexError):
-                check_outputs(self, state.last_output)
+                check_outputs(self, state.last_output, state.last_target)
                 check_targets(self.loss_func, state.last_output, state.last_target)
             if isinstance(error, KeyboardInterrupt) and not self.silent:
                 total = len(self.data.train_dl)

@@ -272,6 +272,23 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     return check_number(name, lr, above=0)
 
 
+def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:
+    """Return ``groups`` if they hold the model's trainable parameters, all of them and no others.
+
+    Raises:
+        ValueError: a parameter is not the model's, or is in no group and would not be trained.
+    """
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    grouped = {id(parameter) for group in groups for parameter in group.parameters()}
+    if grouped - names.keys():
+        raise ValueError("layer_groups holds parameters that the model does not have; give parts of this model.")
+    for parameter in model.parameters():
+        if parameter.requires_grad and id(parameter) not in grouped:
+            name = names[id(parameter)]
+            raise ValueError(f"{name} is in none of layer_groups and would not be trained; put its layer into one.")
+    return groups
+
+
 def per_group(value: Any, n: int, name: str) -> list[float]:
     """Spread ``value`` over ``n`` layer groups as Python floats; a sequence must hold one value each.
 

@@ -140,6 +140,6 @@ class Predictor:
         return self.data.classes[int(number)], number, output
 
     def summary(self) -> str:
-        """Return a table of the model's layers with output shapes and parameters, for one item of the data."""
+        """Return a table of the model's layers with output shapes and parameters, for one batch of the data."""
         x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         return summary(self.model, x)

@@ -54,7 +54,13 @@ def suggestions(
             f"run lr_find(num_it=100) with a start_lr at which the loss does not diverge."
         )
     rates, curve = np.array(cut(points, skip_start, skip_end)).T
-    lowest = int(curve.argmin())
+    # One batch's luck is no slope: a mean over seven points, and nothing after the loss has blown up.
+    curve = np.array([curve[max(0, i - 3) : i + 4].mean() for i in range(len(curve))])
+    start = np.median(curve[: max(3, len(curve) // 4)])
+    fallen = start - np.minimum.accumulate(curve)
+    blown_up = (curve > start + 0.2 * fallen[-1]) & (fallen > 0.5 * fallen[-1])
+    end = int(blown_up.argmax()) if blown_up.any() else len(curve)
+    lowest = int(curve[:end].argmin())
     slope = np.gradient(curve, np.log(rates))[: lowest + 1]
     if lowest < 2 or slope.min() >= 0:
         raise MinifastError(

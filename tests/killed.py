@@ -1,6 +1,6 @@
 """Kill a run at random moments, start it again until it finishes, and compare it with one that was left alone.
 
-``python tests/killed.py KILLS FOLDER`` prints, as JSON, how often each kind of run was killed and whether its weights,
+``python tests/killed.py KILLS FOLDER [KINDS]`` prints, as JSON, how often each kind of run was killed and whether its weights,
 lists and table were equal to the bit. One process imports torch and forks a child for each start.
 """
 
@@ -109,7 +109,7 @@ def main() -> None:
     torch.set_num_threads(1)
     draw = random.Random(0)
     report = []
-    for kind in KINDS:
+    for kind in KINDS[: int(sys.argv[3]) if len(sys.argv) > 3 else None]:
         alone = folder / kind / "alone"
         alone.mkdir(parents=True)
         begin = time.monotonic()

@@ -20,6 +20,7 @@ from minifast import (
     imagenet_stats,
     simple_ann,
 )
+from minifast.data.bunch import MSELossFlat
 
 
 class Labelled(TensorDataset):
@@ -153,9 +154,9 @@ def test_without_classes_there_are_none():
     [
         (1, nn.CrossEntropyLoss),
         (torch.tensor(1), nn.CrossEntropyLoss),
-        (0.5, nn.MSELoss),
-        (torch.tensor(0.5), nn.MSELoss),
-        (torch.zeros(3), nn.MSELoss),
+        (0.5, MSELossFlat),
+        (torch.tensor(0.5), MSELossFlat),
+        (torch.zeros(3), MSELossFlat),
         (torch.zeros(3, dtype=torch.int64), type(None)),  # several classes an item, or one hot: who knows
         ("cat", type(None)),
         (None, type(None)),

@@ -119,6 +119,44 @@ def test_failure_is_one_line_and_one(tmp_path, capsys):
         cli.main([*command, "--debug"])
 
 
+def test_an_early_end_keeps_what_there_is(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["train", str(folder), "--bs", "16", "--epochs", "60", "--lr", "1e9", "--seed", "1", "--out", str(out)]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minifast: The training loss is ")
+    assert captured.err.count("\n") == 1
+    assert f"to {out}." in captured.out
+    assert (out / "options.json").is_file()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_an_accuracy_of_chance_is_said(folder, tmp_path, capsys):
+    command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-12", "--seed", "2"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "is no better than chance: try another --seed" in capsys.readouterr().out
+
+
+def test_a_damaged_archive_is_not_replaced_by_other_pictures(empty_home, tmp_path, capsys):
+    (empty_home / "data").mkdir(parents=True)
+    (empty_home / "data" / "mnist_sample.tgz").write_bytes(b"cut off")
+    assert cli.main(["train", "--out", str(tmp_path / "out")]) == 1
+    assert "mnist_sample.tgz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cudaa"], "--device cudaa is not to be had here; leave it out, or give cpu."),
+        (["--out", "/proc/nothing/here"], "cannot be made"),
+        (["--out", "."], "--out is the current folder"),
+    ],
+)
+def test_what_is_not_to_be_had_is_wrong_use(arguments, words, folder, capsys):
+    assert cli.main(["train", str(folder), "--bs", "16", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
 def test_warnings_are_one_line_too(tmp_path, capsys):
     write_pictures(tmp_path / "data" / "train" / "a", 4)
     write_pictures(tmp_path / "data" / "valid" / "a", 4)
@@ -146,7 +184,7 @@ def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr("minifast.data.urls.untar_data", no_network)
     monkeypatch.setattr("minifast.data.drawn.draw_sample", lambda: folder)
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
-    assert "there is no network.) Training on a drawn sample" in capsys.readouterr().out
+    assert "there is no network. Training on a drawn sample" in capsys.readouterr().out
     assert cli.main(["train", "cifar", "--out", str(tmp_path / "out")]) == 1
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 

@@ -46,16 +46,13 @@ class Checkpointer(LearnerCallback):
         self._batches, self._seconds = _pace(every)
         self._saved_at = time.monotonic()
         self._found: dict[str, Any] | None = None
+        self.finished = False  # whether the file holds a run that came to its end
         if resume and (file.is_file() or files.previous(file).is_file()):
             self._found, newest = files.read_checked(file, learn.data.device)
             if not newest:
                 print(f"{file} is cut off; going on from the one before it.")
             self._compare(self._found)
-
-    @property
-    def finished(self) -> bool:
-        """Whether the file holds a run that came to its end."""
-        return self._found is not None and self._found["finished"]
+            self.finished = bool(self._found["finished"])
 
     def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
         """Learn of the state that is to be kept, and of the other callbacks."""
@@ -116,8 +113,8 @@ class Checkpointer(LearnerCallback):
         self._save(epoch + 1, 0, iteration)
 
     def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
-        """Mark the run as finished, if it came to its end."""
-        if not exception and self._found is None:
+        """Mark the run as finished, if it came to its end now."""
+        if not exception and not self.finished:
             self._save(epoch, 0, iteration, finished=True)
 
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:

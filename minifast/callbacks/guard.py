@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
+REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
 class Guard(LearnerCallback):
     """Checks outputs against classes on the first batch, and each training loss for NaN and infinity.
 
@@ -31,11 +34,13 @@ class Guard(LearnerCallback):
         self.losses = losses
         self._checked = False
 
-    def on_backward_begin(self, last_output: Any, raw_losses: Losses, epoch: int, num_batch: int) -> None:
+    def on_backward_begin(
+        self, last_output: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int
+    ) -> None:
         """Compare the first outputs with the classes; stop at a loss that is NaN or infinite."""
         if not self._checked:
             self._checked = True
-            check_outputs(self.learn, last_output)
+            check_outputs(self.learn, last_output, last_target)
         if self.losses and raw_losses.on_cpu and not math.isfinite(raw_losses[-1]):
             self._stop(raw_losses[-1], epoch, num_batch)
 
@@ -49,10 +54,14 @@ class Guard(LearnerCallback):
                 self._stop(loss, epoch, batch)
 
     def _stop(self, loss: float, epoch: int, batch: int) -> None:
-        raise NonFiniteLossError(
-            f"The training loss is {loss} at epoch {epoch}, batch {batch}, learning rate {self.learn.opt.lr:.3g}; "
-            f"try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data."
-        )
+        way_out = "try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data"
+        if not epoch and not batch:
+            way_out = (
+                "no step was made yet, so look for NaN or huge values in the data, and in weights that an earlier fit "
+                "may have spoilt: load a saved model, or make a new one"
+            )
+        where = f"epoch {epoch}, batch {batch}, learning rate {self.learn.opt.lr:.3g}"
+        raise NonFiniteLossError(f"The training loss is {loss} at {where}; {way_out}.")
 
 
 def _few(names: Any) -> str:
@@ -60,8 +69,13 @@ def _few(names: Any) -> str:
     return shown if len(names) <= 5 else f"{shown}, …"
 
 
-def check_outputs(learn: Learner, output: Any) -> None:
-    """Refuse outputs of another width than there are classes."""
+def check_outputs(learn: Learner, output: Any, target: Any) -> None:
+    """Refuse outputs of another width than there are classes, or of another shape than real targets."""
+    if type(learn.loss_func) in REAL_LOSSES and getattr(output, "shape", None) != getattr(target, "shape", None):
+        raise DataError(
+            f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
+            f"{type(learn.loss_func).__name__} would broadcast; give both the same shape."
+        )
     if not _is_cross_entropy(learn.loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c

@@ -40,6 +40,14 @@ class DatasetType(Enum):
     Test = 3
 
 
+class MSELossFlat(nn.MSELoss):
+    """The mean squared error of outputs and targets laid flat, so that (n, 1) and (n,) fit each other."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the error."""
+        return super().forward(input.flatten(), target.flatten())
+
+
 class DataBunch:
     """Training, validation and test batches on one device; a pair of torch DataLoaders is enough.
 
@@ -264,5 +272,5 @@ def _loss_for(dataset: Any, classes: Any) -> nn.Module | None:
     except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
         return None
     if target.is_floating_point():
-        return nn.MSELoss()
+        return MSELossFlat()
     return nn.CrossEntropyLoss() if target.ndim == 0 else None

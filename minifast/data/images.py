@@ -213,8 +213,10 @@ def read_picture(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[A
             return _pixels(file, size, "The picture")
         with Image.open(file) as image:
             return _pixels(image, size, str(file))
-    except (DataError, FileNotFoundError):
+    except DataError:
         raise
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"There is no file {file}; check the path.") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} is not a picture that can be read, or it is cut off; replace or remove it.") from error
 

@@ -1,0 +1,213 @@
+"""Runs that are kept and taken up again: equal to the bit, refused where they differ, whole on disk."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import toy_data, toy_learner
+
+from minifast import Callback, FileFormatError, Learner, MinifastError, accuracy, simple_ann
+from minifast.callbacks.checkpointer import Checkpointer
+
+ROOT = Path(__file__).parents[1]
+
+
+def learner(path: Path, **kwargs) -> Learner:
+    torch.manual_seed(0)
+    return Learner(toy_data(shuffle=True), simple_ann(10, 2, 8), metrics=[accuracy], path=path, silent=True, **kwargs)
+
+
+def record(learn: Learner) -> list:
+    recorder = learn.recorder
+    return [recorder.lrs, recorder.moms, list(recorder.raw_losses), recorder.val_losses, recorder.metrics]
+
+
+def same(a: Learner, b: Learner) -> bool:
+    weights = zip(a.model.state_dict().values(), b.model.state_dict().values(), strict=True)
+    return record(a) == record(b) and all(torch.equal(x, y) for x, y in weights)
+
+
+def stop_at(monkeypatch: pytest.MonkeyPatch, learn: Learner, batch: int, **kwargs) -> None:
+    """Fit by one cycle for 4 epochs of 3 batches, and end with an error after ``batch`` batches and their save."""
+    original = Checkpointer.on_batch_end
+
+    def stops(self, train, num_batch, stop_epoch):
+        original(self, train, num_batch, stop_epoch)
+        if train and self._state.iteration + 1 == batch:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "on_batch_end", stops)
+        with pytest.raises(KeyboardInterrupt):
+            learn.fit_one_cycle(4, 1e-2, checkpoint="run", **kwargs)
+
+
+@pytest.mark.parametrize("every", [None, 1, 2, "0s"])
+@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 11, 12])
+def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, monkeypatch, every, batch):
+    alone = learner(tmp_path / "alone")
+    alone.fit_one_cycle(4, 1e-2)
+    stop_at(monkeypatch, learner(tmp_path), batch, every=every)
+    again = learner(tmp_path)
+    torch.manual_seed(99)
+    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=every)
+    if (tmp_path / "models" / "run.checkpoint").exists() and (every is not None or batch > 3):
+        assert same(alone, again)
+    assert len(again.recorder.lrs) == 12
+
+
+def test_keeping_a_run_changes_nothing(tmp_path):
+    alone, kept = learner(tmp_path / "alone"), learner(tmp_path)
+    alone.fit_one_cycle(3, 1e-2)
+    kept.fit_one_cycle(3, 1e-2, checkpoint="run", every=1)
+    assert same(alone, kept)
+
+
+def test_a_finished_run_is_shown_and_not_trained_again(tmp_path, capsys):
+    first, second = learner(tmp_path), learner(tmp_path)
+    first.fit(2, 1e-2, checkpoint="run")
+    second.silent = False
+    second.fit(2, 1e-2, checkpoint="run")
+    assert same(first, second)
+    text = capsys.readouterr().out
+    assert "The run run is finished" in text
+    assert len([line for line in text.splitlines() if line[:3] in ("0  ", "1  ")]) == 2
+    second.fit(2, 1e-2, checkpoint="run", resume=False)
+    assert not same(first, second)
+
+
+def test_resume_finds_the_arguments_in_the_file(tmp_path, monkeypatch):
+    alone = learner(tmp_path / "alone")
+    alone.fit_one_cycle(4, 1e-2)
+    stop_at(monkeypatch, learner(tmp_path), 7, every=1)
+    again = learner(tmp_path)
+    again.resume("run")
+    assert same(alone, again)
+    with pytest.raises(FileNotFoundError, match=r"There is no checkpoint .*other"):
+        again.resume("other")
+
+
+def of(n_items: int, n_hidden: int):
+    """Begin the same run with other data or another model."""
+
+    def begin(path: Path) -> None:
+        data, model = toy_data(n_items, shuffle=True), simple_ann(10, 2, n_hidden)
+        Learner(data, model, path=path, silent=True).fit_one_cycle(4, 1e-2, checkpoint="run")
+
+    return begin
+
+
+def with_callback(path: Path) -> None:
+    learner(path, callbacks=[Callback()]).fit_one_cycle(4, 1e-2, checkpoint="run")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda path: learner(path).fit_one_cycle(4, 2e-2, checkpoint="run"),
+            "call has max_lr = 0.01, and here .* 0.02",
+        ),
+        (lambda path: learner(path).fit(4, 1e-2, checkpoint="run"), "its call has .*"),
+        (of(60, 9), r"its model has 1.bias = \[8\], and here it is \[9\]"),
+        (of(80, 8), "its data has batches = 3, and here it is 4"),
+        (with_callback, "was kept with the callbacks"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, change, words):
+    stop_at(monkeypatch, learner(tmp_path), 5, every=1)
+    before = (tmp_path / "models" / "run.checkpoint").read_bytes()
+    with pytest.raises(MinifastError, match=words):
+        change(tmp_path)
+    assert (tmp_path / "models" / "run.checkpoint").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-1], lambda b: b[:10], lambda b: b"", lambda b: b[:200] + b"x" + b[201:]]
+)
+def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, monkeypatch, capsys, damage):
+    alone = learner(tmp_path / "alone")
+    alone.fit_one_cycle(4, 1e-2)
+    stop_at(monkeypatch, learner(tmp_path), 8, every=1)
+    file = tmp_path / "models" / "run.checkpoint"
+    file.write_bytes(damage(file.read_bytes()))
+    again = learner(tmp_path)
+    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+    assert "is cut off; going on from the one before it" in capsys.readouterr().out
+    assert same(alone, again)
+    for each in file.parent.iterdir():
+        each.write_bytes(b"nothing")
+    with pytest.raises(FileFormatError, match="so is the one before it; remove both"):
+        learner(tmp_path).fit_one_cycle(4, 1e-2, checkpoint="run")
+
+
+def test_callbacks_keep_their_own_state(tmp_path, monkeypatch):
+    class Counts(Callback):
+        def __init__(self):
+            self.batches, self.seen = 0, {"losses": []}
+
+        def on_batch_end(self, train, last_loss):
+            if train:
+                self.batches += 1
+                self.seen["losses"].append(last_loss)
+
+    stop_at(monkeypatch, learner(tmp_path, callbacks=[Counts()]), 5, every=1)
+    counts = Counts()
+    learner(tmp_path, callbacks=[counts]).fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+    assert counts.batches == len(counts.seen["losses"]) == 12
+
+
+def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path, monkeypatch):
+    learn = learner(tmp_path)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("minifast.files.torch.save", full)
+    with pytest.warns(UserWarning, match="No space left on device.*training goes on"):
+        learn.fit(1, checkpoint="run")
+    assert len(learn.recorder.lrs) == 3
+    assert not list((tmp_path / "models").glob("*"))
+
+
+@pytest.mark.parametrize(
+    ("every", "error"), [(0, ValueError), (1.5, TypeError), ("soon", ValueError), ("5", ValueError)]
+)
+def test_every_is_batches_or_seconds(tmp_path, every, error):
+    with pytest.raises(error, match="every is"):
+        learner(tmp_path).fit(1, checkpoint="run", every=every)
+
+
+@pytest.mark.parametrize("name", ["../out", "", 3])
+def test_a_checkpoint_is_a_name(tmp_path, name):
+    learn = toy_learner(path=tmp_path)
+    with pytest.raises((TypeError, ValueError)):
+        learn.fit(1, checkpoint=name)
+
+
+def kill(tmp_path: Path, kills: int, kinds: int) -> list[dict]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(ROOT / "tests" / "killed.py"), str(kills), str(tmp_path), str(kinds)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_killed_runs_equal_one_that_was_left_alone(tmp_path):
+    for report in kill(tmp_path, 2, kinds=1):
+        assert report["kills"] >= 1, report
+        assert report["equal"], report
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_runs_killed_many_times_equal_one_that_was_left_alone(tmp_path):
+    reports = kill(tmp_path, 12, kinds=5)
+    assert sum(report["kills"] for report in reports) >= 50
+    assert all(report["equal"] for report in reports), reports
