@@ -10,7 +10,7 @@ from benchmarks.hand import adamw
 from benchmarks.timing import Row, compare, interleaved, seconds
 from minifast import DataBunch, Learner
 
-N = 2000
+N = 1000
 
 
 def bare(batches: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
@@ -53,7 +53,7 @@ def rows() -> list[Row]:
         learn = learner(hundred)
         return seconds(lambda: learn.fit(1, 1e-3))
 
-    times = interleaved({"bare": lambda: bare(batches), "ours": ours})
+    times = interleaved({"bare": lambda: bare(batches), "ours": ours}, rounds=15)
     finder = interleaved({"trained": trained, "found": found}, rounds=25)
     return [
         compare("a step of `fit_one_cycle`, `Linear(10, 2)`, against the bare loop", times, "ours", "bare", 1.08, "µs"),

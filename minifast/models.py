@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from minifast.errors import check_count
@@ -26,9 +27,9 @@ def simple_cnn(
         strides: strides, one a layer, 2 by default.
         bn: batch normalisation after each layer but the last, in place of the convolution's bias.
 
-    Weights are Kaiming normal (He et al. 2015), biases 0.
+    Weights are Kaiming normal (He et al. 2015), biases 0. They lie in channels_last, with which convolutions are up to
+    twice as fast on a CPU; the numbers are the same.
 
-    >>> import torch
     >>> simple_cnn((3, 16, 16, 2))(torch.zeros(4, 3, 28, 28)).shape
     torch.Size([4, 2])
     """
@@ -52,13 +53,13 @@ def simple_cnn(
         layers += [conv, nn.ReLU(inplace=True)]
         if normalised:
             layers.append(nn.BatchNorm2d(actns[i + 1]))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    return model.to(memory_format=torch.channels_last)
 
 
 def simple_ann(n_in: int, n_out: int, n_hidden: int = 64) -> nn.Sequential:
     """Make a network with one hidden layer: flatten, ``n_in`` to ``n_hidden``, ReLU, ``n_hidden`` to ``n_out``.
 
-    >>> import torch
     >>> simple_ann(20, 2)(torch.zeros(4, 20)).shape
     torch.Size([4, 2])
     """

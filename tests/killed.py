@@ -1,7 +1,7 @@
 """Kill a run at random moments, start it again until it finishes, and compare it with one that was left alone.
 
-``python tests/killed.py KILLS FOLDER [KINDS]`` prints, as JSON, how often each kind of run was killed and whether its weights,
-lists and table were equal to the bit. One process imports torch and forks a child for each start.
+``python tests/killed.py KILLS FOLDER [KINDS]`` prints, as JSON, how often each kind of run was killed and whether its
+weights, lists and table were equal to the bit. One process imports torch and forks a child for each start.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def with_callback(path: Path) -> None:
     [
         (
             lambda path: learner(path).fit_one_cycle(4, 2e-2, checkpoint="run"),
-            "call has max_lr = 0.01, and here .* 0.02",
+            "call has max_lr = 0.01, .* 0.02",
         ),
         (lambda path: learner(path).fit(4, 1e-2, checkpoint="run"), "its call has .*"),
         (of(60, 9), r"its model has 1.bias = \[8\], and here it is \[9\]"),
