@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,7 +116,7 @@ def load_model(
     if with_opt and not both:
         raise MinifastError(f"{file} holds no optimizer; load it with with_opt=False.")
     model = learn.model
-    before = {name: value.clone() for name, value in model.state_dict().items()}
+    before = copy.deepcopy(model.state_dict())
     opt = learn.opt
     try:
         model.load_state_dict(state["model"] if both else state, strict=strict)

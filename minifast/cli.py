@@ -250,7 +250,7 @@ def write_results(out: Path, learn: Any, pictures: dict[str, Any], options: dict
 
     recorder = learn.recorder
     written = []
-    if recorder.lrs and recorder.nb_batches:
+    if recorder.nb_batches and not recorder.silent:  # the finder's record is silent, and no training
         pictures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
         pictures["losses.png"] = recorder.plot_losses(return_fig=True)
         learn.save("model")

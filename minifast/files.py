@@ -8,7 +8,7 @@ import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -19,10 +19,11 @@ from minifast.errors import FileFormatError
 
 
 @contextmanager
-def replacing(file: Path) -> Iterator[Path]:
+def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iterator[Path]:
     """Yield a new file beside ``file`` to write into.
 
-    It is flushed to the disk and takes the place of ``file`` in one step; on failure it goes.
+    It is flushed to the disk, ``before_move`` is called, and it takes the place of ``file`` in one step; on failure it
+    goes.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
@@ -30,8 +31,10 @@ def replacing(file: Path) -> Iterator[Path]:
     beside = Path(name)
     try:
         yield beside
-        with beside.open("rb") as stream:
+        with beside.open("r+b") as stream:
             os.fsync(stream.fileno())
+        if before_move is not None:
+            before_move()
         beside.chmod(0o666 & ~_umask())
         beside.replace(file)
     except BaseException:
@@ -92,12 +95,18 @@ def write_checked(values: Any, file: Path) -> None:
     content = buffer.getvalue()
     for left in file.parent.glob(f".{file.name}.*"):  # by a process that was killed while it wrote
         left.unlink(missing_ok=True)
-    with replacing(file) as beside:
-        beside.write_bytes(MARK + hashlib.sha256(content).digest() + content)
-        with beside.open("rb") as stream:
-            os.fsync(stream.fileno())
-        if file.exists():
+
+    def keep_the_one_before() -> None:
+        if _is_whole(file):
             file.replace(previous(file))
+
+    with replacing(file, keep_the_one_before) as beside:
+        beside.write_bytes(MARK + hashlib.sha256(content).digest() + content)
+
+
+def _is_whole(file: Path) -> bool:
+    content = file.read_bytes() if file.is_file() else b""
+    return content.startswith(MARK) and hashlib.sha256(content[len(MARK) + 32 :]).digest() == content[len(MARK) :][:32]
 
 
 def previous(file: Path) -> Path:
@@ -116,8 +125,6 @@ def read_checked(file: Path, device: torch.device | str | None = None) -> tuple[
     if not found:
         raise FileNotFoundError(f"There is no checkpoint {file}.")
     for candidate in found:
-        content = candidate.read_bytes()
-        digest, values = content[len(MARK) : len(MARK) + 32], content[len(MARK) + 32 :]
-        if content.startswith(MARK) and hashlib.sha256(values).digest() == digest:
-            return read(io.BytesIO(values), device), candidate == file
+        if _is_whole(candidate):
+            return read(io.BytesIO(candidate.read_bytes()[len(MARK) + 32 :]), device), candidate == file
     raise FileFormatError(f"{file} is cut off or damaged, and so is the one before it; remove both to begin anew.")

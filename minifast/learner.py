@@ -314,7 +314,7 @@ class Learner(Predictor):
         state = State(epochs, make_bar(self.silent), metrics, list(map(name_of, metrics)))
         schedulers = [callback for callback in callbacks if isinstance(callback, ScheduledParameters)]
         for keeper in [callback for callback in callbacks if isinstance(callback, Checkpointer)]:
-            keeper.attach(state, callbacks)
+            keeper.attach(state, [*callbacks, *metrics])
         before = {name: self.opt.read(name) for name in ("lr", "mom", "wd")}
         try:
             loop.fit(self, Dispatcher(state, callbacks, metrics))

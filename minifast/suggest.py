@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from minifast.errors import MinifastError
 
 
@@ -45,8 +47,6 @@ def suggestions(
     Raises:
         MinifastError: too few points, or a curve that does not fall.
     """
-    import numpy as np
-
     points = [(lr, loss) for lr, loss in zip(lrs, losses, strict=False) if math.isfinite(loss)]
     if len(points) < 10:
         raise MinifastError(

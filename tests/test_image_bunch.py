@@ -27,6 +27,7 @@ from minifast import (
     imagenet_stats,
     simple_cnn,
 )
+from minifast.data import images
 
 
 def write_tree(root: Path, train: int = 6, valid: int = 3, size: tuple[int, int] = (6, 5), mode: str = "L") -> Path:
@@ -284,8 +285,8 @@ def test_one_picture_cannot_be_shared(tmp_path):
 def test_each_file_is_decoded_once_also_where_nothing_can_be_kept(tree, monkeypatch, home):
     (tree.parent / "file").touch()
     monkeypatch.setenv("MINIFAST_HOME", str(tree.parent / home))
-    opened, really_open = [], Image.open
-    monkeypatch.setattr(Image, "open", lambda file, *args: opened.append(str(file)) or really_open(file, *args))
+    opened, read = [], images.read_picture
+    monkeypatch.setattr(images, "read_picture", lambda file, *args: opened.append(str(file)) or read(file, *args))
     bunch(tree, valid_pct=0.5)
     files = {str(file) for file in tree.rglob("*.png")}
     assert set(opened) == files

@@ -45,14 +45,14 @@ def pictures_in(folder: Path, size=None) -> Pictures:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """The names of the files that PIL opens from now on."""
-    names, really_open = [], Image.open
+    """The names of the files that are decoded from now on."""
+    names, really_read = [], images.read_picture
 
     def spy(file, *args, **kwargs):
         names.append(Path(file).name)
-        return really_open(file, *args, **kwargs)
+        return really_read(file, *args, **kwargs)
 
-    monkeypatch.setattr(Image, "open", spy)
+    monkeypatch.setattr(images, "read_picture", spy)
     return names
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 import torch
 from conftest import toy_data, toy_learner
 
-from minifast import Callback, FileFormatError, Learner, MinifastError, accuracy, simple_ann
+from minifast import Callback, DataBunch, FileFormatError, Learner, MinifastError, TensorLoader, accuracy, simple_ann
 from minifast.callbacks.checkpointer import Checkpointer
+from minifast.files import MARK
 
 ROOT = Path(__file__).parents[1]
 
@@ -138,13 +140,72 @@ def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, 
     file = tmp_path / "models" / "run.checkpoint"
     file.write_bytes(damage(file.read_bytes()))
     again = learner(tmp_path)
+    again.silent = False
     again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
-    assert "is cut off; going on from the one before it" in capsys.readouterr().out
+    assert "is not whole; going on from the one before it" in capsys.readouterr().out
     assert same(alone, again)
     for each in file.parent.iterdir():
         each.write_bytes(b"nothing")
     with pytest.raises(FileFormatError, match="so is the one before it; remove both"):
         learner(tmp_path).fit_one_cycle(4, 1e-2, checkpoint="run")
+
+
+def test_a_run_killed_after_its_last_epoch_ends_well(tmp_path, monkeypatch):
+    alone = learner(tmp_path / "alone", callbacks=[Callback()])
+    alone.fit(2, 1e-2)
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpointer, "on_train_end", lambda self, exception: None)  # killed before it could mark the end
+        learner(tmp_path, callbacks=[Callback()]).fit(2, 1e-2, checkpoint="run")
+    again = learner(tmp_path, callbacks=[Callback()])
+    again.fit(2, 1e-2, checkpoint="run")
+    assert same(alone, again)
+
+
+def test_a_run_that_a_callback_stopped_stays_stopped(tmp_path):
+    class Stops(Callback):
+        def on_epoch_end(self, epoch):
+            return {"stop_training": True} if epoch == 1 else None
+
+    first, second = (learner(tmp_path, callbacks=[Stops()]) for _ in range(2))
+    first.fit(5, 1e-2, checkpoint="run")
+    second.fit(5, 1e-2, checkpoint="run")
+    assert same(first, second)
+    assert len(second.recorder.val_losses) == 2
+
+
+def test_data_in_memory_need_no_seed_to_go_on(tmp_path, monkeypatch):
+    def begin(path):
+        items = toy_data().train_ds
+        train = TensorLoader(*items.tensors, 20, shuffle=True, device="cpu")  # its seed is drawn
+        valid = TensorLoader(*items.tensors, 20, device="cpu")
+        data = DataBunch(train, valid, device="cpu", path=path)
+        torch.manual_seed(0)
+        return Learner(data, simple_ann(10, 2, 8), metrics=[accuracy], silent=True)
+
+    torch.manual_seed(1)
+    alone = begin(tmp_path / "alone")
+    alone.fit_one_cycle(4, 1e-2)
+    torch.manual_seed(1)
+    stop_at(monkeypatch, begin(tmp_path), 5, every=1)
+    torch.manual_seed(2)
+    again = begin(tmp_path)
+    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+    assert same(alone, again)
+
+
+def test_a_lost_run_does_not_replace_a_good_file(tmp_path):
+    class Spoils(Callback):
+        _order = 20_000
+
+        def on_backward_begin(self, iteration, raw_losses):
+            if iteration == 7:
+                raw_losses.restore([*raw_losses[:-1], float("nan")])
+
+    with pytest.raises(MinifastError, match="training loss is nan"):
+        learner(tmp_path, callbacks=[Spoils()]).fit(4, 1e-2, checkpoint="run", every=1)
+    learner(tmp_path, callbacks=[Spoils()])
+    values = torch.load(io.BytesIO((tmp_path / "models" / "run.checkpoint").read_bytes()[len(MARK) + 32 :]))
+    assert values["iteration"] == 7
 
 
 def test_callbacks_keep_their_own_state(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import time
 import warnings
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from minifast import files
 from minifast.callback import Callback, LearnerCallback, is_plain
+from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint import model_file, random_states, set_random_states
 from minifast.data.loader import Rest, go_to, position_of
-from minifast.errors import MinifastError, check_count
+from minifast.errors import CallbackError, MinifastError, check_count
+from minifast.metrics import name_of
 from minifast.state import State
 
 if TYPE_CHECKING:
@@ -47,10 +50,12 @@ class Checkpointer(LearnerCallback):
         self._saved_at = time.monotonic()
         self._found: dict[str, Any] | None = None
         self.finished = False  # whether the file holds a run that came to its end
+        if not is_plain(call):
+            raise TypeError(f"A run that is kept is begun with plain numbers and texts; {call} holds something else.")
         if resume and (file.is_file() or files.previous(file).is_file()):
-            self._found, newest = files.read_checked(file, learn.data.device)
-            if not newest:
-                print(f"{file} is cut off; going on from the one before it.")
+            self._found, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
+            if not newest and not learn.silent:
+                print(f"{file} is not whole; going on from the one before it.")
             self._compare(self._found)
             self.finished = bool(self._found["finished"])
 
@@ -73,25 +78,53 @@ class Checkpointer(LearnerCallback):
 
     def _identity(self) -> dict[str, Any]:
         learn = self.learn
-        model = {name: list(value.shape) for name, value in learn.model.state_dict().items()}
-        loader = learn.data.train_dl
+        model = {name: list(getattr(value, "shape", ())) for name, value in learn.model.state_dict().items()}
         items = len(learn.data.train_ds) if hasattr(learn.data.train_ds, "__len__") else None
-        seed = loader.__dict__.get("seed")
-        data = {"batches": len(loader), "items": items, "classes": learn.data.classes, "seed": seed}
-        return {"model": model, "data": {name: value for name, value in data.items() if is_plain(value)}}
+        data = {"batches": len(learn.data.train_dl), "items": items, "classes": learn.data.classes}
+        opt = {
+            "kind": type(learn.opt.opt).__name__,
+            "parameters": [len(g["params"]) for g in learn.opt.opt.param_groups],
+        }
+        metrics = {"names": list(map(name_of, learn.metrics))}
+        return {"model": model, "data": {k: v for k, v in data.items() if is_plain(v)}, "opt": opt, "metrics": metrics}
 
     def on_train_begin(self) -> None:
-        """Take the run up, if the file ends with an epoch."""
-        if self._found is not None and not self._found["num_batch"]:
-            self._restore()
+        """Take the run up where the file left it."""
+        if self._found is None:
+            return
+        found, state, learn = self._found, self._state, self.learn
+        names = [name for name, _ in found["callbacks"]]
+        here = [type(callback).__name__ for callback in self._others]
+        if names != here:
+            raise MinifastError(f"{self.file} was kept with the callbacks {names}, and here are {here}; use the same.")
+        learn.model.load_state_dict(found["weights"])
+        for name, parameter in learn.model.named_parameters():
+            gradient = found["gradients"].get(name)  # of batches whose step is still to come
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        learn.opt.load_state_dict(found["optimizer"])
+        state.epoch, state.iteration = found["epoch"], found["iteration"]
+        state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
+        self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
+        self._restore_callbacks(found)
+        go_to(learn.data.train_dl, found["position"])
+        set_random_states(found["random"])
+        state.pbar.epochs_done(state.epoch)
+        if not found["num_batch"]:
+            self._found = None
+
+    def _restore_callbacks(self, found: dict[str, Any]) -> None:
+        for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
+            callback.load_state_dict(kept)
 
     def on_epoch_begin(self) -> None:
-        """Note where the epoch's order begins, or take the run up in the middle of an epoch."""
+        """Note where the epoch's order begins, or go on in the middle of an epoch."""
         if self._found is not None:
-            found = self._found
-            self._restore()
-            go_to(self.learn.data.train_dl, found["position"])
+            found, self._found = self._found, None
+            for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
+                if not isinstance(callback, Recorder):  # whose rows are in the table already
+                    callback.load_state_dict(kept)
             self._state.num_batch = found["num_batch"]
+            self._state.stop_training = found["stop_training"]
             set_random_states(found["random_at_epoch"])
             self._state.rest = lambda loader: Rest(
                 loader, found["num_batch"], lambda: set_random_states(found["random"])
@@ -101,10 +134,10 @@ class Checkpointer(LearnerCallback):
 
     def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
         """Save when it is time."""
-        if not train or stop_epoch or not (self._batches or self._seconds):
+        if not train or stop_epoch or (self._batches is None and self._seconds is None):
             return
-        due = (num_batch + 1) % self._batches == 0 if self._batches else False
-        if due or (self._seconds and time.monotonic() - self._saved_at >= self._seconds):
+        due = self._batches is not None and (num_batch + 1) % self._batches == 0
+        if due or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds):
             self._save(self._state.epoch, num_batch + 1, self._state.iteration + 1)
 
     def on_epoch_end(self, epoch: int, iteration: int) -> None:
@@ -118,7 +151,16 @@ class Checkpointer(LearnerCallback):
             self._save(epoch, 0, iteration, finished=True)
 
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
-        learn = self.learn
+        learn, state = self.learn, self._state
+        recent = state.raw_losses[-(state.num_batch + 1) :]
+        if not all(map(math.isfinite, recent)):
+            return  # a run that is lost must not take the place of one that was good
+        kept = [[type(callback).__name__, callback.state_dict()] for callback in self._others]
+        for name, state_dict in kept:
+            if not is_plain(state_dict):
+                raise CallbackError(
+                    f"{name}.state_dict returned more than tensors and plain values, which cannot be kept."
+                )
         values = {
             "call": self.call,
             "every": self._every,
@@ -129,11 +171,13 @@ class Checkpointer(LearnerCallback):
             "iteration": iteration,
             "weights": learn.model.state_dict(),
             "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
-            "opt": learn.opt.state_dict(),
+            "optimizer": learn.opt.state_dict(),
+            "skip_validate": state.skip_validate,
+            "stop_training": state.stop_training or finished,
             "position": self._position,
             "random_at_epoch": self._random_at_epoch,
             "random": random_states(),
-            "callbacks": [[type(callback).__name__, callback.state_dict()] for callback in self._others],
+            "callbacks": kept,
         }
         try:
             files.write_checked(values, self.file)
@@ -143,33 +187,13 @@ class Checkpointer(LearnerCallback):
             )
         self._saved_at = time.monotonic()
 
-    def _restore(self) -> None:
-        found, self._found = self._found, None
-        if found is None:
-            return
-        names = [name for name, _ in found["callbacks"]]
-        here = [type(callback).__name__ for callback in self._others]
-        if names != here:
-            raise MinifastError(f"{self.file} was kept with the callbacks {names}, and here are {here}; use the same.")
-        state, learn = self._state, self.learn
-        learn.model.load_state_dict(found["weights"])
-        for name, parameter in learn.model.named_parameters():
-            parameter.grad = found["gradients"].get(name)  # of batches whose step is still to come
-        learn.opt.load_state_dict(found["opt"])
-        state.epoch, state.iteration = found["epoch"], found["iteration"]
-        for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
-            callback.load_state_dict(kept)
-        go_to(learn.data.train_dl, found["position"])
-        set_random_states(found["random"])
-        state.pbar.epochs_done(state.epoch)
 
-
-def _pace(every: int | str | None) -> tuple[int, float]:
+def _pace(every: int | str | None) -> tuple[int | None, float | None]:
     if not isinstance(every, str):
-        return (0 if every is None else check_count("every", every)), 0.0
+        return (None if every is None else check_count("every", every)), None
     if not re.fullmatch(r"\d+(\.\d+)?s", every):
         raise ValueError(f"every is {every!r}; it must be a number of batches, or seconds such as '60s'.")
-    return 0, float(every[:-1])
+    return None, float(every[:-1])
 
 
 def checkpoint_file(learn: Learner, name: str) -> Path:
@@ -190,8 +214,8 @@ def plain_call(method: str, **arguments: Any) -> dict[str, Any]:
 
     def plain(value: Any) -> Any:
         if isinstance(value, slice):
-            return ["slice", value.start, value.stop]
+            return ["slice", plain(value.start), plain(value.stop)]
         value = value.tolist() if hasattr(value, "tolist") else value
-        return list(value) if isinstance(value, tuple) else value
+        return [plain(one) for one in value] if isinstance(value, (tuple, list)) else value
 
     return {"method": method, **{name: plain(value) for name, value in arguments.items()}}

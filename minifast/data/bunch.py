@@ -226,7 +226,8 @@ class DataBunch:
         x = torch.as_tensor(item)[None].to(self.device)
         if is_picture(x):
             x = as_pictures(x)
-        return x if self.norm is None else self.norm((x, None))[0]
+        transformed: Tensor = (self.valid_dl or self.train_dl).transformed((x, None))[0]
+        return transformed
 
     def show_batch(self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False) -> Any:
         """Draw ``rows`` × ``rows`` pictures of one batch with their classes.

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from minifast.data.bunch import DataBunch
 from minifast.data.images import BUDGET, Pictures, Size, check_size, list_pictures, read_picture
-from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, order_of
+from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, is_picture, order_of
 from minifast.errors import DataError, check_count, check_number, did_you_mean
 
 
@@ -209,4 +209,5 @@ def file_loader(
 
 def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """Turn a batch of uint8 pictures into floats in [0, 1]."""
-    return as_pictures(batch[0]), batch[1]
+    x, y = batch
+    return as_pictures(x) if is_picture(x) else x, y

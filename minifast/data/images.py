@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -211,7 +212,8 @@ def read_picture(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[A
     try:
         if isinstance(file, Image.Image):
             return _pixels(file, size, "The picture")
-        with Image.open(file) as image:
+        content = file if hasattr(file, "read") else io.BytesIO(Path(file).read_bytes())  # quicker than piece by piece
+        with Image.open(content) as image:
             return _pixels(image, size, str(file))
     except DataError:
         raise

@@ -75,7 +75,8 @@ class BatchLoader:
         """Remove a transform of whole batches."""
         self.tfms.remove(tfm)
 
-    def _transformed(self, batch: Any) -> Any:
+    def transformed(self, batch: Any) -> Any:
+        """Return a batch after all transforms."""
         for tfm in self.tfms:
             batch = tfm(batch)
         return batch
@@ -108,7 +109,7 @@ class DeviceDataLoader(BatchLoader):
             if then is not None:
                 then()
             for batch in batches:
-                yield self._transformed(to_device(batch, self.device))
+                yield self.transformed(to_device(batch, self.device))
         except DataError as error:  # which comes from a worker process wrapped into its traceback
             # Its text has the worker's frames; its own would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
@@ -184,7 +185,7 @@ class TensorLoader(BatchLoader):
     def _batch(self, rows: Tensor) -> Any:
         # Copies, so that a callback may write into a batch; indexing by rows takes ten times as long as this.
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
-        return self._transformed((as_pictures(x) if is_picture(x) else x, y))
+        return self.transformed((as_pictures(x) if is_picture(x) else x, y))
 
 
 class Rest:
@@ -227,7 +228,7 @@ class Items:
 
 def is_picture(x: Tensor) -> bool:
     """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
-    return x.dtype is torch.uint8 and x.ndim == 4
+    return x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
 
 
 class Normalize:
@@ -257,8 +258,9 @@ def position_of(loader: Any) -> list[dict[str, Any]]:
         state: dict[str, Any] = {}
         if isinstance(part.__dict__.get("generator"), torch.Generator):
             state["generator"] = part.generator.get_state()
-        if isinstance(part.__dict__.get("epoch"), int):
-            state["epoch"] = part.epoch
+        for name in ("epoch", "seed"):
+            if isinstance(part.__dict__.get(name), int):
+                state[name] = part.__dict__[name]
         states.append(state)
     return states
 
@@ -268,8 +270,7 @@ def go_to(loader: Any, position: list[dict[str, Any]]) -> None:
     for part, state in zip(_parts(loader), position, strict=True):
         if "generator" in state:
             part.generator.set_state(state["generator"])
-        if "epoch" in state:
-            part.epoch = state["epoch"]
+        part.__dict__.update({name: value for name, value in state.items() if name != "generator"})
 
 
 def _parts(loader: Any) -> list[Any]:
