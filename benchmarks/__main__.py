@@ -56,9 +56,11 @@ def main() -> None:
         module = importlib.import_module(f"benchmarks.{name}")
         if name in WRITTEN:
             module.main()
-        elif rows := module.rows():
-            print(table(rows), flush=True)
-            write_part(name, f"{table(rows)}\n\n{machine()}", REPORT)
+        else:
+            rows = module.rows()
+            found = table(rows) if rows else "Not measured: this machine has not what it takes."
+            print(found, flush=True)
+            write_part(name, f"{found}\n\n{machine()}", REPORT)
 
 
 if __name__ == "__main__":
