@@ -165,27 +165,25 @@ class OptimWrapper:
                 f"{type(self.opt).__name__} has no momentum to set; take SGD, RMSprop or one of Adam's family."
             )
         param_groups = self.opt.param_groups
-        if type(value) is float and math.isfinite(value) and name != "wd":  # what a schedule sets at every batch
-            for group in param_groups:
-                if name == "lr":
-                    group["lr"] = value
-                elif self._momentum_key == "betas":
-                    group["betas"] = (value, *group["betas"][1:])
-                else:
-                    group["momentum"] = value
+        if type(value) is float and math.isfinite(value):  # what a schedule sets at every batch
+            for i in range(len(param_groups)):
+                self._put(i, name, value)
             return
         for indices, one in zip(self._groups, per_group(value, len(self._groups), name), strict=True):
             for i in indices:
-                group = param_groups[i]
-                if name == "lr":
-                    group["lr"] = one
-                elif name == "wd":
-                    self._wd[i] = one if self._decays[i] else 0.0
-                    group["weight_decay"] = self._wd[i] if self._decoupled else 0.0
-                elif self._momentum_key == "betas":
-                    group["betas"] = (one, *group["betas"][1:])
-                else:
-                    group["momentum"] = one
+                self._put(i, name, one)
+
+    def _put(self, index: int, name: str, value: float) -> None:
+        group = self.opt.param_groups[index]
+        if name == "lr":
+            group["lr"] = value
+        elif name == "wd":
+            self._wd[index] = value if self._decays[index] else 0.0
+            group["weight_decay"] = self._wd[index] if self._decoupled else 0.0
+        elif self._momentum_key == "betas":
+            group["betas"] = (value, *group["betas"][1:])
+        else:
+            group["momentum"] = value
 
     def step(self) -> None:
         """Decay the weights where the torch optimizer would not, then let it step."""

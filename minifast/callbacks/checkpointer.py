@@ -105,24 +105,24 @@ class Checkpointer(LearnerCallback):
         state.epoch, state.iteration = found["epoch"], found["iteration"]
         state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
         self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
-        self._restore_callbacks(found)
+        self._restore(self._others, found)
         go_to(learn.data.train_dl, found["position"])
         set_random_states(found["random"])
         state.pbar.epochs_done(state.epoch)
         if not found["num_batch"]:
             self._found = None
 
-    def _restore_callbacks(self, found: dict[str, Any]) -> None:
+    def _restore(self, wanted: Sequence[Callback], found: dict[str, Any]) -> None:
         for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
-            callback.load_state_dict(kept)
+            if callback in wanted:
+                callback.load_state_dict(kept)
 
     def on_epoch_begin(self) -> None:
         """Note where the epoch's order begins, or go on in the middle of an epoch."""
         if self._found is not None:
             found, self._found = self._found, None
-            for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
-                if not isinstance(callback, Recorder):  # whose rows are in the table already
-                    callback.load_state_dict(kept)
+            # What the others did in this event is undone; the recorder's rows are in the table already.
+            self._restore([callback for callback in self._others if not isinstance(callback, Recorder)], found)
             self._state.num_batch = found["num_batch"]
             self._state.stop_training = found["stop_training"]
             set_random_states(found["random_at_epoch"])
