@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from minifast import eager
 from minifast.errors import check_number
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
@@ -73,6 +74,7 @@ class OptimWrapper:
         self._momentum_key = "betas" if "betas" in first else "momentum" if "momentum" in first else None
         self._last = next(indices[0] for indices in reversed(self._groups) if indices)
         self._plain_zero = type(opt).zero_grad is torch.optim.Optimizer.zero_grad
+        self._inner_step = eager.inner_step(opt)
         self._wd: list[float] = [float(g.get("weight_decay", 0.0)) for g in opt.param_groups]
 
     @classmethod
@@ -189,7 +191,11 @@ class OptimWrapper:
         """Decay the weights where the torch optimizer would not, then let it step."""
         if not self._decoupled:
             self._decay()
-        self.opt.step()
+        if self._inner_step is None or eager.as_it_is(self.opt):
+            self.opt.step()
+        else:
+            with torch.no_grad():
+                self._inner_step()
 
     @torch.no_grad()
     def _decay(self) -> None:
@@ -217,12 +223,13 @@ class OptimWrapper:
         inner.__dict__ |= {name: value for name, value in vars(self.opt).items() if name != "step"}
         inner.param_groups = [dict(group) for group in self.opt.param_groups]
         inner.state = defaultdict(dict, {p: copy.deepcopy(values) for p, values in self.opt.state.items()})
+        twin._inner_step = eager.inner_step(inner)
         twin._wd = list(self._wd)
         return twin
 
     def state_dict(self) -> dict[str, Any]:
         """Return the torch optimizer's state and the weight decays: tensors and plain values only."""
-        return {"kind": type(self.opt).__name__, "opt": self.opt.state_dict(), "wd": list(self._wd)}
+        return {"kind": type(self.opt).__name__, "opt": eager.inner(self.opt, "state_dict")(), "wd": list(self._wd)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take over what ``state_dict`` returned.
@@ -238,7 +245,7 @@ class OptimWrapper:
         theirs, ours = ([len(g["params"]) for g in groups["param_groups"]] for groups in (state["opt"], vars(self.opt)))
         if theirs != ours:
             raise OptimizerStateError(f"its layer groups have {theirs} parameters, and this one's {ours}.")
-        self.opt.load_state_dict(state["opt"])
+        eager.inner(self.opt, "load_state_dict")(state["opt"])
         self._wd = [float(wd) for wd in state["wd"]]
 
     def __repr__(self) -> str:
@@ -311,7 +318,7 @@ def _construct(
     chosen = opt_func.keywords if isinstance(opt_func, partial) else {}
     if can_fuse and "fused" in takes and not {"fused", "foreach", "capturable", "differentiable"} & set(chosen):
         try:
-            return opt_func(parameters, lr=lr, fused=True)
+            return eager.construct(opt_func, parameters, lr=lr, fused=True)
         except RuntimeError:
             pass
-    return opt_func(parameters, lr=lr)
+    return eager.construct(opt_func, parameters, lr=lr)

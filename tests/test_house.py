@@ -21,7 +21,7 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["schedules", "state", "files", "suggest", "data.urls"],
+    ["schedules", "state", "files", "suggest", "eager", "data.urls"],
     ["optimizer", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
     ["data.bunch"],
     ["data.image_bunch"],
