@@ -5,6 +5,7 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
+from minifast.checkpoint import set_seed
 from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import get_image_files
@@ -94,6 +95,7 @@ __all__ = [
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "set_seed",
     "simple_ann",
     "simple_cnn",
     "step",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import math
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -80,3 +80,16 @@ def check_callable(name: str, value: Any) -> Any:
     if not callable(value):
         raise TypeError(f"{name} is {value!r}, which cannot be called; give a function, such as torch's.")
     return value
+
+
+def note(error: BaseException, text: str) -> None:
+    """Add a line below an error's message in its traceback; Python 3.10 knows no notes and goes without."""
+    if hasattr(error, "add_note"):
+        error.add_note(text)
+
+
+def check_word(name: str, value: Any, words: Sequence[str]) -> str:
+    """Return ``value`` if it is one of ``words``."""
+    if value not in words:
+        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, words))}.")
+    return str(value)

@@ -57,10 +57,12 @@ def _umask() -> int:
     return mask
 
 
-def read(file: Path | IO[bytes], device: torch.device | str | None = None, mmap: bool = False) -> Any:
+def read(
+    file: Path | IO[bytes], device: torch.device | str | None = None, mmap: bool = False, trust: bool = False
+) -> Any:
     """Load what ``write`` saved: tensors and plain values only, so that a file from a stranger runs no code.
 
-    ``mmap`` leaves the tensors in the file until they are used.
+    ``mmap`` leaves the tensors in the file until they are used. ``trust`` reads whatever it holds, code included.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -73,13 +75,14 @@ def read(file: Path | IO[bytes], device: torch.device | str | None = None, mmap:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch wonders aloud at files that are then refused
-            return torch.load(file, map_location=device or "cpu", weights_only=True, mmap=mmap)
+            return torch.load(file, map_location=device or "cpu", weights_only=not trust, mmap=mmap)
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         raise FileFormatError(
             f"{file} holds more than tensors and plain values, or is no file saved by torch; it was not loaded, "
-            f"because reading such a file can run code. Save it again with learn.save."
+            f"because reading such a file can run code. Save it again with learn.save; or, if you know who made it, "
+            f"load it with trust=True, which runs the code in it."
         ) from error
     except Exception as error:  # torch's reader meets damaged bytes with errors of every kind
         raise FileFormatError(f"{file} cannot be read: it is cut off or damaged; take another copy of it.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -10,23 +9,19 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from minifast import checkpoint, files, loop
+from minifast import checkpoint, files, training
 from minifast.callback import Callback, check_callback_fns, check_callbacks
-from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file, is_slice, plain_call
-from minifast.callbacks.guard import Guard, check_outputs, check_targets
+from minifast.callbacks.checkpointer import checkpoint_file, is_slice, plain_call
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
-from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.checkpoint import preserved
 from minifast.data.bunch import DataBunch
-from minifast.dispatcher import Dispatcher
-from minifast.errors import DataError, check_callable, check_count, check_number
-from minifast.metrics import as_metric, name_of
-from minifast.optimizer import AdamW, OptimWrapper, check_groups, per_group, spread
+from minifast.errors import DataError, check_callable, check_count
+from minifast.metrics import as_metric
+from minifast.optimizer import AdamW, OptimWrapper, check_groups, spread
 from minifast.predictions import Predictor
-from minifast.progress import make_bar
-from minifast.state import State, listed
+from minifast.state import listed
+from minifast.training import Keeping
 
 LearningRate = float | slice | Sequence[float]
 
@@ -110,6 +105,7 @@ class Learner(Predictor):
         self.layer_groups = [self.model] if layer_groups is None else check_groups(self.model, list(layer_groups))
         self.silent = silent
         self.opt: Any = None
+        self.history: list[Recorder] = []  # of every fit and finder run, the first one first
         self.recorder = Recorder(self)
 
     def __repr__(self) -> str:
@@ -135,6 +131,8 @@ class Learner(Predictor):
         checkpoint: str | None = None,
         every: int | str | None = None,
         resume: bool = True,
+        on_write_error: str = "continue",
+        on_nan: str = "stop",
     ) -> None:
         """Train for ``epochs`` epochs at the learning rate ``lr``.
 
@@ -149,14 +147,19 @@ class Learner(Predictor):
                 on where a run of that name was left, to the bit.
             every: save in between too: every so many batches, or for a text such as ``"60s"`` seconds.
             resume: False begins anew, whatever is kept.
+            on_write_error: where the disk is full or may not be written, ``"continue"`` the training with a warning,
+                or ``"stop"`` it with the error; the last good file stays.
+            on_nan: at a loss that is NaN or infinite ``"stop"`` with an error, ``"restore"`` the weights of the last
+                epoch that began well and end the fit with a warning, or ``"ignore"`` it.
 
         Raises:
-            NonFiniteLossError: a training loss is NaN or infinite.
+            NonFiniteLossError: a training loss is NaN or infinite; the message says where, and which layer.
             MinifastError: the checkpoint holds another run; the message says what differs.
         """
         epochs = check_count("epochs", epochs)
         call = plain_call("fit", epochs=epochs, lr=lr, wd=wd)
-        self._fit(epochs, lr, wd, check_callbacks(listed(callbacks)), call, checkpoint, every, resume)
+        keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
+        self._fit(epochs, lr, wd, callbacks, call, keeping)
 
     def fit_one_cycle(
         self,
@@ -174,10 +177,12 @@ class Learner(Predictor):
         checkpoint: str | None = None,
         every: int | str | None = None,
         resume: bool = True,
+        on_write_error: str = "continue",
+        on_nan: str = "stop",
     ) -> None:
         """Train for ``cyc_len`` epochs by the 1cycle policy.
 
-        See ``OneCycleScheduler`` for the arguments of the cycle, and ``fit`` for the last three.
+        See ``OneCycleScheduler`` for the arguments of the cycle, and ``fit`` for the last five.
         """
         cyc_len = check_count("cyc_len", cyc_len)
         scheduler = OneCycleScheduler(
@@ -187,8 +192,8 @@ class Learner(Predictor):
             "fit_one_cycle", cyc_len=cyc_len, max_lr=max_lr, moms=moms, div_factor=div_factor, pct_start=pct_start,
             final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup,
         )  # fmt: skip
-        extra = [*check_callbacks(listed(callbacks)), scheduler]
-        self._fit(cyc_len, max_lr, wd, extra, call, checkpoint, every, resume)
+        keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
+        self._fit(cyc_len, max_lr, wd, callbacks, call, keeping, scheduler)
 
     def resume(self, checkpoint: str, callbacks: Collection[Callback] | Callback | None = None) -> None:
         """Go on with the run kept under ``checkpoint``, with the arguments that it was begun with.
@@ -224,14 +229,8 @@ class Learner(Predictor):
             wd: weight decay; by default the learner's.
         """
         finder = LRFinder(self, start_lr, end_lr, num_it, stop_div)
-        self._check_batches()
-        epochs = math.ceil(num_it / len(self.data.train_dl))
-        with preserved(self):
-            self._prepare(start_lr, wd)
-            recorder = Recorder(self, silent=True)
-            self._train(epochs, [*self._own_callbacks(recorder, Guard(self, losses=False)), finder])
-        if not self.silent:
-            print(f"Stopped at batch {len(recorder.lrs)}: {finder.stopped}. learn.recorder.plot() shows the losses.")
+        call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
+        training.find(self, finder, start_lr, wd, call)
 
     def save(
         self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True
@@ -251,6 +250,7 @@ class Learner(Predictor):
         strict: bool = True,
         with_opt: bool | None = None,
         purge: bool = False,
+        trust: bool = False,
     ) -> Learner:
         """Load what ``save`` saved and return the learner; code in the file is not run.
 
@@ -260,13 +260,15 @@ class Learner(Predictor):
             strict: whether the parameters' names must be the model's.
             with_opt: load the optimizer too; by default if the file has one.
             purge: nothing; callbacks written for fastai v1 give it.
+            trust: read a file that holds more than tensors and plain values, which runs the code in it: only for a file
+                whose maker you know.
 
         Raises:
             FileNotFoundError, FileFormatError: there is no such file, or it is cut off or holds code.
             DataError: the file belongs to another model.
         """
         target = checkpoint.model_file(self, file, anywhere=True)
-        checkpoint.load_model(self, target, device or self.data.device, strict, with_opt)
+        checkpoint.load_model(self, target, device or self.data.device, strict, with_opt, trust)
         return self
 
     def _fit(
@@ -274,63 +276,14 @@ class Learner(Predictor):
         epochs: int,
         lr: LearningRate,
         wd: float | Sequence[float] | None,
-        extra: Sequence[Callback],
+        callbacks: Collection[Callback] | Callback | None,
         call: dict[str, Any],
-        checkpoint: str | None,
-        every: int | str | None,
-        resume: bool,
+        keeping: Keeping,
+        *schedulers: Callback,
     ) -> None:
-        self._prepare(lr, wd)
-        callbacks = [*self._own_callbacks(Recorder(self), Guard(self)), *extra]
-        if checkpoint is not None:
-            keeper = Checkpointer(self, checkpoint_file(self, checkpoint), call, every, resume)
-            if keeper.finished and not self.silent:
-                print(f"The run {checkpoint} is finished; this is what it left. resume=False begins it anew.")
-            callbacks.append(keeper)
-        self._train(epochs, callbacks)
-
-    def _own_callbacks(self, *first: Callback) -> list[Callback]:
-        made = check_callbacks([make(self) for make in self.callback_fns])
-        return [*check_callbacks(self.callbacks), *first, *made]
-
-    def _check_batches(self) -> None:
-        if len(self.data.train_dl) == 0:
-            raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
-
-    def _prepare(self, lr: LearningRate, wd: float | Sequence[float] | None) -> None:
-        self._check_batches()
-        rates = self.lr_range(lr)
-        decay = self.wd if wd is None else wd
-        for one in per_group(decay, len(self.layer_groups), "wd"):
-            check_number("wd", one, low=0)
-        if self.opt is None:
-            self.create_opt(lr, decay)
-        else:
-            self.opt.lr = rates
-            self.opt.wd = decay
-
-    def _train(self, epochs: int, callbacks: Sequence[Callback]) -> None:
-        metrics = [as_metric(metric) for metric in self.metrics]
-        state = State(epochs, make_bar(self.silent), metrics, list(map(name_of, metrics)))
-        schedulers = [callback for callback in callbacks if isinstance(callback, ScheduledParameters)]
-        for keeper in [callback for callback in callbacks if isinstance(callback, Checkpointer)]:
-            keeper.attach(state, [*callbacks, *metrics])
-        before = {name: self.opt.read(name) for name in ("lr", "mom", "wd")}
-        try:
-            loop.fit(self, Dispatcher(state, callbacks, metrics))
-        except BaseException as error:
-            self.opt.zero_grad()  # the gradients of the batch in which it ended
-            if isinstance(error, IndexError):
-                check_outputs(self, state.last_output, state.last_target)
-                check_targets(self.loss_func, state.last_output, state.last_target)
-            if isinstance(error, KeyboardInterrupt) and not self.silent:
-                total = len(self.data.train_dl)
-                print(f"Stopped in epoch {state.epoch} at batch {state.num_batch} of {total}; the learner can go on.")
-            raise
-        finally:
-            for name in {name for scheduler in schedulers for name in scheduler.schedules}:
-                if self.opt.read(name) != before[name]:
-                    self.opt.write(name, before[name])
+        training.prepare(self, lr, wd)
+        extra = [*check_callbacks(listed(callbacks)), *schedulers]
+        training.fit(self, epochs, extra, call, keeping)
 
 
 # fastai v1 has these as functions of a learner too.

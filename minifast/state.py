@@ -185,9 +185,9 @@ class Losses(Sequence[float]):
         del self._smoothed[n:]
 
     @property
-    def on_cpu(self) -> bool:
-        """Whether reading costs nothing, because no loss waits on a device."""
-        return not self._waiting
+    def arrived(self) -> list[float]:
+        """The losses that reading costs nothing: all but those that wait on a device."""
+        return self._values
 
     def read(self) -> list[float]:
         """Return the losses as they came; the list grows with the fit."""

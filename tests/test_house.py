@@ -22,7 +22,7 @@ PACKAGE = Path(minifast.__file__).parent
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["schedules", "state", "files", "suggest", "eager", "data.urls"],
-    ["optimizer", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
+    ["optimizer", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
     ["data.bunch"],
     ["data.image_bunch"],
     ["callback"],
@@ -30,7 +30,7 @@ FLOORS = [
     ["loop", "summary"],
     ["callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
     ["callbacks.checkpointer"],
-    ["predictions"],
+    ["predictions", "training"],
     ["learner"],
     ["__init__"],
     ["cli"],
@@ -84,6 +84,7 @@ PUBLIC = [
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "set_seed",
     "simple_ann",
     "simple_cnn",
     "step",

@@ -13,7 +13,17 @@ import pytest
 import torch
 from conftest import toy_data, toy_learner
 
-from minifast import Callback, DataBunch, FileFormatError, Learner, MinifastError, TensorLoader, accuracy, simple_ann
+from minifast import (
+    Callback,
+    DataBunch,
+    FileFormatError,
+    Learner,
+    MinifastError,
+    TensorLoader,
+    accuracy,
+    files,
+    simple_ann,
+)
 from minifast.callbacks.checkpointer import Checkpointer
 from minifast.files import MARK
 
@@ -193,17 +203,15 @@ def test_data_in_memory_need_no_seed_to_go_on(tmp_path, monkeypatch):
     assert same(alone, again)
 
 
-def test_a_lost_run_does_not_replace_a_good_file(tmp_path):
+def test_a_lost_run_does_not_replace_a_good_file(tmp_path, monkeypatch):
     class Spoils(Callback):
-        _order = 20_000
+        def on_loss_begin(self, iteration, last_output, train):
+            return {"last_output": last_output * float("nan")} if train and iteration == 7 else None
 
-        def on_backward_begin(self, iteration, raw_losses):
-            if iteration == 7:
-                raw_losses.restore([*raw_losses[:-1], float("nan")])
-
-    with pytest.raises(MinifastError, match="training loss is nan"):
+    # As on a device, where nobody knows yet that the loss is lost.
+    monkeypatch.setattr("minifast.state.Losses.append", lambda self, loss: self._waiting.append(loss.detach()))
+    with pytest.raises(MinifastError, match="training loss is nan at epoch 2, batch 1"):
         learner(tmp_path, callbacks=[Spoils()]).fit(4, 1e-2, checkpoint="run", every=1)
-    learner(tmp_path, callbacks=[Spoils()])
     values = torch.load(io.BytesIO((tmp_path / "models" / "run.checkpoint").read_bytes()[len(MARK) + 32 :]))
     assert values["iteration"] == 7
 
@@ -235,6 +243,43 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path, monkeypa
         learn.fit(1, checkpoint="run")
     assert len(learn.recorder.lrs) == 3
     assert not list((tmp_path / "models").glob("*"))
+    with pytest.raises(OSError, match="No space left"):
+        learner(tmp_path).fit(1, checkpoint="run", on_write_error="stop")
+    with pytest.raises(ValueError, match="on_write_error is 'panic'; it must be one of"):
+        learner(tmp_path).fit(1, checkpoint="run", on_write_error="panic")
+
+
+def test_a_run_is_kept_before_its_first_batch(tmp_path):
+    class Fails(Callback):
+        def on_batch_begin(self, iteration):
+            raise MemoryError("out of memory")
+
+    with pytest.raises(MemoryError) as error:
+        learner(tmp_path, callbacks=[Fails()]).fit(2, 1e-2, checkpoint="run")
+    assert any("This was in epoch 0 at batch 0 of 3, learning rate 0.01" in note for note in error.value.__notes__)
+    assert any("run.checkpoint is of epoch 0, batch 0: the same call goes on" in n for n in error.value.__notes__)
+    alone, again = learner(tmp_path / "alone"), learner(tmp_path, callbacks=[])
+    alone.fit(2, 1e-2)
+    file = tmp_path / "models" / "run.checkpoint"
+    assert file.is_file()
+    again.callbacks = [Fails()]
+    Fails.on_batch_begin = lambda self: None
+    again.fit(2, 1e-2, checkpoint="run")
+    assert same(alone, again)
+
+
+def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path):
+    class Code:
+        def __reduce__(self):
+            return exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",)
+
+    (tmp_path / "models").mkdir()
+    files.write_checked({"call": Code()}, tmp_path / "models" / "run.checkpoint")
+    with pytest.raises(FileFormatError, match="more than tensors and plain values"):
+        learner(tmp_path).fit(1, checkpoint="run")
+    with pytest.raises(FileFormatError, match="more than tensors and plain values"):
+        learner(tmp_path).resume("run")
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from minifast.callback import Callback, LearnerCallback, is_plain
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint import model_file, random_states, set_random_states
 from minifast.data.loader import Rest, go_to, position_of
-from minifast.errors import CallbackError, MinifastError, check_count
+from minifast.errors import CallbackError, MinifastError, check_count, check_word
 from minifast.metrics import name_of
 from minifast.state import State
 
@@ -35,14 +35,23 @@ class Checkpointer(LearnerCallback):
         call: what the run was asked to do; a file of another call is refused.
         every: between the ends of epochs, save every so many batches, or for a text such as ``"60s"`` seconds.
         resume: go on where the file left off; False begins anew.
+        on_write_error: ``"continue"`` the training with a warning where the file cannot be written, or ``"stop"`` it.
     """
 
     _order = 10_000  # so that all others have done what they do in the event
 
     def __init__(
-        self, learn: Learner, file: Path, call: dict[str, Any], every: int | str | None = None, resume: bool = True
+        self,
+        learn: Learner,
+        file: Path,
+        call: dict[str, Any],
+        every: int | str | None = None,
+        resume: bool = True,
+        on_write_error: str = "continue",
     ) -> None:
         super().__init__(learn)
+        self._on_write_error = check_word("on_write_error", on_write_error, ("continue", "stop"))
+        self._left = "nothing is kept yet"
         self.file = file
         self.call = call
         self._every = every
@@ -89,8 +98,10 @@ class Checkpointer(LearnerCallback):
         return {"model": model, "data": {k: v for k, v in data.items() if is_plain(v)}, "opt": opt, "metrics": metrics}
 
     def on_train_begin(self) -> None:
-        """Take the run up where the file left it."""
+        """Take the run up where the file left it; a new run is kept before its first batch, lest that be the last."""
         if self._found is None:
+            self._position, self._random_at_epoch = position_of(self.learn.data.train_dl), random_states()
+            self._save(self._state.epoch, 0, self._state.iteration)
             return
         found, state, learn = self._found, self._state, self.learn
         names = [name for name, _ in found["callbacks"]]
@@ -150,6 +161,10 @@ class Checkpointer(LearnerCallback):
         if not exception and not self.finished:
             self._save(epoch, 0, iteration, finished=True)
 
+    def left(self) -> str:
+        """Say in a sentence what is kept and how to go on."""
+        return f"{self._left}."
+
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
         learn, state = self.learn, self._state
         recent = state.raw_losses[-(state.num_batch + 1) :]
@@ -181,7 +196,10 @@ class Checkpointer(LearnerCallback):
         }
         try:
             files.write_checked(values, self.file)
+            self._left = f"{self.file} is of epoch {epoch}, batch {num_batch}: the same call goes on from there"
         except OSError as error:
+            if self._on_write_error == "stop":
+                raise
             warnings.warn(
                 f"{self.file} was not written ({error}); training goes on, the last good file stays.", stacklevel=2
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import math
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from minifast.callback import LearnerCallback
+from minifast.checkpoint import preserved
+from minifast.diagnosis import diagnose, is_finite
 from minifast.errors import DataError, NonFiniteLossError
 from minifast.state import Losses
 
@@ -17,13 +21,15 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
+LAST = 20  # batches shown when a loss is not finite
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
 class Guard(LearnerCallback):
     """Checks outputs against classes on the first batch, and each training loss for NaN and infinity.
 
-    On the CPU a loss is checked before its backward pass, so the weights stay as the batch before left them.
+    On the CPU a loss is checked before its backward pass, so the weights stay as the batch before left them. On a
+    device losses are looked at when the bar or the epoch's end reads them: nothing waits for the device.
     ``losses=False`` leaves the losses to somebody else.
     """
 
@@ -33,35 +39,89 @@ class Guard(LearnerCallback):
         super().__init__(learn)
         self.losses = losses
         self._checked = False
+        self._seen = 0
+
+    def on_epoch_begin(self, raw_losses: Losses) -> None:
+        """Start looking at the epoch's first loss."""
+        self._seen = len(raw_losses)
 
     def on_backward_begin(
-        self, last_output: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int
+        self, last_input: Any, last_output: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int
     ) -> None:
         """Compare the first outputs with the classes; stop at a loss that is NaN or infinite."""
         if not self._checked:
             self._checked = True
             check_outputs(self.learn, last_output, last_target)
-        if self.losses and raw_losses.on_cpu and not math.isfinite(raw_losses[-1]):
-            self._stop(raw_losses[-1], epoch, num_batch)
+        if self.losses and self._seen < len(raw_losses.arrived):
+            self._look(raw_losses.arrived, epoch, num_batch + 1 - len(raw_losses), (last_input, last_target))
 
-    def on_epoch_end(self, raw_losses: Losses, epoch: int, num_batch: int) -> None:
+    def on_epoch_end(self, last_input: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int) -> None:
         """Look at the losses that stayed on a device until now."""
-        if not self.losses:
-            return
-        first = len(raw_losses) - num_batch
-        for batch, loss in enumerate(raw_losses[first:]):
-            if not math.isfinite(loss):
-                self._stop(loss, epoch, batch)
+        if self.losses:
+            self._look(raw_losses.read(), epoch, num_batch - len(raw_losses), (last_input, last_target))
 
-    def _stop(self, loss: float, epoch: int, batch: int) -> None:
+    def _look(self, losses: list[float], epoch: int, offset: int, batch: Any) -> None:
+        for i in range(self._seen, len(losses)):
+            if not math.isfinite(losses[i]):
+                self._stop(losses, i, epoch, i + offset, batch)
+        self._seen = len(losses)
+
+    def _stop(self, losses: list[float], i: int, epoch: int, num_batch: int, batch: Any) -> None:
+        learn = self.learn
+        rates = [*learn.recorder.lrs, learn.opt.lr][: i + 1]
+        said = []
+        with contextlib.suppress(Exception), preserved(learn):  # the message matters more than what it says of layers
+            said = diagnose(learn.model, learn.loss_func, *batch)
         way_out = "try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data"
-        if not epoch and not batch:
+        if not epoch and not num_batch:
             way_out = (
                 "no step was made yet, so look for NaN or huge values in the data, and in weights that an earlier fit "
                 "may have spoilt: load a saved model, or make a new one"
             )
-        where = f"epoch {epoch}, batch {batch}, learning rate {self.learn.opt.lr:.3g}"
-        raise NonFiniteLossError(f"The training loss is {loss} at {where}; {way_out}.")
+        where = f"epoch {epoch}, batch {num_batch}, learning rate {rates[-1]:.3g}"
+        last = [f"{rate:.3g}: {loss:.4g}" for rate, loss in zip(rates[-LAST:], losses[: i + 1][-LAST:], strict=False)]
+        raise NonFiniteLossError(
+            "\n".join(
+                [
+                    f"The training loss is {losses[i]} at {where}; {way_out}.",
+                    *said,
+                    f"The last batches, learning rate and loss: {', '.join(last)}.",
+                ]
+            )
+        )
+
+
+class LastGood(LearnerCallback):
+    """Keeps weights and optimizer of the beginning of the last epoch that began with finite weights."""
+
+    _order = -20
+
+    def __init__(self, learn: Learner) -> None:
+        super().__init__(learn)
+        self._kept: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Take a copy, where all is finite."""
+        learn = self.learn
+        if self._kept is None or is_finite(list(learn.model.state_dict().values())):
+            self._kept = copy.deepcopy((epoch, learn.model.state_dict(), learn.opt.state_dict()))
+
+    def restore(self) -> int:
+        """Put the copy back, but for what schedules set, and return the epoch at whose beginning it was taken."""
+        if self._kept is None:
+            return 0
+        epoch, weights, optimizer = self._kept
+        opt = self.learn.opt
+        scheduled = {name: opt.read(name) for name in ("lr", "mom", "wd") if name != "mom" or opt.has_momentum}
+        self.learn.model.load_state_dict(weights)
+        opt.load_state_dict(optimizer)
+        for name, values in scheduled.items():
+            opt.write(name, values)
+        return epoch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return nothing: a checkpoint keeps the weights themselves."""
+        return {}
 
 
 def _few(names: Any) -> str:

@@ -51,7 +51,7 @@ class Recorder(LearnerCallback):
     A value a training batch: ``lrs`` and ``moms`` (those that the optimizer's step used; of the last layer group),
     ``raw_losses`` and ``losses`` (their moving average, beta 0.98, corrected for its start). A value an epoch:
     ``val_losses`` (None where validation was skipped), ``metrics`` (a list of values), ``nb_batches``, ``rows`` (the
-    table's numbers under ``names``, the time in seconds).
+    table's numbers under ``names``, the time in seconds). ``call`` is what the run was asked to do.
 
     Args:
         learn: the learner.
@@ -73,6 +73,7 @@ class Recorder(LearnerCallback):
         self.nb_batches: list[int] = []
         self.rows: list[list[Any]] = []
         self.min_grad_lr: float | None = None
+        self.call: dict[str, Any] = {}
         self._losses = Losses()
         self._added_names: list[str] = []
 
