@@ -21,11 +21,13 @@ MEASURED = {
     "memory": "peak memory",
     "processes": "the whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
+    "lost": "what finders leave behind and what kills cost, against fastai and Lightning",
 }
 WRITTEN = {
     "seeds": "the README's table: one cycle against constant rates over ten seeds",
     "pictures": "the README's two pictures",
     "events": "the README's table of events",
+    "held": "the README's table of what is held, from the tests that hold it",
 }
 REPORT = Path(__file__).parent / "README.md"
 VERSIONS = ("torch", "torchvision", "numpy", "pillow", "fastai", "lightning", "skorch", "keras", "pytorch-ignite")
@@ -57,8 +59,7 @@ def main() -> None:
         if name in WRITTEN:
             module.main()
         else:
-            rows = module.rows()
-            found = table(rows) if rows else "Not measured: this machine has not what it takes."
+            found = module.report() if hasattr(module, "report") else table(module.rows())
             print(found, flush=True)
             write_part(name, f"{found}\n\n{machine()}", REPORT)
 

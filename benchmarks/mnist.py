@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import tempfile
 
 import torch
 
@@ -37,10 +38,19 @@ def rows() -> list[Row]:
         finally:
             learn.data.valid_dl = kept
 
+    def kept(every: int | None) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            learn = Learner(data, simple_cnn((3, 16, 16, 2)), metrics=[accuracy], path=folder)
+            return seconds(lambda: learn.fit_one_cycle(2, 5e-2, checkpoint="run", every=every))
+
     with contextlib.redirect_stdout(io.StringIO()):
         times = interleaved({"hand": lambda: seconds(lambda: hand.mnist(train, valid)), "ours": ours})
         finder = interleaved({"trained": trained, "found": found})
+        keeping = interleaved({"not": ours, "epoch": lambda: kept(None), "20 batches": lambda: kept(20)})
+    more = len(data.train_dl) // 20
     return [
         compare("`fit_one_cycle(2, 5e-2)`, MNIST_SAMPLE, against the loop by hand", times, "ours", "hand", 1.03),
         compare("`lr_find()` against 100 training steps, MNIST_SAMPLE", finder, "found", "trained", 1.15),
+        compare("the two epochs with `checkpoint=`, against without", keeping, "epoch", "not", 1.05),
+        compare(f"the same with `every=20`, {more} saves more an epoch", keeping, "20 batches", "not", None),
     ]

@@ -82,6 +82,8 @@ def peak_memory(code: str) -> float:
 
 def table(rows: Sequence[Row]) -> str:
     """Return rows as a table in Markdown."""
+    if not rows:
+        return "Not measured: this machine has not what it takes."
     lines = ["| what | minifast | compared with | ratio | aimed at |", "|---|---|---|---|---|"]
     for row in rows:
         bound = "" if row.bound is None else f"≤ {row.bound:g}"

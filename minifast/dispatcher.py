@@ -79,7 +79,7 @@ class Dispatcher:
     def jump_to_epoch(self) -> None:
         """Tell every callback where training starts, if that is not at epoch 0 and not a run that goes on."""
         if self.state.epoch and not self.state.iteration:
-            self.state.pbar.epochs_done(self.state.epoch)
+            self.state.pbar.epochs_done(self.state.epoch, self.state.n_epochs)
             for callback in (*self.metrics, *self.callbacks):
                 callback.jump_to_epoch(self.state.epoch)
 

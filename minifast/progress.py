@@ -28,8 +28,8 @@ class Silent:
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line of text, or with ``table=True`` a row of cells, the first of them the header."""
 
-    def epochs_done(self, epochs: int) -> None:
-        """Show how many epochs are done."""
+    def epochs_done(self, epochs: int, n_epochs: int) -> None:
+        """Show how many epochs are done, of how many."""
 
     def close(self, interrupted: bool = False) -> None:
         """Close the bar; what was written stays."""
@@ -68,7 +68,7 @@ class Bars(Lines):
     def start(self, n_epochs: int) -> None:
         """Draw the bar over epochs."""
         self.master = self._master_bar(range(n_epochs), total=n_epochs)
-        self.epochs_done(0)
+        self.epochs_done(0, n_epochs)
 
     def track(self, batches: Any) -> Iterator[Any]:
         """Yield ``batches`` under a bar."""
@@ -103,9 +103,10 @@ class Bars(Lines):
             print("\r" + " " * self.child.max_len, end="\r")  # the bar is drawn anew below the line
         super().write(line, table)
 
-    def epochs_done(self, epochs: int) -> None:
+    def epochs_done(self, epochs: int, n_epochs: int) -> None:
         """Move the bar over epochs on."""
         self._epochs = epochs
+        self.master.main_bar.total = n_epochs
         self.master.update(epochs)
 
     def close(self, interrupted: bool = False) -> None:

@@ -59,7 +59,7 @@ EVENTS: dict[str, Event] = {
     "on_backward_end": Event((), ("skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate")),
     "on_step_end": Event((), ("skip_zero", "stop_epoch", "stop_training", "skip_validate")),
     "on_batch_end": Event((), ("stop_epoch", "stop_training", "skip_validate")),
-    "on_epoch_end": Event(("last_metrics",), ("last_metrics", "stop_training", "skip_validate")),
+    "on_epoch_end": Event(("last_metrics",), ("last_metrics", "n_epochs", "stop_training", "skip_validate")),
     "on_train_end": Event(("exception",), ()),
 }
 
@@ -269,7 +269,7 @@ class State:
     def end_epoch(self) -> None:
         """Count an epoch as done."""
         self.epoch += 1
-        self.pbar.epochs_done(self.epoch)
+        self.pbar.epochs_done(self.epoch, self.n_epochs)
 
     def end_batch(self) -> None:
         """Count a training batch as done."""

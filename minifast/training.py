@@ -82,7 +82,7 @@ def find(learn: Learner, finder: LRFinder, start_lr: Any, wd: Any, call: dict[st
         with preserved(learn):
             prepare(learn, start_lr, wd)
             recorder = Recorder(learn, silent=True)
-            recorder.call = call
+            recorder.call, recorder.found = call, finder
             learn.history.append(recorder)
             epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
             own = own_callbacks(learn, recorder, Guard(learn, losses=False))
@@ -90,7 +90,8 @@ def find(learn: Learner, finder: LRFinder, start_lr: Any, wd: Any, call: dict[st
     finally:
         learn.recorder = recorder or learn.recorder
     if not learn.silent:
-        print(f"Stopped at batch {len(recorder.lrs)}: {finder.stopped}. learn.recorder.plot() shows the losses.")
+        steps = f"step {len(finder.lrs)} of {finder.num_it}"
+        print(f"Stopped at {steps}: {finder.stopped}. learn.recorder.plot() shows the losses.")
 
 
 def own_callbacks(learn: Learner, *first: Callback) -> list[Callback]:

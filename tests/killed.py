@@ -1,7 +1,8 @@
 """Kill a run at random moments, start it again until it finishes, and compare it with one that was left alone.
 
 ``python tests/killed.py KILLS FOLDER [KINDS]`` prints, as JSON, how often each kind of run was killed and whether its
-weights, lists and table were equal to the bit. One process imports torch and forks a child for each start.
+weights, lists and table were equal to the bit. Last, runs of the first kind kill themselves in the middle of a save.
+One process imports torch and forks a child for each start.
 """
 
 from __future__ import annotations
@@ -81,11 +82,39 @@ def train(kind: str, folder: Path, checkpoint: str | None) -> None:
     (folder / "outcome.partial").rename(folder / "outcome.pth")
 
 
-def start(kind: str, folder: Path, checkpoint: str | None, patience: float | None) -> bool:
-    """Train in a child that is killed after ``patience`` seconds; return whether it came to its end."""
+IN_A_SAVE = {
+    "half written": (Path, "write_bytes"),
+    "before the flush": (os, "fsync"),
+    "before a move": (Path, "replace"),
+}
+
+
+def die_in_a_save(moment: str, call: int) -> None:
+    """Let this process kill itself at the ``call``-th time that a save comes to ``moment``."""
+    owner, name = IN_A_SAVE[moment]
+    original = getattr(owner, name)
+    calls = []
+
+    def dies(*arguments):
+        calls.append(arguments)
+        if len(calls) == call:
+            if name == "write_bytes":
+                original(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*arguments)
+
+    setattr(owner, name, dies)
+
+
+def start(
+    kind: str, folder: Path, checkpoint: str | None, patience: float | None = None, die: tuple[str, int] | None = None
+) -> bool:
+    """Train in a child that is killed after ``patience`` seconds or in a save; return whether it came to its end."""
     child = os.fork()
     if child == 0:
         try:
+            if die:
+                die_in_a_save(*die)
             train(kind, folder, checkpoint)
         except BaseException as error:
             print(repr(error), file=sys.stderr)
@@ -104,18 +133,32 @@ def start(kind: str, folder: Path, checkpoint: str | None, patience: float | Non
         time.sleep(0.0005)
 
 
+def same(folder: Path, expected: dict) -> bool:
+    """Whether a run ended as expected and left nothing but its two files."""
+    found = torch.load(folder / "outcome.pth", weights_only=True)
+    weights = zip(expected["weights"].values(), found["weights"].values(), strict=True)
+    left = sorted(path.name for path in (folder / "models").iterdir())
+    return (
+        all(torch.equal(a, b) for a, b in weights)
+        and found["lists"] == expected["lists"]
+        and found["rows"] == expected["rows"]
+        and left == ["run.checkpoint", "run.previous.checkpoint"]
+    )
+
+
 def main() -> None:
     wanted, folder = int(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
     draw = random.Random(0)
     report = []
+    expected = {}
     for kind in KINDS[: int(sys.argv[3]) if len(sys.argv) > 3 else None]:
         alone = folder / kind / "alone"
         alone.mkdir(parents=True)
         begin = time.monotonic()
-        start(kind, alone, None, None)
+        start(kind, alone, None)
         whole = time.monotonic() - begin
-        expected = torch.load(alone / "outcome.pth", weights_only=True)
+        expected[kind] = torch.load(alone / "outcome.pth", weights_only=True)
         kills, runs, equal = 0, 0, True
         while kills < wanted:
             killed = folder / kind / f"killed{runs}"
@@ -123,13 +166,17 @@ def main() -> None:
             runs += 1
             while not start(kind, killed, "run", draw.uniform(0, 1.5 * whole)):
                 kills += 1
-            found = torch.load(killed / "outcome.pth", weights_only=True)
-            weights = zip(expected["weights"].values(), found["weights"].values(), strict=True)
-            equal &= all(torch.equal(a, b) for a, b in weights)
-            equal &= found["lists"] == expected["lists"] and found["rows"] == expected["rows"]
-            left = sorted(path.name for path in (killed / "models").iterdir())
-            equal &= left == ["run.checkpoint", "run.previous.checkpoint"]
+            equal &= same(killed, expected[kind])
         report.append({"kind": kind, "kills": kills, "runs": runs, "equal": equal})
+    kills, equal = 0, True
+    for moment in IN_A_SAVE:
+        for call in range(1, wanted + 1):
+            killed = folder / moment / str(call)
+            killed.mkdir(parents=True)
+            kills += not start(KINDS[0], killed, "run", die=(moment, call))
+            start(KINDS[0], killed, "run")
+            equal &= same(killed, expected[KINDS[0]])
+    report.append({"kind": "in a save", "kills": kills, "runs": len(IN_A_SAVE) * wanted, "equal": equal})
     print(json.dumps(report))
 
 

@@ -6,8 +6,10 @@ import contextlib
 import copy
 import gc
 import pickle
+import tempfile
 import weakref
 from functools import partial, wraps
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from minifast import (
     CallbackError,
     Learner,
     LearnerCallback,
+    NonFiniteLossError,
     OneCycleScheduler,
     Recorder,
     accuracy,
@@ -286,7 +289,7 @@ def test_none_and_an_empty_dict_change_nothing() -> None:
         ("on_batch_end", "skip_step", "it may be returned at on_batch_begin, on_loss_begin"),
         ("on_epoch_begin", "epoch", "it may be returned at on_train_begin"),
         ("on_train_begin", "stop_training", "it may be returned at on_epoch_begin"),
-        ("on_epoch_end", "n_epochs", "no callback may change it"),
+        ("on_epoch_end", "iteration", "no callback may change it"),
         ("on_train_end", "stop_training", "it may be returned at on_epoch_begin"),
     ],
 )
@@ -645,13 +648,28 @@ def interrupted(learn: Learner) -> None:
         learn.fit(1, callbacks=[Interrupts()])
 
 
+def kept(learn: Learner) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        learn.path = Path(folder)
+        learn.fit(2, checkpoint="run", every=1)
+
+
+def lost(learn: Learner) -> None:
+    learn.loss_func = lambda output, target: output.sum() * float("nan")
+    with contextlib.suppress(NonFiniteLossError):
+        learn.fit(2)
+    with pytest.warns(UserWarning, match="put back"):
+        learn.fit(2, on_nan="restore")
+
+
 def nothing(learn: Learner) -> None:
     pass
 
 
-@pytest.mark.parametrize(
-    "use", [nothing, fit_and_more, fit_with_an_error, fit_with_an_error_at_the_end, interrupted]
-)  # fmt: skip
+ENDS = [nothing, fit_and_more, fit_with_an_error, fit_with_an_error_at_the_end, interrupted, kept, lost]
+
+
+@pytest.mark.parametrize("use", ENDS)
 def test_a_learner_goes_with_its_last_reference(use) -> None:
     learn = toy_learner(callback_fns=[partial(Pickled, power=2)])
     gc.collect()

@@ -99,6 +99,48 @@ def test_there_is_no_validation_and_no_table(capsys) -> None:
     assert "recorder.plot()" in line
 
 
+class Accumulate(Callback):
+    """Steps every ``n`` batches, whatever the epochs."""
+
+    def __init__(self, n):
+        self.n, self.waiting = n, 0
+
+    def on_backward_end(self):
+        self.waiting = (self.waiting + 1) % self.n
+        return {"skip_step": True, "skip_zero": True} if self.waiting else None
+
+
+@pytest.mark.parametrize("n", [2, 3, 4, 7])
+def test_under_accumulation_a_point_is_a_step_of_the_optimizer(n) -> None:
+    accumulate = Accumulate(n)
+    learn = toy_learner(callbacks=[accumulate], n=30, bs=10)
+    used = []
+
+    class Steps(Callback):
+        def on_step_end(self, skip_step):
+            if not skip_step:
+                used.append(learn.opt.lr)
+
+    learn.callbacks.append(Steps())
+    learn.lr_find(num_it=10, stop_div=False)
+    finder, recorder = learn.lr_finder, learn.recorder
+    assert finder.lrs == used
+    assert finder.lrs == pytest.approx(list(np.geomspace(1e-7, 10, 10)))
+    assert len(recorder.lrs) == 10 * n
+    means = np.array(recorder.raw_losses).reshape(10, n).mean(1)
+    assert finder.losses == pytest.approx(smoothed(list(means)), rel=1e-6)
+    assert accumulate.waiting == 0
+    (line,) = recorder.plot(return_fig=True, skip_start=0, skip_end=0).axes[0].lines
+    assert len(line.get_xdata()) == 10
+
+
+def test_a_finder_that_never_steps_gives_up() -> None:
+    learn = toy_learner(callbacks=[Accumulate(10**6)])
+    learn.lr_find(num_it=2)
+    assert learn.lr_finder.lrs == []
+    assert learn.lr_finder.stopped == "201 batches gave it 0 steps of the optimizer"
+
+
 # --- when it stops
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_data, toy_learner
+from conftest import toy_data, toy_learner, write_pictures
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -415,6 +415,48 @@ def test_two_learners_in_turn_do_not_disturb_each_other() -> None:
     assert all(equal(weights(a), weights(b)) for a, b in zip(alone, together, strict=True))
 
 
+BESIDE = """
+import sys
+from pathlib import Path
+import torch
+from minifast import *
+torch.set_num_threads(1)
+folder, name = Path(sys.argv[1]), sys.argv[2]
+torch.manual_seed(0)
+data = ImageDataBunch.from_folder(folder, bs=4, seed=0, device="cpu")
+learn = Learner(data, simple_cnn((3, 8, 2)), metrics=[accuracy], silent=True)
+learn.lr_find(num_it=5)
+for _ in range(5):
+    learn.fit_one_cycle(4, 1e-2, checkpoint=name, every=1, resume=False)
+    learn.save("shared")
+    Learner(data, simple_cnn((3, 8, 2)), silent=True).load("shared")  # whosever it is, it is whole
+print(" ".join(loss.hex() for run in learn.history for loss in run.raw_losses))
+"""
+
+
+def test_two_processes_on_one_folder_do_not_disturb_each_other(tmp_path) -> None:
+    for part in ("train/a", "train/b", "valid/a", "valid/b"):
+        write_pictures(tmp_path / "data" / part, 6, (8, 8), "L", seed=len(part))
+    environment = {**os.environ, "MINIFAST_HOME": str(tmp_path / "home")}
+
+    def begin(name):
+        command = [sys.executable, "-c", BESIDE, str(tmp_path / "data"), name]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+    together = [begin("first"), begin("second")]
+    first, second = (process.communicate()[0] for process in together)
+    assert [process.returncode for process in together] == [0, 0]
+    assert first == second
+    assert len(first.split()) == 5 + 5 * 4 * 3
+    left = sorted(path.name for path in (tmp_path / "data" / "models").iterdir())
+    assert left == sorted(
+        [
+            "shared.pth",
+            *(f"{name}{end}" for name in ("first", "second") for end in (".checkpoint", ".previous.checkpoint")),
+        ]
+    )
+
+
 def resources() -> tuple[float, int, int]:
     """Resident memory in MB, open files and threads of this process."""
     lines = (PROCESS / "status").read_text().splitlines()
@@ -440,6 +482,8 @@ def test_a_thousand_fits_leave_memory_files_and_threads_where_they_were(tmp_path
     def fits(n):
         for i in range(n):
             learn.fit_one_cycle(1, 1e-2, checkpoint="run" if i % 100 == 0 else None, resume=False)
+            if i % 10 == 0:
+                plt.close(learn.recorder.plot_lr(return_fig=True))
         learn.lr_find(num_it=5)
         return resources()
 

@@ -117,7 +117,7 @@ def test_lines_and_rows(capsys) -> None:
     lines.write(["0", "0.5", "00:01"], table=True)
     lines.write("a line as it is")
     lines.write(["10", "0.123456", "00:01", "more", "than the header"], table=True)
-    lines.epochs_done(2)
+    lines.epochs_done(2, 2)
     lines.close()
     assert capsys.readouterr().out.splitlines() == [
         "epoch     a long name  time",
@@ -134,7 +134,7 @@ def test_silent_says_nothing_and_passes_batches_on(capsys) -> None:
     assert silent.track(batches) is batches
     silent.write("x")
     silent.write(["x"], table=True)
-    silent.epochs_done(1)
+    silent.epochs_done(1, 2)
     silent.close(interrupted=True)
     assert capsys.readouterr().out == ""
 

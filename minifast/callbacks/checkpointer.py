@@ -119,7 +119,7 @@ class Checkpointer(LearnerCallback):
         self._restore(self._others, found)
         go_to(learn.data.train_dl, found["position"])
         set_random_states(found["random"])
-        state.pbar.epochs_done(state.epoch)
+        state.pbar.epochs_done(state.epoch, state.n_epochs)
         if not found["num_batch"]:
             self._found = None
 

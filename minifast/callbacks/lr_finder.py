@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,17 +11,21 @@ import numpy as np
 from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.errors import check_count
 from minifast.schedules import Value, exponential
-from minifast.state import Losses
+from minifast.state import Losses, SmoothenValue
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
+PATIENCE = 100  # batches for each step that is wanted, before a finder whose steps are all skipped gives up
+
 
 class LRFinder(ScheduledParameters):
-    """Raises the learning rate from ``start_lr`` to ``end_lr`` by equal ratios over ``num_it`` batches, both visited.
+    """Raises the learning rate from ``start_lr`` to ``end_lr`` by equal ratios over ``num_it`` steps, both visited.
 
-    Stops before the end when the smoothed loss is more than four times its best or not finite (``stop_div``). The
-    learner runs it through ``lr_find``, which puts back what this training changes.
+    A step is the optimizer's: where gradients are accumulated over batches, it has the mean of their losses. ``lrs``
+    and ``losses`` (smoothed, as the Recorder's) hold a value a step. Stops before the end when the smoothed loss is
+    more than four times its best (``stop_div``) or a loss is not finite. The learner runs it through ``lr_find``, which
+    puts back what this training changes.
 
     Source: L. Smith, "Cyclical learning rates for training neural networks" (2017), section 3.3.
     """
@@ -39,25 +44,33 @@ class LRFinder(ScheduledParameters):
         self.num_it = num_it
         self.n_batches = num_it - 1
         self.stop_div = stop_div
-        self.best_loss = math.inf
         self.stopped = "a callback stopped it"
+        self.lrs: list[float] = []
+        self.losses: list[float] = []
+        self.best_loss = math.inf
+        self._average = SmoothenValue(0.98)
+        self._batches = 0  # those that earlier steps had
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first rate; a mock training is not validated."""
         super().on_train_begin(n_epochs, epoch)
         return {"skip_validate": True}
 
-    def on_step_end(self, iteration: int, raw_losses: Losses) -> dict[str, bool] | None:
-        """Stop where the rates end, or the loss says so."""
-        loss = raw_losses.smoothed()[-1]
-        if iteration == 0:
-            self.first_loss = loss
-        self.best_loss = min(self.best_loss, loss)
-        if not math.isfinite(loss):
+    def on_step_end(self, raw_losses: Losses, skip_step: bool) -> dict[str, bool] | None:
+        """Note the step, and stop where the rates end or the loss says so."""
+        finite = math.isfinite(raw_losses[-1])
+        if finite and skip_step:
+            return None
+        self._average.add_value(fmean(raw_losses[self._batches :]))
+        self._batches = len(raw_losses)
+        self.lrs.append(self.learn.opt.lr)
+        self.losses.append(self._average.smooth)
+        self.best_loss = min(self.best_loss, self.losses[-1])
+        if not finite:
             self.stopped = "the loss was no longer finite"
-        elif self.stop_div and loss > self._limit():
+        elif self.stop_div and self.losses[-1] > self._limit():
             self.stopped = "the smoothed loss rose over four times its best"
-        elif iteration + 1 >= self.num_it:
+        elif len(self.lrs) >= self.num_it:
             self.stopped = "the last rate was reached"
         else:
             return None
@@ -66,4 +79,18 @@ class LRFinder(ScheduledParameters):
     def _limit(self) -> float:
         # Four times the best, said as a rise above it, so that a loss that may be negative has a limit too.
         best = self.best_loss
-        return 4 * best if best > 0 else best + 3 * max(self.first_loss - best, -best)
+        return 4 * best if best > 0 else best + 3 * max(self.losses[0] - best, -best)
+
+    def on_batch_end(self, train: bool, iteration: int) -> None:
+        """Set the rate of the next step."""
+        if train:
+            self._set(len(self.lrs))
+
+    def on_epoch_end(self, epoch: int, n_epochs: int, iteration: int) -> dict[str, int] | None:
+        """Go over the data once more where steps are missing, because they have several batches each."""
+        if epoch + 1 < n_epochs or len(self.lrs) >= self.num_it:
+            return None
+        if iteration >= PATIENCE * self.num_it:
+            self.stopped = f"{iteration} batches gave it {len(self.lrs)} steps of the optimizer"
+            return None
+        return {"n_epochs": n_epochs + 1}

@@ -74,6 +74,7 @@ class Recorder(LearnerCallback):
         self.rows: list[list[Any]] = []
         self.min_grad_lr: float | None = None
         self.call: dict[str, Any] = {}
+        self.found: Any = None  # the finder whose run this is
         self._losses = Losses()
         self._added_names: list[str] = []
 
@@ -164,13 +165,14 @@ class Recorder(LearnerCallback):
         the lowest loss.
         """
         self._need_batches("lr_find")
+        curve = self.found or self
+        lrs, losses = curve.lrs, curve.losses
         marks: list[tuple[str, float]] = []
         if suggestion:
-            self.min_grad_lr, tenth = suggestions(self.lrs, self.losses, skip_start, skip_end)
+            self.min_grad_lr, tenth = suggestions(lrs, losses, skip_start, skip_end)
             marks = [("steepest fall", self.min_grad_lr), ("minimum / 10", tenth)]
         axes = plots.axes_for(ax)
-        lrs, losses = cut(self.lrs, skip_start, skip_end), cut(self.losses, skip_start, skip_end)
-        plots.plot_finder(axes[0], lrs, losses, marks)
+        plots.plot_finder(axes[0], cut(lrs, skip_start, skip_end), cut(losses, skip_start, skip_end), marks)
         return plots.finish(axes, return_fig, show_grid)
 
     def plot_lr(
