@@ -3,6 +3,7 @@
 from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
+from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateScheduler, TorchScheduler, TrainingPhase
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
 from minifast.checkpoint import set_seed
@@ -20,10 +21,21 @@ from minifast.errors import (
     MinifastError,
     NonFiniteLossError,
 )
+from minifast.finder_result import FinderResult
 from minifast.learner import Learner, fit_one_cycle, lr_find
 from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
 from minifast.models import simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
+from minifast.policies import (
+    create_one_cycle_lr_schedule,
+    flat_cosine,
+    one_cycle,
+    one_cycle_momentum,
+    three_phases,
+    three_phases_momentum,
+    two_halves,
+    warm_restarts,
+)
 from minifast.schedules import (
     annealing_cos,
     annealing_exp,
@@ -35,13 +47,9 @@ from minifast.schedules import (
     exponential,
     join,
     linear,
-    one_cycle,
-    one_cycle_momentum,
     polynomial,
+    repeat,
     step,
-    three_phases,
-    three_phases_momentum,
-    two_halves,
 )
 from minifast.state import EVENTS, SmoothenValue
 from minifast.suggest import suggest_lr
@@ -61,10 +69,13 @@ __all__ = [
     "Dispatcher",
     "DownloadError",
     "FileFormatError",
+    "FinderResult",
+    "GeneralScheduler",
     "ImageDataBunch",
     "LRFinder",
     "Learner",
     "LearnerCallback",
+    "LearningRateScheduler",
     "MinifastError",
     "NonFiniteLossError",
     "OneCycleScheduler",
@@ -74,6 +85,8 @@ __all__ = [
     "Scheduler",
     "SmoothenValue",
     "TensorLoader",
+    "TorchScheduler",
+    "TrainingPhase",
     "URLs",
     "accuracy",
     "add_metrics",
@@ -84,9 +97,11 @@ __all__ = [
     "annealing_poly",
     "constant",
     "cosine",
+    "create_one_cycle_lr_schedule",
     "error_rate",
     "exponential",
     "fit_one_cycle",
+    "flat_cosine",
     "get_image_files",
     "imagenet_stats",
     "join",
@@ -95,6 +110,7 @@ __all__ = [
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "repeat",
     "set_seed",
     "simple_ann",
     "simple_cnn",
@@ -104,4 +120,5 @@ __all__ = [
     "three_phases_momentum",
     "two_halves",
     "untar_data",
+    "warm_restarts",
 ]

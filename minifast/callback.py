@@ -152,6 +152,7 @@ class Callback:
 
     _order: int = 0
     _watches: bool = False
+    _sets: tuple[str, ...] = ()  # hyper-parameters of the optimizer that the learner puts back when the fit ends
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -203,10 +204,20 @@ class LearnerCallback(Callback):
     """A callback that belongs to a learner: ``self.learn``, and ``learn.my_callback`` for a class ``MyCallback``.
 
     What the callback itself does not have is looked up in the learner. The reference is weak: a callback does not keep
-    a learner and its model alive.
+    a learner and its model alive. One that is made without a learner belongs to the learner that trains with it.
     """
 
-    def __init__(self, learn: Learner) -> None:
+    def __init__(self, learn: Learner | None = None) -> None:
+        self._adopted = learn is None
+        if learn is not None:
+            self._belong(learn)
+
+    def adopt(self, learn: Learner) -> None:
+        """Belong to ``learn``, if no learner was given."""
+        if self.__dict__.get("_adopted", False):
+            self._belong(learn)
+
+    def _belong(self, learn: Learner) -> None:
         self.learn = learn
         name = snake_case(type(self).__name__)
         if not isinstance(getattr(learn, name, self), Callback):

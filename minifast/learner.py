@@ -17,6 +17,7 @@ from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.data.bunch import DataBunch
 from minifast.errors import DataError, check_callable, check_count
+from minifast.finder_result import FinderResult
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper, check_groups, spread
 from minifast.predictions import Predictor
@@ -167,13 +168,14 @@ class Learner(Predictor):
         max_lr: LearningRate = 3e-3,
         moms: tuple[float, float] = (0.95, 0.85),
         div_factor: float = 25.0,
-        pct_start: float = 0.3,
+        pct_start: float | None = None,
         final_div: float | None = None,
         wd: float | Sequence[float] | None = None,
         callbacks: Collection[Callback] | Callback | None = None,
         tot_epochs: int | None = None,
         start_epoch: int | None = None,
         warmup: str = "linear",
+        policy: str = "one_cycle",
         checkpoint: str | None = None,
         every: int | str | None = None,
         resume: bool = True,
@@ -186,11 +188,11 @@ class Learner(Predictor):
         """
         cyc_len = check_count("cyc_len", cyc_len)
         scheduler = OneCycleScheduler(
-            self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup
+            self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup, policy
         )
         call = plain_call(
             "fit_one_cycle", cyc_len=cyc_len, max_lr=max_lr, moms=moms, div_factor=div_factor, pct_start=pct_start,
-            final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup,
+            final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup, policy=policy,
         )  # fmt: skip
         keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
         self._fit(cyc_len, max_lr, wd, callbacks, call, keeping, scheduler)
@@ -215,7 +217,8 @@ class Learner(Predictor):
         num_it: int = 100,
         stop_div: bool = True,
         wd: float | Sequence[float] | None = None,
-    ) -> None:
+        repeats: int = 1,
+    ) -> FinderResult:
         """Try learning rates from ``start_lr`` to ``end_lr`` in a mock training; ``learn.recorder.plot()`` shows them.
 
         Weights, buffers, gradients, optimizer, random generators and the order of data are as before when it ends,
@@ -224,13 +227,18 @@ class Learner(Predictor):
         Args:
             start_lr: the first rate.
             end_lr: the last rate.
-            num_it: how many batches to train, as many passes over the data as that takes.
+            num_it: how many steps of the optimizer to make, in as many passes over the data as that takes.
             stop_div: stop when the smoothed loss is more than four times its best.
             wd: weight decay; by default the learner's.
+            repeats: how often to run, each time with another order of the data; the result is the median.
+
+        Returns:
+            FinderResult: the curve, what each rule reads from it, and a suggestion with the rates about as good, or why
+                there is none.
         """
-        finder = LRFinder(self, start_lr, end_lr, num_it, stop_div)
+        finders = [LRFinder(self, start_lr, end_lr, num_it, stop_div) for _ in range(check_count("repeats", repeats))]
         call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
-        training.find(self, finder, start_lr, wd, call)
+        return training.find(self, finders, start_lr, wd, call)
 
     def save(
         self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True

@@ -146,21 +146,31 @@ class OptimWrapper:
         self.write("wd", value)
 
     def read(self, name: str) -> list[float]:
-        """Return ``lr``, ``mom`` or ``wd`` of each layer group."""
+        """Return ``lr``, ``mom``, ``wd`` or another number that the torch optimizer has, of each layer group."""
         firsts = [indices[0] if indices else self._last for indices in self._groups]  # an empty group keeps its place
         if name == "mom":
             return [self._mom(i) for i in firsts]
-        return [self._wd[i] if name == "wd" else float(self.opt.param_groups[i][name]) for i in firsts]
+        if name == "wd":
+            return [self._wd[i] for i in firsts]
+        return [float(self.opt.param_groups[i][self._known(name)]) for i in firsts]
+
+    def _known(self, name: str) -> str:
+        numbers = [key for key, value in self.opt.param_groups[0].items() if type(value) in (int, float)]
+        if name not in numbers:
+            raise ValueError(
+                f"{type(self.opt).__name__} has no {name} to schedule; it has mom, wd, {', '.join(numbers)}."
+            )
+        return name
 
     def _mom(self, index: int) -> float:
         group = self.opt.param_groups[index]
         return float(group["betas"][0] if self._momentum_key == "betas" else group.get("momentum", 0.0))
 
     def write(self, name: str, value: float | Sequence[float]) -> None:
-        """Set ``lr``, ``mom`` or ``wd``: one value for all, or one per layer group.
+        """Set what ``read`` reads: one value for all, or one per layer group.
 
         Raises:
-            ValueError: as many values as layer groups are wanted, or the optimizer has no such thing as momentum.
+            ValueError: as many values as layer groups are wanted, or the optimizer has no such thing.
         """
         if name == "mom" and self._momentum_key is None:
             raise ValueError(
@@ -182,6 +192,8 @@ class OptimWrapper:
         elif name == "wd":
             self._wd[index] = value if self._decays[index] else 0.0
             group["weight_decay"] = self._wd[index] if self._decoupled else 0.0
+        elif name != "mom":
+            group[self._known(name)] = value
         elif self._momentum_key == "betas":
             group["betas"] = (value, *group["betas"][1:])
         else:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -41,16 +43,28 @@ def finish(axes: Sequence[Axes], return_fig: bool | None, show_grid: bool = Fals
 
 
 def plot_finder(
-    ax: Axes, lrs: Sequence[float], losses: Sequence[float], marks: Sequence[tuple[str, float]] = ()
+    ax: Axes,
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    runs: Sequence[Sequence[float]] = (),
+    marks: Sequence[tuple[str, float]] = (),
+    band: tuple[float, float] | None = None,
 ) -> None:
-    """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark."""
+    """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark.
+
+    Of several ``runs`` the spread is a shade around the curve; ``band`` is a shade behind the marks.
+    """
     ax.plot(lrs, losses)
+    if len(runs) > 1:
+        ax.fill_between(lrs, np.min(runs, axis=0), np.max(runs, axis=0), alpha=0.25, label=f"{len(runs)} runs")
     ax.set_xscale("log")
     ax.set_xlabel("learning rate")
     ax.set_ylabel("loss (smoothed)")
     for i, (label, lr) in enumerate(marks, 1):
         ax.axvline(lr, color=f"C{i}", linestyle="--", linewidth=1, label=f"{label}: {lr:.2e}")
-    if marks:
+    if marks and band:
+        ax.axvspan(*band, color=f"C{len(marks)}", alpha=0.12, label="about as good")
+    if marks or len(runs) > 1:
         ax.legend()
 
 

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of progress in [0, 1], the ways to join them, and the 1cycle policy in its three forms.
+"""Schedules: pure functions of progress in [0, 1], and the ways to join them.
 
 A schedule is any ``f(p)``: no state, no optimizer, no step count. Training evaluates it at ``i / n`` for batch ``i``
 of ``n``, so it can be drawn and tested without a model, and a run is taken up again by evaluating it where it stopped.
@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minifast.errors import check_number
+from minifast.errors import check_count, check_number
 
 Value = Any  # a float, or an array with a value per layer group
 Schedule = Callable[[Any], Value]
@@ -143,101 +143,12 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
     return joined
 
 
-WARMUPS = {"linear": linear, "cosine": cosine}
+def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:
+    """Repeat a schedule ``n`` times, each time ``mult`` times as long as the time before.
 
-
-def one_cycle(
-    lr_max: Value,
-    div_factor: float = 25.0,
-    pct_start: float = 0.3,
-    final_div: float | None = None,
-    warmup: str = "linear",
-) -> Schedule:
-    """Make the learning rate of the 1cycle policy: up from ``lr_max / div_factor``, then down a cosine to 0.
-
-    Args:
-        lr_max: the highest rate (a float, or an array with a rate per layer group).
-        div_factor: by how much lower the first rate is.
-        pct_start: the share of training that goes up, in [0, 1].
-        final_div: end at ``lr_max / final_div`` instead of 0.
-        warmup: ``"linear"`` as fastai v1's page describes it, or ``"cosine"`` as its code does it.
-
-    Raises:
-        ValueError: an argument is out of its range.
-
-    Source: L. Smith, "A disciplined approach to neural network hyper-parameters" (2018); two phases are fastai's form.
-
-    >>> f = one_cycle(1.0)
-    >>> [round(f(p), 3) for p in (0.0, 0.15, 0.3, 0.65, 1.0)]
-    [0.04, 0.52, 1.0, 0.5, 0.0]
+    >>> saw = repeat(linear(0.0, 1.0), 2)
+    >>> [saw(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.5, 0.0, 0.5, 1.0]
     """
-    check_number("div_factor", div_factor, above=0)
-    end = 0 * lr_max if final_div is None else lr_max / check_number("final_div", final_div, above=0)
-    return _two_phases(lr_max / div_factor, lr_max, end, pct_start, warmup)
-
-
-def one_cycle_momentum(
-    moms: tuple[float, float] = (0.95, 0.85), pct_start: float = 0.3, warmup: str = "linear"
-) -> Schedule:
-    """Make the momentum of the 1cycle policy: from ``moms[0]`` down to ``moms[1]``, then back on a cosine.
-
-    >>> [round(one_cycle_momentum()(p), 3) for p in (0.0, 0.3, 1.0)]
-    [0.95, 0.85, 0.95]
-    """
-    high, low = moms
-    return _two_phases(high, low, high, pct_start, warmup)
-
-
-def _two_phases(start: Value, peak: Value, end: Value, pct_start: float, warmup: str) -> Schedule:
-    pct_start = check_number("pct_start", pct_start, low=0, high=1)
-    if warmup not in WARMUPS:
-        raise ValueError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
-    return join((pct_start, WARMUPS[warmup](start, peak)), (1 - pct_start, cosine(peak, end)))
-
-
-def three_phases(lr_max: Value, div_factor: float = 25.0, pct_start: float = 0.45) -> Schedule:
-    """Make the learning rate of Smith's original 1cycle: up, the same line down, then down to a hundredth of the start.
-
-    ``pct_start`` is the share of the way up, and of the way down, so at most a half.
-
-    >>> f = three_phases(1.0, div_factor=10, pct_start=0.4)
-    >>> [round(f(p), 4) for p in (0.0, 0.4, 0.8, 1.0)]
-    [0.1, 1.0, 0.1, 0.001]
-    """
-    check_number("div_factor", div_factor, above=0)
-    pct_start = check_number("pct_start", pct_start, low=0, high=0.5)
-    low = lr_max / div_factor
-    return join(
-        (pct_start, linear(low, lr_max)), (pct_start, linear(lr_max, low)), (1 - 2 * pct_start, linear(low, low / 100))
-    )
-
-
-def three_phases_momentum(moms: tuple[float, float] = (0.95, 0.85), pct_start: float = 0.45) -> Schedule:
-    """Make the momentum of Smith's original 1cycle: down, up, then held at ``moms[0]``."""
-    high, low = moms
-    pct_start = check_number("pct_start", pct_start, low=0, high=0.5)
-    return join((pct_start, linear(high, low)), (pct_start, linear(low, high)), (1 - 2 * pct_start, constant(high)))
-
-
-def two_halves(lr_max: Value, div_factor: float = 25.0, final_div: float = 2500.0) -> Schedule:
-    """Make the 1cycle of two equal halves: a line up to ``lr_max``, a line down to ``lr_max / final_div``.
-
-    >>> [two_halves(1.0, 10, 100)(p) for p in (0.0, 0.5, 1.0)]
-    [0.1, 1.0, 0.01]
-    """
-    start = lr_max / check_number("div_factor", div_factor, above=0)
-    return join((1, linear(start, lr_max)), (1, linear(lr_max, lr_max / check_number("final_div", final_div, above=0))))
-
-
-def whole_batches(pct_start: float, n_batches: int) -> float:
-    """Round the share ``pct_start`` of ``n_batches`` down to whole batches, so that the peak falls on a batch.
-
-    A warm-up that is wanted has at least one batch where there are two or more, so a run starts at its low rate.
-
-    >>> whole_batches(0.3, 386) * 386, whole_batches(0.3, 2), whole_batches(0.3, 1), whole_batches(0.0, 9)
-    (115.0, 0.5, 0.0, 0.0)
-    """
-    batches = int(n_batches * pct_start)
-    if pct_start > 0 and n_batches > 1:
-        batches = max(1, batches)
-    return batches / n_batches
+    n, mult = check_count("n", n), check_number("mult", mult, above=0)
+    return join(*((mult**k, schedule) for k in range(n)))

@@ -7,16 +7,18 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
+
 from minifast import loop
-from minifast.callback import Callback, check_callbacks
+from minifast.callback import Callback, LearnerCallback, check_callbacks
 from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file
 from minifast.callbacks.guard import Guard, LastGood, check_outputs, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.recorder import Recorder
-from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.checkpoint import preserved
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, NonFiniteLossError, check_number, check_word, note
+from minifast.finder_result import FinderResult
 from minifast.metrics import as_metric, name_of
 from minifast.optimizer import per_group
 from minifast.progress import make_bar
@@ -75,23 +77,37 @@ def fit(learn: Learner, epochs: int, extra: Sequence[Callback], call: dict[str, 
         warnings.warn(f"{error}\nThe weights of the beginning of epoch {epoch} are put back.", stacklevel=4)
 
 
-def find(learn: Learner, finder: LRFinder, start_lr: Any, wd: Any, call: dict[str, Any]) -> None:
-    """Run a finder's mock training and put back all that it changed; its record stays."""
-    recorder = None
+def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, call: dict[str, Any]) -> FinderResult:
+    """Run the mock training of each finder and put back all that it changed; its record stays."""
+    kept, recorder = learn.recorder, None
     try:
-        with preserved(learn):
-            prepare(learn, start_lr, wd)
-            recorder = Recorder(learn, silent=True)
-            recorder.call, recorder.found = call, finder
-            learn.history.append(recorder)
-            epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-            own = own_callbacks(learn, recorder, Guard(learn, losses=False))
-            run(learn, epochs, [*(callback for callback in own if not callback._watches), finder])
+        for again, finder in enumerate(finders):
+            with preserved(learn):
+                prepare(learn, start_lr, wd)
+                _shake(learn, again)
+                recorder = Recorder(learn, silent=True)
+                recorder.call = call
+                learn.history.append(recorder)
+                epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
+                own = own_callbacks(learn, recorder, Guard(learn, losses=False))
+                run(learn, epochs, [*(callback for callback in own if not callback._watches), finder])
     finally:
-        learn.recorder = recorder or learn.recorder
+        learn.recorder = recorder or kept
+    stopped = finders[-1].stopped
+    result = FinderResult([one.lrs for one in finders], [one.losses for one in finders], stopped)
+    learn.recorder.found = result
     if not learn.silent:
-        steps = f"step {len(finder.lrs)} of {finder.num_it}"
-        print(f"Stopped at {steps}: {finder.stopped}. learn.recorder.plot() shows the losses.")
+        rate = "" if result.suggestion is None else f" It suggests a rate of {result.suggestion:.2g}."
+        steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
+        print(f"Stopped at {steps}: {stopped}.{rate} learn.recorder.plot() shows the losses.")
+    return result
+
+
+def _shake(learn: Learner, times: int) -> None:
+    """Go on to other random numbers and another order of the data."""
+    torch.rand(times)
+    for _ in range(times):
+        next(iter(learn.data.train_dl), None)
 
 
 def own_callbacks(learn: Learner, *first: Callback) -> list[Callback]:
@@ -104,7 +120,9 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback]) -> None:
     """Let the loop run, and leave the learner usable however it ends."""
     metrics = [as_metric(metric) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, list(map(name_of, metrics)))
-    schedulers = [callback for callback in callbacks if isinstance(callback, ScheduledParameters)]
+    for callback in callbacks:
+        if isinstance(callback, LearnerCallback):
+            callback.adopt(learn)
     keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for keeper in keepers:
         keeper.attach(state, [*callbacks, *metrics])
@@ -124,6 +142,6 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback]) -> None:
             note(error, f"This was in {where}, learning rate {learn.opt.lr:.3g}.{kept}")
         raise
     finally:
-        for name in {name for scheduler in schedulers for name in scheduler.schedules}:
+        for name in {name for callback in callbacks for name in callback._sets}:
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])

@@ -22,14 +22,14 @@ PACKAGE = Path(minifast.__file__).parent
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["schedules", "state", "files", "suggest", "eager", "data.urls"],
-    ["optimizer", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
-    ["data.bunch"],
+    ["optimizer", "policies", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
+    ["data.bunch", "finder_result"],
     ["data.image_bunch"],
     ["callback"],
     ["dispatcher", "metrics", "checkpoint", "callbacks.scheduler"],
     ["loop", "summary"],
     ["callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
-    ["callbacks.checkpointer"],
+    ["callbacks.checkpointer", "callbacks.other_schedulers"],
     ["predictions", "training"],
     ["learner"],
     ["__init__"],
@@ -50,10 +50,13 @@ PUBLIC = [
     "DownloadError",
     "EVENTS",
     "FileFormatError",
+    "FinderResult",
+    "GeneralScheduler",
     "ImageDataBunch",
     "LRFinder",
     "Learner",
     "LearnerCallback",
+    "LearningRateScheduler",
     "MinifastError",
     "NonFiniteLossError",
     "OneCycleScheduler",
@@ -63,6 +66,8 @@ PUBLIC = [
     "Scheduler",
     "SmoothenValue",
     "TensorLoader",
+    "TorchScheduler",
+    "TrainingPhase",
     "URLs",
     "accuracy",
     "add_metrics",
@@ -73,9 +78,11 @@ PUBLIC = [
     "annealing_poly",
     "constant",
     "cosine",
+    "create_one_cycle_lr_schedule",
     "error_rate",
     "exponential",
     "fit_one_cycle",
+    "flat_cosine",
     "get_image_files",
     "imagenet_stats",
     "join",
@@ -84,6 +91,7 @@ PUBLIC = [
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "repeat",
     "set_seed",
     "simple_ann",
     "simple_cnn",
@@ -93,6 +101,7 @@ PUBLIC = [
     "three_phases_momentum",
     "two_halves",
     "untar_data",
+    "warm_restarts",
 ]
 
 # What a user of fastai v1 types from memory.
@@ -125,7 +134,7 @@ REQUIRED = inspect.Parameter.empty
 ONE_CYCLE = {
     "moms": (0.95, 0.85),
     "div_factor": 25.0,
-    "pct_start": 0.3,
+    "pct_start": None,  # each form has its own
     "final_div": None,
 }
 FINDER = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100, "stop_div": True}

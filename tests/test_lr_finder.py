@@ -26,7 +26,7 @@ from minifast import (
     TensorLoader,
     suggest_lr,
 )
-from minifast.suggest import suggestions
+from minifast.suggest import rules
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
 
@@ -540,7 +540,7 @@ def curve(fall: float, steepest: float, rise: float) -> list[float]:
 @pytest.mark.parametrize("steepest", [1e-4, 1e-3, 1e-2])
 def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(steepest) -> None:
     losses = curve(0.8, steepest, rise=steepest * 50)
-    fall, tenth = suggestions(RATES, losses)
+    fall, tenth = rules(RATES, losses)[:2]
     assert fall == pytest.approx(steepest, rel=0.3)
     assert tenth == pytest.approx(RATES[int(np.argmin(losses))] / 10, rel=0.6)  # of a curve that is smoothed first
     assert suggest_lr(RATES, losses) == pytest.approx(math.sqrt(fall * tenth))
@@ -550,12 +550,12 @@ def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(
 def test_the_steepest_fall_is_over_the_logarithm_of_the_rate_and_before_the_minimum() -> None:
     line = [1 - 0.1 * i if i <= 6 else 0.4 for i in range(20)]
     line[12:] = [5.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]  # a steeper fall, but after the minimum
-    fall, _ = suggestions(RATES[:20], line, skip_start=0, skip_end=0)
+    fall = rules(RATES[:20], line, skip_start=0, skip_end=0).steepest
     assert fall <= RATES[6]
     uneven = [1e-5, 1e-4, 1e-3, 1.1e-3, 1.2e-3, 1e-2, 2e-2, 3e-2, 4e-2, 1e-1, 1.0]
     losses = [1.0, 1.0, 0.95, 0.93, 0.85, 0.3, 0.2, 0.15, 0.12, 0.5, 2.0]
     expected = np.gradient(losses, np.log(uneven))[:9].argmin()
-    assert suggestions(uneven, losses, 0, 0)[0] == uneven[int(expected)]
+    assert rules(uneven, losses, 0, 0).steepest == uneven[int(expected)]
 
 
 def test_neither_scale_nor_shift_of_the_loss_changes_the_suggestion() -> None:
@@ -584,7 +584,7 @@ def test_points_that_are_not_finite_are_left_out() -> None:
 )
 def test_a_curve_that_says_nothing_gives_no_number(losses, message) -> None:
     with pytest.raises(MinifastError, match=message):
-        suggestions(RATES[: len(losses)], losses)
+        rules(RATES[: len(losses)], losses)
     with pytest.raises(MinifastError, match=message):  # and it counts the points that it was given
         suggest_lr(RATES[: len(losses)], losses)
 

@@ -29,7 +29,7 @@ from minifast import (
     three_phases_momentum,
     two_halves,
 )
-from minifast.schedules import whole_batches
+from minifast.policies import whole_batches
 
 few = settings(max_examples=60, derandomize=True, deadline=None, database=None)
 shares = st.floats(0.0, 1.0)

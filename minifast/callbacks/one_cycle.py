@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.errors import check_count, check_number
-from minifast.schedules import Schedule, Value, one_cycle, one_cycle_momentum, whole_batches
+from minifast.errors import check_count, check_number, check_word
+from minifast.policies import POLICIES, whole_batches
+from minifast.schedules import Schedule, Value
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -36,11 +37,14 @@ class OneCycleScheduler(ScheduledParameters):
         lr_max: the highest rate, found with ``lr_find``; or one for each layer group.
         moms: the high and the low momentum. An optimizer that works without momentum gets none.
         div_factor: by how much lower than ``lr_max`` the first rate is.
-        pct_start: the share of the batches that phase 1 takes, in [0, 1].
+        pct_start: the share of the batches that phase 1 takes, in [0, 1]; by default 0.3.
         final_div: end at ``lr_max / final_div`` instead of 0.
         tot_epochs: the length of the cycle, when it is longer than this fit.
         start_epoch: the epoch to begin at, when the epochs before are done already.
         warmup: ``"linear"``, or ``"cosine"`` for a phase 1 as fastai v1's code has it.
+        policy: ``"one_cycle"``; ``"three_phases"``, Smith's original (``pct_start`` 0.45 and at most a half); or
+            ``"two_halves"``, two lines, which leaves the momentum alone. Both end at ``lr_max / (div_factor * 100)``
+            unless ``final_div`` is given.
 
     Raises:
         ValueError, TypeError: an argument is out of its range or of the wrong kind.
@@ -54,30 +58,37 @@ class OneCycleScheduler(ScheduledParameters):
         lr_max: Value,
         moms: tuple[float, float] = (0.95, 0.85),
         div_factor: float = 25.0,
-        pct_start: float = 0.3,
+        pct_start: float | None = None,
         final_div: float | None = None,
         tot_epochs: int | None = None,
         start_epoch: int | None = None,
         warmup: str = "linear",
+        policy: str = "one_cycle",
     ) -> None:
         super().__init__(learn)
         self.lr_max = learn.lr_range(lr_max)
         self.moms = check_moms(moms)
         self.div_factor = div_factor
-        self.pct_start = check_number("pct_start", pct_start, low=0, high=1)
+        self.policy = check_word("policy", policy, tuple(POLICIES))
+        share = POLICIES[policy].pct_start if pct_start is None else pct_start
+        self.pct_start = check_number("pct_start", share, low=0, high=1)
         self.final_div = final_div
         self.tot_epochs = None if tot_epochs is None else check_count("tot_epochs", tot_epochs)
         self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
         self.warmup = warmup
+        if policy != "one_cycle" and warmup != "linear":
+            raise ValueError(f"warmup is {warmup!r}, which {policy} has not; leave it out, or take policy='one_cycle'.")
         self.plan(100)
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
         """Return the schedules of ``lr`` and ``mom`` for a cycle of ``n_batches``, with the peak on a batch."""
         pct_start = whole_batches(self.pct_start, n_batches)
-        return {
-            "lr": one_cycle(self.lr_max, self.div_factor, pct_start, self.final_div, self.warmup),
-            "mom": one_cycle_momentum(self.moms, pct_start, self.warmup),
-        }
+        form = POLICIES[self.policy]
+        shape = {"warmup": self.warmup} if self.policy == "one_cycle" else {}
+        plan = {"lr": form.lr(self.lr_max, self.div_factor, pct_start, self.final_div, **shape)}
+        if form.mom is not None:
+            plan["mom"] = form.mom(self.moms, pct_start, **shape)
+        return plan
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
         """Plan the cycle, set the first values, and begin at ``start_epoch`` where one is given."""

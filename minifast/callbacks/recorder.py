@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from minifast import plots
 from minifast.callback import LearnerCallback
 from minifast.errors import MinifastError
+from minifast.finder_result import FinderResult
 from minifast.state import Losses
-from minifast.suggest import cut, suggestions
+from minifast.suggest import cut
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -74,7 +75,7 @@ class Recorder(LearnerCallback):
         self.rows: list[list[Any]] = []
         self.min_grad_lr: float | None = None
         self.call: dict[str, Any] = {}
-        self.found: Any = None  # the finder whose run this is
+        self.found: FinderResult | None = None  # what the finder found, where this is its run
         self._losses = Losses()
         self._added_names: list[str] = []
 
@@ -161,19 +162,19 @@ class Recorder(LearnerCallback):
         """Draw the smoothed loss over the learning rate, as ``lr_find`` left them.
 
         The first ``skip_start`` and the last ``skip_end`` points are left out (fewer of a short record).
-        ``suggestion`` marks the rate of the steepest fall, which is then in ``min_grad_lr``, and a tenth of the rate of
-        the lowest loss.
+        ``suggestion`` marks the suggested rate with its band, the rate of the steepest fall, which is then in
+        ``min_grad_lr``, and a tenth of the rate of the lowest loss.
+
+        Raises:
+            MinifastError: no batch was trained yet, or ``suggestion`` is asked for and the curve does not say.
         """
         self._need_batches("lr_find")
-        curve = self.found or self
-        lrs, losses = curve.lrs, curve.losses
-        marks: list[tuple[str, float]] = []
+        found = self.found or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
         if suggestion:
-            self.min_grad_lr, tenth = suggestions(lrs, losses, skip_start, skip_end)
-            marks = [("steepest fall", self.min_grad_lr), ("minimum / 10", tenth)]
-        axes = plots.axes_for(ax)
-        plots.plot_finder(axes[0], cut(lrs, skip_start, skip_end), cut(losses, skip_start, skip_end), marks)
-        return plots.finish(axes, return_fig, show_grid)
+            if found.refusal:
+                raise MinifastError(found.refusal)
+            self.min_grad_lr = found.rules["steepest"]
+        return found.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)
 
     def plot_lr(
         self,

@@ -33,21 +33,26 @@ class ScheduledParameters(LearnerCallback):
         """Take the schedules up at batch ``first`` of ``n_batches``."""
         opt = self.learn.opt
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
+        self._sets = tuple(self.schedules)
         self.n_batches = n_batches
         self._first = first
         self._set(first)
 
+    def values(self, batch: int) -> dict[str, Value]:
+        """Return what batch ``batch`` trains with."""
+        progress = min(batch / self.n_batches, 1.0)
+        return {name: schedule(progress) for name, schedule in self.schedules.items()}
+
     def _set(self, batch: int) -> None:
         opt = self.learn.opt
-        progress = min(batch / self.n_batches, 1.0)
-        for name, schedule in self.schedules.items():
-            opt.write(name, schedule(progress))
+        for name, value in self.values(batch).items():
+            opt.write(name, value)
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
         self.begin(self.schedules, self.n_batches)
 
-    def on_batch_end(self, train: bool, iteration: int) -> None:
+    def on_batch_end(self, train: bool, iteration: int) -> Any:
         """Set the values of the next batch."""
         if train:
             self._set(self._first + iteration + 1)

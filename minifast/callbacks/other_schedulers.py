@@ -1,0 +1,213 @@
+"""Schedulers in the manner of Keras, of torch and of fastai v1's phases."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minifast.callback import LearnerCallback, is_plain
+from minifast.callbacks.scheduler import ScheduledParameters
+from minifast.errors import check_callable, check_count, check_number, check_word
+from minifast.schedules import Schedule, annealing_linear, constant, join
+
+if TYPE_CHECKING:
+    from minifast.learner import Learner
+
+Annealing = Callable[[Any, Any, Any], Any]
+
+
+class LearningRateScheduler(LearnerCallback):
+    """Sets the learning rate that a function gives for each epoch, or batch, in Keras's calling convention.
+
+    Args:
+        schedule: of the index, from 0 on, or of the index and the rate before; the signature tells which.
+        by: ``"epoch"`` or ``"batch"``; batches are counted over the whole fit.
+
+    Raises:
+        TypeError: ``schedule`` takes neither one argument nor two.
+
+    >>> halved = LearningRateScheduler(lambda epoch, lr: lr / 2 if epoch else lr)
+    """
+
+    _sets = ("lr",)
+
+    def __init__(self, schedule: Callable[..., float], by: str = "epoch") -> None:
+        super().__init__()
+        self.schedule = check_callable("schedule", schedule)
+        self.by = check_word("by", by, ("epoch", "batch"))
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        takes = [p for p in inspect.signature(schedule).parameters.values() if p.kind in by_place]
+        needed = sum(p.default is p.empty for p in takes)
+        if needed > 2 or not takes:
+            raise TypeError(
+                f"schedule takes {needed} arguments; it must take the index, or the index and the rate before."
+            )
+        self._with_rate = needed == 2 or (len(takes) > 1 and takes[1].name == "lr")
+        self._at: int | None = None
+
+    def _set(self, index: int) -> None:
+        if index == self._at:  # a run that goes on in the middle of an epoch has its rate already
+            return
+        self._at = index
+        opt = self.learn.opt
+        rate = self.schedule(index, opt.lr) if self._with_rate else self.schedule(index)
+        opt.lr = check_number(f"schedule({index})", float(rate), low=0)
+
+    def on_train_begin(self, iteration: int) -> None:
+        """Set the first rate."""
+        self._at = None
+        if self.by == "batch":
+            self._set(iteration)
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        """Set the epoch's rate."""
+        if self.by == "epoch":
+            self._set(epoch)
+
+    def on_batch_end(self, train: bool, iteration: int) -> None:
+        """Set the next batch's rate."""
+        if train and self.by == "batch":
+            self._set(iteration + 1)
+
+
+class TorchScheduler(LearnerCallback):
+    """Lets any torch scheduler step, after each step of the optimizer or after each epoch.
+
+    When the fit ends the optimizer is as it was, as after every schedule here.
+
+    Args:
+        make: a function of the torch optimizer that returns the scheduler.
+        by: ``"batch"`` or ``"epoch"``. A scheduler that watches a value is given the validation loss.
+
+    >>> import torch
+    >>> halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 1, 0.5), by="epoch")
+    """
+
+    _sets = ("lr", "mom")
+
+    def __init__(self, make: Callable[[Any], Any], by: str = "batch") -> None:
+        super().__init__()
+        self.make = check_callable("make", make)
+        self.by = check_word("by", by, ("batch", "epoch"))
+        self.scheduler: Any = None
+        self._stepped = False
+
+    def on_train_begin(self) -> None:
+        """Make the scheduler."""
+        opt = self.learn.opt.opt
+        self._before = set(vars(opt)), [set(group) for group in opt.param_groups]
+        self.scheduler = self.make(opt)
+        self._watches_value = "metrics" in inspect.signature(self.scheduler.step).parameters
+
+    def on_step_end(self, skip_step: bool) -> None:
+        """Note whether the optimizer stepped."""
+        self._stepped = not skip_step
+
+    def on_batch_end(self, train: bool) -> None:
+        """Step where the optimizer has stepped."""
+        if train and self.by == "batch" and self._stepped:
+            self.scheduler.step()
+
+    def on_epoch_end(self, last_metrics: list[Any]) -> None:
+        """Step."""
+        if self.by == "epoch":
+            self.scheduler.step(*(last_metrics[:1] if self._watches_value else ()))
+
+    def on_train_end(self) -> None:
+        """Take away what the scheduler added to the optimizer."""
+        if self.scheduler is None:
+            return
+        opt = self.learn.opt.opt
+        attributes, keys = self._before
+        for name in set(vars(opt)) - attributes:
+            del vars(opt)[name]
+        for group, kept in zip(opt.param_groups, keys, strict=True):
+            for name in set(group) - kept:
+                del group[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the scheduler's state."""
+        state = {} if self.scheduler is None else self.scheduler.state_dict()
+        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in state.items()}
+        return {name: value for name, value in plain.items() if is_plain(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Give the scheduler its state back."""
+        self.scheduler.load_state_dict(state)
+
+
+class TrainingPhase:
+    """A part of a training: ``length`` batches, and what its hyper-parameters do in them.
+
+    >>> phase = TrainingPhase(100).schedule_hp("lr", (1e-3, 1e-2)).schedule_hp("mom", 0.9)
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = check_count("length", length)
+        self.scheds: dict[str, tuple[Any, Any, Annealing]] = {}
+
+    def schedule_hp(self, name: str, vals: Any, anneal: Annealing | None = None) -> TrainingPhase:
+        """Let ``name`` go from ``vals[0]`` to ``vals[1]``, or stay at one number; returns the phase.
+
+        ``name`` is ``lr``, ``mom``, ``wd`` or another number that the torch optimizer has in its parameter groups.
+        ``anneal`` is a function of (start, end, pct), a line unless given; one number with ``anneal`` goes to 0.
+        """
+        start, end = vals if isinstance(vals, tuple) else (vals, 0 * vals if anneal else vals)
+        self.scheds[name] = start, end, annealing_linear if anneal is None else check_callable("anneal", anneal)
+        return self
+
+
+class GeneralScheduler(ScheduledParameters):
+    """Runs phases one after another, each with schedules of its own, and stops the training after the last.
+
+    A hyper-parameter that a phase does not name stays where the phase before left it.
+
+    Args:
+        learn: the learner.
+        phases: the phases, in order.
+        start_epoch: the epoch to begin at, when the epochs before are done already.
+    """
+
+    def __init__(self, learn: Learner, phases: Sequence[TrainingPhase], start_epoch: int | None = None) -> None:
+        super().__init__(learn)
+        self.phases = list(phases)
+        if not self.phases:
+            raise ValueError("phases is empty; give one TrainingPhase or more.")
+        self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
+
+    def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
+        """Plan, set the first values, and begin at ``start_epoch`` where one is given."""
+        opt, n_batches = self.learn.opt, sum(phase.length for phase in self.phases)
+        names = dict.fromkeys(name for phase in self.phases for name in phase.scheds)
+        self.begin({name: self._plan(name, np.array(opt.read(name))) for name in names}, n_batches)
+        self.jump_to_epoch(epoch if self.start_epoch is None else self.start_epoch)
+        return None if self.start_epoch is None else {"epoch": self.start_epoch}
+
+    def _plan(self, name: str, before: Any) -> Schedule:
+        parts: list[tuple[float, Schedule]] = []
+        for phase in self.phases:
+            if name in phase.scheds:
+                start, before, anneal = phase.scheds[name]
+                parts.append((phase.length, _between(start, before, anneal)))
+            else:
+                parts.append((phase.length, constant(before)))
+        return join(*parts)
+
+    def jump_to_epoch(self, epoch: int) -> None:
+        """Take the phases up at ``epoch``."""
+        self.begin(self.schedules, self.n_batches, first=epoch * len(self.learn.data.train_dl))
+
+    def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
+        """Set the values of the next batch, or stop after the last phase."""
+        super().on_batch_end(train, iteration)
+        if train and self._first + iteration + 1 >= self.n_batches:
+            return {"stop_epoch": True, "stop_training": True}
+        return None
+
+
+def _between(start: Any, end: Any, anneal: Annealing) -> Schedule:
+    return lambda p: anneal(start, end, p)
