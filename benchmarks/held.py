@@ -15,6 +15,9 @@ HELD: dict[str, list[str]] = {
         f"{FINDER}::test_everything_is_as_before",
         f"{FINDER}::test_everything_is_as_before_in_the_middle_of_something",
         f"{FINDER}::test_a_callback_that_meddles_with_the_optimizer_leaves_nothing_either",
+        f"{LOST}::test_buffers_that_are_assigned_and_plain_attributes_are_as_before",
+        f"{LOST}::test_generators_of_data_and_transforms_are_as_before",
+        f"{LOST}::test_an_optimizer_around_another_is_as_before_and_takes_the_finders_rates",
     ],
     "so too after Ctrl-C or an error in any event of a callback, in model, loss or data": [
         f"{FINDER}::test_everything_is_as_before_when_an_event_raises",
@@ -22,7 +25,9 @@ HELD: dict[str, list[str]] = {
     ],
     "and so are callbacks, metrics and the learner's attributes; those that watch take no part": [
         f"{LOST}::test_callbacks_are_as_before",
+        f"{LOST}::test_what_callbacks_hold_is_the_same_thing_as_before",
         f"{LOST}::test_metrics_with_a_state_are_as_before",
+        f"{LOST}::test_lists_of_the_learner_are_as_before",
         f"{LOST}::test_the_learners_attributes_are_as_before",
         f"{LOST}::test_callbacks_that_watch_take_no_part_in_the_finder",
     ],
@@ -38,13 +43,19 @@ HELD: dict[str, list[str]] = {
     ],
     "runs ended by an error at a batch and taken up again equal runs left alone, to the bit": [
         f"{RESUME}::test_a_run_taken_up_again_equals_one_that_was_left_alone",
+        f"{RESUME}::test_frozen_layers_and_buffers_outside_the_state_are_kept",
+        f"{LOST}::test_generators_of_data_and_transforms_go_on_after_a_resume",
     ],
     "another run under the same name is refused with what differs; a file that is cut off is noticed": [
         f"{RESUME}::test_another_run_is_refused_with_what_differs",
+        f"{RESUME}::test_a_run_of_other_things_in_the_same_shapes_is_refused",
+        f"{RESUME}::test_a_split_that_is_drawn_anew_is_refused",
         f"{RESUME}::test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used",
     ],
     "a full disk, a worker that dies, memory that runs out: the last good file stays, the error names the batch": [
         f"{RESUME}::test_a_disk_that_takes_nothing_does_not_stop_the_training",
+        f"{RESUME}::test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work",
+        f"{RESUME}::test_weights_that_are_lost_do_not_replace_a_good_file",
         f"{RESUME}::test_a_run_is_kept_before_its_first_batch",
         f"{LOST}::test_a_worker_that_dies_names_the_batch",
     ],

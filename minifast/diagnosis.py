@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from minifast.state import as_inputs
+from minifast.state import as_inputs, read_floats
 
 
 def is_finite(value: Any) -> bool:
@@ -25,14 +26,24 @@ def first_not_finite(named: Iterable[tuple[str, Any]]) -> str | None:
     return next((name for name, value in named if not is_finite(value)), None)
 
 
-def first_output(model: nn.Module, inputs: Any) -> str | None:
-    """Run ``model`` on ``inputs`` and return its first innermost module whose output is not finite, or None.
+def all_finite(values: Iterable[Any]) -> bool:
+    """Whether all tensors among ``values`` are finite; a device is waited for once."""
+    flags = [torch.isfinite(value).all() for value in values if isinstance(value, Tensor)]
+    return not flags or all(read_floats(torch.stack(flags).float()))
+
+
+@contextmanager
+def first_output(model: nn.Module) -> Iterator[list[str]]:
+    """Yield a list that will hold the first innermost module whose output is not finite, when ``model`` is called.
 
     >>> class Explode(nn.Module):
     ...     def forward(self, x):
     ...         return x / 0
-    >>> first_output(nn.Sequential(nn.Linear(2, 2), Explode(), nn.Linear(2, 2)), torch.ones(1, 2))
-    '1 (Explode)'
+    >>> model = nn.Sequential(nn.Linear(2, 2), Explode(), nn.Linear(2, 2))
+    >>> with first_output(model) as found:
+    ...     _ = model(torch.ones(1, 2))
+    >>> found
+    ['1 (Explode)']
     """
     found: list[str] = []
 
@@ -45,32 +56,36 @@ def first_output(model: nn.Module, inputs: Any) -> str | None:
 
     handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
     try:
-        model(*as_inputs(inputs))
+        yield found
     finally:
         for handle in handles:
             handle.remove()
-    return found[0] if found else None
 
 
-def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targets: Any) -> list[str]:
+def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targets: Any) -> Iterator[str]:
     """Train ``model`` on one batch as far as the gradients, and say in sentences where numbers stop being finite.
 
     The batch is run again, which changes running statistics, gradients and generators: keep those before.
     """
-    said: list[str] = []
     if not is_finite(inputs):
-        said.append("The batch's inputs hold NaN or infinity.")
+        yield "The batch's inputs hold NaN or infinity."
     if not is_finite(targets):
-        said.append("The batch's targets hold NaN or infinity.")
+        yield "The batch's targets hold NaN or infinity."
     weight = first_not_finite(model.named_parameters())
     if weight:
-        said.append(f"The first weight that is not finite is {weight}.")
-    output = first_output(model, inputs)
-    if output:
-        said.append(f"The first output that is not finite is that of {output}.")
+        yield f"The first weight that is not finite is {weight}; the step before, or an earlier fit, spoilt it."
+    buffer = first_not_finite(model.named_buffers())
+    if buffer:
+        yield f"The buffer {buffer} is not finite any more, which spoils validation: load a saved model."
     model.zero_grad()
-    loss_func(model(*as_inputs(inputs)), *as_inputs(targets)).backward()
+    with first_output(model) as found:
+        output = model(*as_inputs(inputs))
+    if found:
+        yield f"The first output that is not finite is that of {found[0]}."
+    loss = loss_func(output, *as_inputs(targets))
+    if not found and not is_finite(loss):
+        yield "All outputs are finite, so it is the loss function that makes the number."
+    loss.backward()
     gradient = first_not_finite((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
     if gradient:
-        said.append(f"The first gradient that is not finite is that of {gradient}.")
-    return said
+        yield f"The first gradient that is not finite is that of {gradient}."

@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from minifast.callback import Callback, Wants, check_contract, overrides, wants
-from minifast.errors import CallbackError, did_you_mean
+from minifast.errors import CallbackError, did_you_mean, note
 from minifast.state import EVENTS, FIRST_KNOWN, State
 
 
@@ -102,8 +102,8 @@ class Dispatcher:
         try:
             if failures and not ended_by:
                 raise failures[0]
-            if failures and hasattr(ended_by, "add_note"):
-                ended_by.add_note(f"While the run was ended, this failed too: {failures!r}")
+            if failures and isinstance(ended_by, BaseException):
+                note(ended_by, f"While the run was ended, this failed too: {failures!r}")
         finally:
             del failures, ended_by
 

@@ -58,7 +58,10 @@ def _umask() -> int:
 
 
 def read(
-    file: Path | IO[bytes], device: torch.device | str | None = None, mmap: bool = False, trust: bool = False
+    file: Path | IO[bytes],
+    device: torch.device | str | None = None,
+    mmap: bool = False,
+    trust: bool = False,
 ) -> Any:
     """Load what ``write`` saved: tensors and plain values only, so that a file from a stranger runs no code.
 
@@ -79,11 +82,15 @@ def read(
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
+        if trust:
+            raise FileFormatError(f"{file} is no file saved by torch, or it is damaged.") from error
         raise FileFormatError(
             f"{file} holds more than tensors and plain values, or is no file saved by torch; it was not loaded, "
             f"because reading such a file can run code. Save it again with learn.save; or, if you know who made it, "
             f"load it with trust=True, which runs the code in it."
         ) from error
+    except (AttributeError, ImportError) as error:
+        raise FileFormatError(f"{file} needs a class that is not here: {error}; import or define it first.") from error
     except Exception as error:  # torch's reader meets damaged bytes with errors of every kind
         raise FileFormatError(f"{file} cannot be read: it is cut off or damaged; take another copy of it.") from error
 
@@ -91,8 +98,8 @@ def read(
 MARK = b"minifast checkpoint 1\n"
 
 
-def write_checked(values: Any, file: Path) -> None:
-    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``."""
+def write_checked(values: Any, file: Path, anew: bool = False) -> None:
+    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``, but not ``anew``."""
     buffer = io.BytesIO()
     torch.save(values, buffer)
     content = buffer.getvalue()
@@ -100,11 +107,13 @@ def write_checked(values: Any, file: Path) -> None:
         left.unlink(missing_ok=True)
 
     def keep_the_one_before() -> None:
-        if _is_whole(file):
+        if not anew and _is_whole(file):
             file.replace(previous(file))
 
     with replacing(file, keep_the_one_before) as beside:
         beside.write_bytes(MARK + hashlib.sha256(content).digest() + content)
+    if anew:
+        previous(file).unlink(missing_ok=True)
 
 
 def _is_whole(file: Path) -> bool:
@@ -126,8 +135,16 @@ def read_checked(file: Path, device: torch.device | str | None = None) -> tuple[
     """
     found = [candidate for candidate in (file, previous(file)) if candidate.is_file()]
     if not found:
-        raise FileNotFoundError(f"There is no checkpoint {file}.")
+        there = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}") if ".previous" not in path.name)
+        others = f" has {', '.join(there)}" if there else " has none"
+        raise FileNotFoundError(f"There is no checkpoint {file}; its folder{others}.")
     for candidate in found:
         if _is_whole(candidate):
-            return read(io.BytesIO(candidate.read_bytes()[len(MARK) + 32 :]), device), candidate == file
+            try:
+                return read(io.BytesIO(candidate.read_bytes()[len(MARK) + 32 :]), device), candidate == file
+            except FileFormatError as error:
+                raise FileFormatError(
+                    f"{candidate} holds more than tensors and plain values, so it is no checkpoint that a run left; "
+                    f"remove it to begin anew."
+                ) from error
     raise FileFormatError(f"{file} is cut off or damaged, and so is the one before it; remove both to begin anew.")

@@ -11,18 +11,18 @@ from torch import nn
 
 from minifast import checkpoint, files, training
 from minifast.callback import Callback, check_callback_fns, check_callbacks
-from minifast.callbacks.checkpointer import checkpoint_file, is_slice, plain_call
+from minifast.callbacks.checkpointer import Keeping, checkpoint_file, is_slice, plain_call
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.data.bunch import DataBunch
-from minifast.errors import DataError, check_callable, check_count
+from minifast.errors import DataError, MinifastError, check_callable, check_count
 from minifast.finder_result import FinderResult
+from minifast.groups import check_groups, spread
 from minifast.metrics import as_metric
-from minifast.optimizer import AdamW, OptimWrapper, check_groups, spread
+from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
 from minifast.state import listed
-from minifast.training import Keeping
 
 LearningRate = float | slice | Sequence[float]
 
@@ -197,18 +197,31 @@ class Learner(Predictor):
         keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
         self._fit(cyc_len, max_lr, wd, callbacks, call, keeping, scheduler)
 
-    def resume(self, checkpoint: str, callbacks: Collection[Callback] | Callback | None = None) -> None:
-        """Go on with the run kept under ``checkpoint``, with the arguments that it was begun with.
+    def resume(
+        self,
+        checkpoint: str,
+        callbacks: Collection[Callback] | Callback | None = None,
+        on_write_error: str = "continue",
+        on_nan: str = "stop",
+    ) -> None:
+        """Go on with the run kept under ``checkpoint``, with the arguments that it was begun with; see ``fit``.
 
         Raises:
             FileNotFoundError: there is none of that name.
-            MinifastError: it is the run of another model or other data.
+            MinifastError: it is the run of another model or other data, or one of ``fit_schedule``, whose schedules are
+                functions, which no file keeps: call that again.
         """
         values, _ = files.read_checked(checkpoint_file(self, checkpoint))
         call: dict[str, Any] = dict(values["call"])
         call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
-        method: Callable[..., None] = self.fit if call.pop("method") == "fit" else self.fit_one_cycle
-        method(**call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"])
+        kind = call.pop("method")
+        if kind == "fit_schedule":
+            raise MinifastError(f"The run {checkpoint} was begun by fit_schedule; the same call goes on with it.")
+        method: Callable[..., None] = self.fit if kind == "fit" else self.fit_one_cycle
+        method(
+            **call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"],
+            on_write_error=on_write_error, on_nan=on_nan,
+        )  # fmt: skip
 
     def lr_find(
         self,
@@ -289,9 +302,9 @@ class Learner(Predictor):
         keeping: Keeping,
         *schedulers: Callback,
     ) -> None:
-        training.prepare(self, lr, wd)
+        keeping.check()
         extra = [*check_callbacks(listed(callbacks)), *schedulers]
-        training.fit(self, epochs, extra, call, keeping)
+        training.fit(self, epochs, lr, wd, extra, call, keeping)
 
 
 # fastai v1 has these as functions of a learner too.

@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from minifast import eager
-from minifast.errors import check_number
+from minifast.groups import per_group
 
 NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm)
 BIASED = (nn.Linear, nn.modules.conv._ConvNd)
@@ -108,7 +107,15 @@ class OptimWrapper:
         floats = all(p.is_floating_point() for group in parameters for p in group["params"])
         can_fuse = floats and not any(getattr(module, "sparse", False) for module in modules)
         rate = per_group(lr, len(layer_groups), "lr")[-1]
-        wrapper = cls(_construct(opt_func, parameters, rate, can_fuse), groups, decays)
+        opt = _construct(opt_func, parameters, rate, can_fuse)
+        if not isinstance(opt, torch.optim.Optimizer):
+            raise TypeError(f"opt_func returned {opt!r}; it must return a torch optimizer.")
+        closure = inspect.signature(opt.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            raise ValueError(
+                f"{type(opt).__name__} needs a closure at each step, which the loop has not; take another."
+            )
+        wrapper = cls(opt, groups, decays)
         wrapper.lr = lr
         wrapper.wd = wd
         return wrapper
@@ -229,13 +236,8 @@ class OptimWrapper:
     def copy(self) -> OptimWrapper:
         """Return an optimizer of the same kind over the same parameters, with a copy of the state."""
         twin = copy.copy(self)
-        inner = twin.opt = object.__new__(type(self.opt))
-        # All that a class may keep beside groups and state comes along, but for a step that a scheduler bound to the
-        # original.
-        inner.__dict__ |= {name: value for name, value in vars(self.opt).items() if name != "step"}
-        inner.param_groups = [dict(group) for group in self.opt.param_groups]
-        inner.state = defaultdict(dict, {p: copy.deepcopy(values) for p, values in self.opt.state.items()})
-        twin._inner_step = eager.inner_step(inner)
+        twin.opt = _twin(self.opt, {})
+        twin._inner_step = eager.inner_step(twin.opt)
         twin._wd = list(self._wd)
         return twin
 
@@ -264,62 +266,21 @@ class OptimWrapper:
         return f"OptimWrapper over {self.opt!r}"
 
 
-def spread(lr: Any, n: int, name: str = "lr") -> Any:
-    """Spread a learning rate over ``n`` layer groups.
-
-    A number stays as it is; ``slice(a, b)`` goes from ``a`` for the first group to ``b`` for the last by equal ratios;
-    ``slice(b)`` is ``b / 10`` for all but the last; a sequence holds a rate each. All but a number become an array.
-
-    Raises:
-        ValueError, TypeError: a rate is not a number above 0, or there are not as many as layer groups.
-
-    >>> spread(0.1, 3), spread(slice(1e-4, 1e-2), 3).tolist(), spread(slice(1.0), 3).tolist()
-    (0.1, [0.0001, 0.001, 0.01], [0.1, 0.1, 1.0])
-    """
-    if isinstance(lr, slice):
-        stop = check_number(name, lr.stop, above=0)
-        start = stop / 10 if lr.start is None else check_number(name, lr.start, above=0)
-        if n == 1 or lr.start is None:
-            return np.array([start] * (n - 1) + [stop])
-        return np.geomspace(start, stop, n)
-    if isinstance(lr, (list, tuple, np.ndarray)) and np.ndim(lr):
-        if len(lr) != n:
-            raise ValueError(f"{name} has {len(lr)} values for {n} layer groups; give one value, or one per group.")
-        return np.array([check_number(name, one, above=0) for one in lr])
-    return check_number(name, lr, above=0)
-
-
-def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:
-    """Return ``groups`` if they hold the model's trainable parameters, all of them and no others.
-
-    Raises:
-        ValueError: a parameter is not the model's, or is in no group and would not be trained.
-    """
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
-    grouped = {id(parameter) for group in groups for parameter in group.parameters()}
-    if grouped - names.keys():
-        raise ValueError("layer_groups holds parameters that the model does not have; give parts of this model.")
-    for parameter in model.parameters():
-        if parameter.requires_grad and id(parameter) not in grouped:
-            name = names[id(parameter)]
-            raise ValueError(f"{name} is in none of layer_groups and would not be trained; put its layer into one.")
-    return groups
-
-
-def per_group(value: Any, n: int, name: str) -> list[float]:
-    """Spread ``value`` over ``n`` layer groups as Python floats; a sequence must hold one value each.
-
-    >>> per_group(0.1, 2, "lr"), per_group([0.1, 1], 2, "lr")
-    ([0.1, 0.1], [0.1, 1.0])
-    """
-    if isinstance(value, float) and math.isfinite(value):
-        return [float(value)] * n  # a NumPy float is a float too, and would make saved files unreadable
-    values = value.tolist() if hasattr(value, "tolist") else value
-    if not isinstance(values, (list, tuple)):
-        return [check_number(name, values)] * n
-    if len(values) != n:
-        raise ValueError(f"{name} has {len(values)} values for {n} layer groups; give one value, or one per group.")
-    return [check_number(name, one) for one in values]
+def _twin(opt: torch.optim.Optimizer, known: dict[int, Any]) -> torch.optim.Optimizer:
+    """Copy an optimizer, and those that it works with inside; groups and states that they share stay shared."""
+    inner = object.__new__(type(opt))
+    if id(opt.param_groups) not in known:
+        known[id(opt.param_groups)] = [dict(group) for group in opt.param_groups]
+    if id(opt.state) not in known:
+        known[id(opt.state)] = defaultdict(dict, {p: copy.deepcopy(values) for p, values in opt.state.items()})
+    # All that a class may keep beside groups and state comes along, but for a step that a scheduler bound to the
+    # original.
+    for name, value in vars(opt).items():
+        if isinstance(value, torch.optim.Optimizer):
+            value = _twin(value, known)
+        if name != "step":
+            inner.__dict__[name] = known.get(id(value), value)
+    return inner
 
 
 def _construct(

@@ -5,22 +5,22 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from minifast import loop
 from minifast.callback import Callback, LearnerCallback, check_callbacks
-from minifast.callbacks.checkpointer import Checkpointer, checkpoint_file
+from minifast.callbacks.checkpointer import Checkpointer, Keeping, checkpoint_file
 from minifast.callbacks.guard import Guard, LastGood, check_outputs, check_targets
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint import preserved
 from minifast.dispatcher import Dispatcher
-from minifast.errors import DataError, NonFiniteLossError, check_number, check_word, note
+from minifast.errors import DataError, NonFiniteLossError, check_number, note
 from minifast.finder_result import FinderResult
+from minifast.groups import per_group
 from minifast.metrics import as_metric, name_of
-from minifast.optimizer import per_group
 from minifast.progress import make_bar
 from minifast.state import State
 
@@ -28,20 +28,12 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
-class Keeping(NamedTuple):
-    """How a run is kept, and what becomes of it when it goes wrong: the last arguments of ``Learner.fit``."""
-
-    checkpoint: str | None = None
-    every: int | str | None = None
-    resume: bool = True
-    on_write_error: str = "continue"
-    on_nan: str = "stop"
-
-
 def prepare(learn: Learner, lr: Any, wd: Any) -> None:
     """Check what a run is to do, and make the optimizer or set it."""
     if len(learn.data.train_dl) == 0:
         raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
+    if not any(parameter.requires_grad for parameter in learn.model.parameters()):
+        raise ValueError("No parameter of the model is to be trained: all are frozen, or it has none; unfreeze some.")
     rates = learn.lr_range(lr)
     decay = learn.wd if wd is None else wd
     for one in per_group(decay, len(learn.layer_groups), "wd"):
@@ -53,28 +45,37 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
         learn.opt.wd = decay
 
 
-def fit(learn: Learner, epochs: int, extra: Sequence[Callback], call: dict[str, Any], keeping: Keeping) -> None:
-    """Train with the learner's callbacks, its own and ``extra``."""
-    check_word("on_nan", keeping.on_nan, ("stop", "restore", "ignore"))
-    recorder = Recorder(learn)
-    guard = Guard(learn, losses=keeping.on_nan != "ignore")
-    last_good = LastGood(learn) if keeping.on_nan == "restore" else None
-    callbacks = [*own_callbacks(learn, recorder, guard, *([last_good] if last_good else [])), *extra]
-    if keeping.checkpoint is not None:
-        file = checkpoint_file(learn, keeping.checkpoint)
-        keeper = Checkpointer(learn, file, call, keeping.every, keeping.resume, keeping.on_write_error)
-        if keeper.finished and not learn.silent:
-            print(f"The run {keeping.checkpoint} is finished; this is what it left. resume=False begins it anew.")
-        callbacks.append(keeper)
-    recorder.call = call
-    learn.history.append(recorder)
+def fit(
+    learn: Learner, epochs: int, lr: Any, wd: Any, extra: Sequence[Callback], call: dict[str, Any], keeping: Keeping
+) -> None:
+    """Train with the learner's callbacks, its own and ``extra``; a run that is refused changes nothing."""
+    before, opt = learn.recorder, learn.opt
+    values = {name: opt.read(name) for name in ("lr", "wd")} if opt else {}
+    last_good = None
     try:
-        run(learn, epochs, callbacks)
+        prepare(learn, lr, wd)
+        recorder = Recorder(learn)
+        recorder.call = call
+        guard = Guard(learn, recorder, losses=keeping.on_nan != "ignore")
+        last_good = LastGood(learn) if keeping.on_nan == "restore" else None
+        callbacks = [*own_callbacks(learn, recorder, guard, *([last_good] if last_good else [])), *extra]
+        if keeping.checkpoint is not None:
+            callbacks.append(Checkpointer(learn, checkpoint_file(learn, keeping.checkpoint), call, keeping))
+        run(learn, epochs, callbacks, recorder)
     except NonFiniteLossError as error:
-        if last_good is None:
+        where = last_good.restore() if last_good else None
+        if where is None:
             raise
-        epoch = last_good.restore()
-        warnings.warn(f"{error}\nThe weights of the beginning of epoch {epoch} are put back.", stacklevel=4)
+        warnings.warn(f"{error}\nThe weights of {where} are put back.", stacklevel=4)
+    except BaseException:
+        if learn.recorder not in learn.history:
+            learn.recorder, learn.opt = before, opt
+            for name, value in values.items():
+                learn.opt.write(name, value)
+        raise
+    finally:
+        if last_good:
+            last_good.forget()
 
 
 def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, call: dict[str, Any]) -> FinderResult:
@@ -87,10 +88,9 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                 _shake(learn, again)
                 recorder = Recorder(learn, silent=True)
                 recorder.call = call
-                learn.history.append(recorder)
                 epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                own = own_callbacks(learn, recorder, Guard(learn, losses=False))
-                run(learn, epochs, [*(callback for callback in own if not callback._watches), finder])
+                guard = Guard(learn, recorder, losses=False)
+                run(learn, epochs, [*own_callbacks(learn, recorder, guard, watching=False), finder], recorder)
     finally:
         learn.recorder = recorder or kept
     stopped = finders[-1].stopped
@@ -110,14 +110,21 @@ def _shake(learn: Learner, times: int) -> None:
         next(iter(learn.data.train_dl), None)
 
 
-def own_callbacks(learn: Learner, *first: Callback) -> list[Callback]:
-    """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` make for this run."""
-    made = check_callbacks([make(learn) for make in learn.callback_fns])
-    return [*check_callbacks(learn.callbacks), *first, *made]
+def own_callbacks(learn: Learner, *first: Callback, watching: bool = True) -> list[Callback]:
+    """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` make for this run.
+
+    Those that watch are neither returned nor made without ``watching``.
+    """
+    given = [one for one in check_callbacks(learn.callbacks) if watching or not one._watches]
+    makers = [
+        make for make in learn.callback_fns if watching or not getattr(getattr(make, "func", make), "_watches", False)
+    ]
+    made = [one for one in check_callbacks([make(learn) for make in makers]) if watching or not one._watches]
+    return [*given, *first, *made]
 
 
-def run(learn: Learner, epochs: int, callbacks: Sequence[Callback]) -> None:
-    """Let the loop run, and leave the learner usable however it ends."""
+def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Recorder) -> None:
+    """Let the loop run, with its record in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, list(map(name_of, metrics)))
     for callback in callbacks:
@@ -125,23 +132,47 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback]) -> None:
             callback.adopt(learn)
     keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for keeper in keepers:
-        keeper.attach(state, [*callbacks, *metrics])
+        keeper.attach(state, [*(one for one in callbacks if not isinstance(one, (Guard, LastGood))), *metrics])
     before = {name: learn.opt.read(name) for name in ("lr", "mom", "wd")}
+    dispatcher = Dispatcher(state, callbacks, metrics)
+    learn.history.append(recorder)
+    if any(parameter.grad is not None for parameter in learn.model.parameters()):
+        learn.opt.zero_grad()  # what an earlier run accumulated without a step is not of this one
     try:
-        loop.fit(learn, Dispatcher(state, callbacks, metrics))
+        loop.fit(learn, dispatcher)
     except BaseException as error:
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
-        if isinstance(error, IndexError):
-            check_outputs(learn, state.last_output, state.last_target)
-            check_targets(learn.loss_func, state.last_output, state.last_target)
-        where = f"epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
-        kept = "".join(f" {keeper.left()}" for keeper in keepers)
-        if isinstance(error, KeyboardInterrupt) and not learn.silent:
-            print(f"Stopped in {where}; {kept.strip() or 'the learner can go on.'}")
-        elif isinstance(error, Exception):
-            note(error, f"This was in {where}, learning rate {learn.opt.lr:.3g}.{kept}")
+        try:
+            if isinstance(error, IndexError):
+                check_outputs(learn, state.last_output, state.last_target)
+                check_targets(learn.loss_func, state.last_output, state.last_target)
+        except DataError as better:
+            say_where(learn, state, better, keepers)
+            raise better from error
+        say_where(learn, state, error, keepers)
         raise
     finally:
         for name in {name for callback in callbacks for name in callback._sets}:
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])
+
+
+def say_where(learn: Learner, state: State, error: BaseException, keepers: Sequence[Checkpointer]) -> None:
+    """Say where a run ended early and how to go on: in a note on an error, or after a Ctrl-C in a line."""
+    if state.last_input is None:
+        where = "before the first batch"
+    elif state.train:
+        where = f"in epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
+    else:
+        where = f"in the validation of epoch {state.epoch}"
+    kept = " ".join(f"{keeper.left}." for keeper in keepers)
+    if isinstance(error, KeyboardInterrupt):
+        finding = learn.recorder.call.get("method") == "lr_find"
+        rest = "lr_find puts all back." if finding else kept or "the learner can go on."
+        if not learn.silent:
+            print(f"Stopped {where}; {rest}")
+    elif isinstance(error, NonFiniteLossError):
+        if kept:
+            note(error, kept)
+    elif isinstance(error, Exception):
+        note(error, f"This was {where}, learning rate {learn.opt.lr:.3g}. {kept}".rstrip())

@@ -21,13 +21,13 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["schedules", "state", "files", "suggest", "eager", "data.urls"],
+    ["groups", "schedules", "state", "files", "suggest", "eager", "data.urls"],
     ["optimizer", "policies", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
     ["data.bunch", "finder_result"],
     ["data.image_bunch"],
     ["callback"],
     ["dispatcher", "metrics", "checkpoint", "callbacks.scheduler"],
-    ["loop", "summary"],
+    ["loop", "summary", "identity"],
     ["callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
     ["callbacks.checkpointer", "callbacks.other_schedulers"],
     ["predictions", "training"],

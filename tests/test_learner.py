@@ -6,6 +6,7 @@ import io
 import itertools
 import os
 import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -820,3 +821,72 @@ def test_saving_and_loading_while_a_fit_runs(tmp_path) -> None:
     saved = torch.load(tmp_path / "models" / "epoch0.pth")["model"]
     assert same(list(saved.values()), weights(learn))
     learn.fit(1)
+
+
+# --- what is refused before any work
+
+
+def test_optimizers_that_the_loop_cannot_use_are_refused() -> None:
+    for make, error, message in (
+        (torch.optim.LBFGS, ValueError, "LBFGS needs a closure at each step"),
+        (lambda params, lr: None, TypeError, "opt_func returned None; it must return a torch optimizer"),
+    ):
+        with pytest.raises(error, match=message):
+            toy_learner(opt_func=make).fit(1)
+
+
+def test_a_model_that_is_frozen_altogether_is_refused() -> None:
+    learn = toy_learner()
+    learn.model.requires_grad_(False)
+    with pytest.raises(ValueError, match="No parameter of the model is to be trained: all are frozen"):
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("file", ["a\0b", ".", "", "x/.."])
+def test_what_is_no_name_is_refused(tmp_path, file) -> None:
+    with pytest.raises(ValueError, match="is no name for a file"):
+        toy_learner(path=tmp_path).save(file)
+
+
+@pytest.mark.parametrize("file", [123, None])
+def test_what_is_no_file_is_refused(tmp_path, file) -> None:
+    learn = toy_learner(path=tmp_path)
+    for use in (learn.save, learn.load):
+        with pytest.raises(TypeError, match="it must be a name, a path or an open file"):
+            use(file)
+
+
+def test_a_whole_model_is_loaded_from_a_file_that_is_trusted(tmp_path) -> None:
+    learn = toy_learner(path=tmp_path)
+    (tmp_path / "models").mkdir()
+    other = toy_learner()
+    torch.save(other.model, tmp_path / "models" / "whole.pth")
+    learn.load("whole", trust=True)
+    pairs = zip(learn.model.state_dict().values(), other.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_gradients_of_an_earlier_run_are_not_of_the_next() -> None:
+    class Keeps(Callback):
+        def on_backward_end(self):
+            return {"skip_step": True, "skip_zero": True}
+
+    learn, alone = toy_learner(), toy_learner()
+    alone.model.load_state_dict(learn.model.state_dict())
+    learn.fit(1, 1e-2, callbacks=[Keeps()])
+    learn.fit(1, 1e-2)
+    alone.fit(1, 1e-2)
+    pairs = zip(learn.model.state_dict().values(), alone.model.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes from Python 3.11 on")
+def test_a_failure_in_the_validation_is_said_to_be_there() -> None:
+    class Fails(Callback):
+        def on_batch_begin(self, train):
+            if not train:
+                raise OSError("gone")
+
+    with pytest.raises(OSError, match="gone") as error:
+        toy_learner().fit(1, 1e-2, callbacks=[Fails()])
+    assert error.value.__notes__ == ["This was in the validation of epoch 0, learning rate 0.01."]

@@ -138,7 +138,7 @@ def test_a_finder_that_never_steps_gives_up() -> None:
     learn = toy_learner(callbacks=[Accumulate(10**6)])
     learn.lr_find(num_it=2)
     assert learn.lr_finder.lrs == []
-    assert learn.lr_finder.stopped == "201 batches gave it 0 steps of the optimizer"
+    assert learn.lr_finder.stopped == "1000 batches gave it 0 steps of the optimizer"
 
 
 # --- when it stops

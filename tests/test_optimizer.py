@@ -12,7 +12,8 @@ from conftest import toy_data, toy_learner
 from torch import nn
 
 from minifast import AdamW, Learner, OptimWrapper, simple_ann
-from minifast.optimizer import per_group, split_no_decay, spread
+from minifast.groups import per_group, spread
+from minifast.optimizer import split_no_decay
 
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
 MOMENTUM_SGD = partial(SGD, momentum=0.9)

@@ -7,22 +7,29 @@ import json
 import os
 import subprocess
 import sys
+from collections import deque
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_data, toy_learner
+from conftest import toy_data, toy_learner, write_pictures
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import (
     Callback,
     DataBunch,
     FileFormatError,
+    ImageDataBunch,
     Learner,
     MinifastError,
+    NonFiniteLossError,
     TensorLoader,
     accuracy,
     files,
     simple_ann,
+    simple_cnn,
 )
 from minifast.callbacks.checkpointer import Checkpointer
 from minifast.files import MARK
@@ -128,7 +135,7 @@ def with_callback(path: Path) -> None:
         ),
         (lambda path: learner(path).fit(4, 1e-2, checkpoint="run"), "its call has .*"),
         (of(60, 9), r"its model has 1.bias = \[8\], and here it is \[9\]"),
-        (of(80, 8), "its data has batches = 3, and here it is 4"),
+        (of(80, 8), "its data has batches of training = 3, and here it is 4"),
         (with_callback, "was kept with the callbacks"),
     ],
 )
@@ -152,7 +159,7 @@ def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, 
     again = learner(tmp_path)
     again.silent = False
     again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
-    assert "is not whole; going on from the one before it" in capsys.readouterr().out
+    assert "is not whole; the one before it is. The run run goes on from epoch 2, batch 1." in capsys.readouterr().out
     assert same(alone, again)
     for each in file.parent.iterdir():
         each.write_bytes(b"nothing")
@@ -233,20 +240,264 @@ def test_callbacks_keep_their_own_state(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path, monkeypatch):
-    learn = learner(tmp_path)
-
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("minifast.files.torch.save", full)
-    with pytest.warns(UserWarning, match="No space left on device.*training goes on"):
-        learn.fit(1, checkpoint="run")
-    assert len(learn.recorder.lrs) == 3
-    assert not list((tmp_path / "models").glob("*"))
+    class Fills(Callback):
+        def on_batch_end(self):
+            monkeypatch.setattr("minifast.files.torch.save", full)
+
+    learn = learner(tmp_path, callbacks=[Fills()])
+    with pytest.warns(UserWarning, match="No space left on device.*training goes on") as warned:
+        learn.fit(3, checkpoint="run", every=1)
+    assert len(warned) == 1
+    assert len(learn.recorder.lrs) == 9
+    assert [path.name for path in (tmp_path / "models").glob("*")] == ["run.checkpoint"]
+    monkeypatch.undo()
     with pytest.raises(OSError, match="No space left"):
-        learner(tmp_path).fit(1, checkpoint="run", on_write_error="stop")
-    with pytest.raises(ValueError, match="on_write_error is 'panic'; it must be one of"):
-        learner(tmp_path).fit(1, checkpoint="run", on_write_error="panic")
+        learner(tmp_path, callbacks=[Fills()]).fit(1, checkpoint="other", on_write_error="stop")
+
+
+def test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work(tmp_path):
+    learn = learner(tmp_path)
+    (tmp_path / "models").write_text("a file in the place of the folder")
+    with pytest.raises(MinifastError, match=r"cannot be written .* so the run would not be kept"):
+        learn.fit(1, checkpoint="run")
+    assert not learn.recorder.lrs
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"on_write_error": "panic"}, ValueError, "on_write_error is 'panic'; it must be one of"),
+        ({"on_nan": "pray"}, ValueError, "on_nan is 'pray'; it must be one of 'stop', 'restore', 'ignore'"),
+        ({"every": 5}, ValueError, "every is 5, but nothing is kept; name the run"),
+        ({"resume": "nope"}, TypeError, "resume is 'nope'; it must be True or False"),
+        ({"callbacks": [3]}, TypeError, "callbacks holds 3"),
+    ],
+)
+def test_what_is_refused_changes_nothing(tmp_path, arguments, error, message):
+    learn = learner(tmp_path)
+    learn.fit(1, 1e-2)
+    recorder = learn.recorder
+    with pytest.raises(error, match=message):
+        learn.fit(1, 0.5, **arguments)
+    assert learn.opt.lr == 1e-2
+    assert learn.recorder is recorder
+    assert learn.history == [recorder]
+
+
+@pytest.mark.parametrize(("extra", "lr", "words"), [(0, 0.5, "holds another run"), (1, 1e-2, "with the callbacks")])
+def test_a_refused_checkpoint_changes_nothing(tmp_path, extra, lr, words):
+    learner(tmp_path).fit(1, 1e-2, checkpoint="run")
+    learn = learner(tmp_path)
+    learn.fit(1, 3e-3)
+    recorder, before = learn.recorder, [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(MinifastError, match=words):
+        learn.fit(1, lr, callbacks=[Callback()] * extra, checkpoint="run")
+    assert learn.opt.lr == 3e-3
+    assert learn.recorder is recorder
+    assert learn.history == [recorder]
+    assert all(torch.equal(p, q) for p, q in zip(before, learn.model.parameters(), strict=True))
+
+
+def changed(what: str, path: Path) -> Learner:
+    """The learner of a run but for one thing that shapes and counts do not show."""
+    x = torch.randn(60, 10, generator=torch.Generator().manual_seed(9 if what == "items" else 0))
+    y = torch.randint(2, (60,), generator=torch.Generator().manual_seed(0))
+    train = TensorLoader(x, y, 20, shuffle=True, seed=0, device="cpu")
+    if what == "loader":
+        train = DataLoader(TensorDataset(x, y), 20)
+    valid = TensorLoader(x, y.flip(0) if what == "split" else y, 20, device="cpu")
+    torch.manual_seed(0)
+    activation = nn.Tanh() if what == "layers" else nn.ReLU()
+    model = nn.Sequential(nn.Linear(10, 4), activation, nn.Linear(4, 2))
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1 if what == "loss" else 0.0)
+    loss = nn.functional.cross_entropy if what == "loss function" else loss
+    opt = partial(torch.optim.AdamW, betas=(0.9, 0.9 if what == "betas" else 0.99))
+    wd = 0.5 if what == "wd" else 1e-2
+    return Learner(DataBunch(train, valid, device="cpu"), model, opt, loss, wd=wd, path=path, silent=True)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("items", "its data has checksum of training items"),
+        ("split", "its data has checksum of validation items"),
+        ("loader", "its data has"),
+        ("layers", "its model has layers"),
+        ("loss", "its loss has function"),
+        ("loss function", "its loss has function"),
+        ("betas", "its opt has betas"),
+        ("wd", "its opt has weight decay"),
+    ],
+)
+def test_a_run_of_other_things_in_the_same_shapes_is_refused(tmp_path, what, words):
+    changed("nothing", tmp_path).fit(2, 1e-2, checkpoint="run")
+    changed("nothing", tmp_path).fit(2, 1e-2, checkpoint="run")
+    with pytest.raises(MinifastError, match=f"holds another run: {words}"):
+        changed(what, tmp_path).fit(2, 1e-2, checkpoint="run")
+
+
+def test_a_split_that_is_drawn_anew_is_refused(tmp_path):
+    for name in "ab":
+        write_pictures(tmp_path / "data" / name, 20, (6, 6), "L", ord(name))
+
+    def begin(seed):
+        data = ImageDataBunch.from_folder(tmp_path / "data", valid_pct=0.3, seed=seed, bs=4, device="cpu")
+        torch.manual_seed(0)
+        Learner(data, simple_cnn((3, 2)), path=tmp_path, silent=True).fit(1, 1e-2, checkpoint="run")
+
+    begin(1)
+    begin(1)
+    with pytest.raises(MinifastError, match=r"checksum of training items .* Where the split is drawn, give it a seed"):
+        begin(2)
+
+
+@pytest.mark.parametrize("again", ["stop", "restore", "ignore"])
+@pytest.mark.parametrize("first", ["stop", "restore", "ignore"])
+def test_a_run_goes_on_with_another_on_nan(tmp_path, monkeypatch, first, again):
+    stop_at(monkeypatch, learner(tmp_path), 4, every=1, on_nan=first)
+    learn = learner(tmp_path)
+    learn.resume("run", on_nan=again)
+    assert len(learn.recorder.lrs) == 12
+
+
+def test_on_nan_is_what_this_call_says(tmp_path):
+    class Spoils(Callback):
+        def on_batch_begin(self, iteration, train):
+            if train and iteration == 4:
+                return {"last_input": torch.full((20, 10), float("nan"))}
+            return None
+
+    def begin(**options):
+        learn = learner(tmp_path, callbacks=[Spoils()])
+        learn.fit_one_cycle(4, 1e-2, checkpoint="run", every=1, **options)
+        return learn
+
+    for _ in range(2):
+        with pytest.raises(NonFiniteLossError, match="mend the data"):
+            begin()
+    with pytest.warns(UserWarning, match=r"The weights of epoch 1, batch 1 are put back"):
+        learn = begin(on_nan="restore")
+    assert all(torch.isfinite(p).all() for p in learn.model.parameters())
+    assert learn.last_good._kept is None
+    learn = begin(on_nan="ignore")
+    assert len(learn.recorder.lrs) == 12
+    assert files.read_checked(tmp_path / "models" / "run.checkpoint")[0]["finished"]
+
+
+def test_weights_that_are_lost_do_not_replace_a_good_file(tmp_path):
+    class Root(nn.Module):
+        """Adds nothing, with a gradient that is NaN at one batch: that of the root of 0."""
+
+        n = 0
+
+        def forward(self, x):
+            self.n += self.training
+            return x + (torch.sqrt((x * 0).sum()) if self.training and self.n == 3 else 0)
+
+    learn = Learner(toy_data(), nn.Sequential(nn.Linear(10, 2), Root()), path=tmp_path, silent=True)
+    with pytest.raises(
+        NonFiniteLossError, match=r"weights are NaN or infinite at the end of epoch 0.*gradient was not"
+    ):
+        learn.fit(2, 1e-2, checkpoint="run")
+    values, _ = files.read_checked(tmp_path / "models" / "run.checkpoint")
+    assert (values["epoch"], values["num_batch"]) == (0, 0)
+    assert all(torch.isfinite(value).all() for value in values["weights"].values())
+
+
+class FailsAt(Callback):
+    """Ends a run with an error before a batch."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_batch_begin(self, iteration, train):
+        if train and iteration == self.at:
+            raise OSError("gone")
+
+    def state_dict(self):
+        return {}
+
+
+def test_epochs_that_a_callback_added_are_kept(tmp_path):
+    class Longer(Callback):
+        def on_epoch_end(self, epoch):
+            return {"n_epochs": 4} if epoch == 1 else None
+
+    with pytest.raises(OSError, match="gone"):
+        learner(tmp_path, callbacks=[Longer(), FailsAt(10)]).fit(2, 1e-2, checkpoint="run")
+    learn = learner(tmp_path, callbacks=[Longer(), FailsAt(None)])
+    learn.fit(2, 1e-2, checkpoint="run")
+    assert len(learn.recorder.lrs) == 12
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes from Python 3.11 on")
+def test_a_resumed_run_that_fails_at_once_knows_what_is_kept(tmp_path):
+    for at in (5, 5):
+        with pytest.raises(OSError, match="gone") as error:
+            learner(tmp_path, callbacks=[FailsAt(at)]).fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+        assert "run.checkpoint is of epoch 1, batch 2" in error.value.__notes__[0]
+
+
+def test_frozen_layers_and_buffers_outside_the_state_are_kept(tmp_path):
+    class Averages(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(10), persistent=False)
+
+        def forward(self, x):
+            if self.training:
+                self.mean.mul_(0.9).add_(0.1 * x.mean(0))
+            return x - self.mean
+
+    class Unfreezes(Callback):
+        def __init__(self, layer):
+            self.layer = layer
+
+        def on_epoch_begin(self, epoch):
+            if epoch == 1:
+                self.layer.requires_grad_(True)
+
+    def begin(path, at=None):
+        torch.manual_seed(0)
+        model = nn.Sequential(Averages(), nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2))
+        model[1].requires_grad_(False)
+        learn = Learner(toy_data(shuffle=True), model, path=path, silent=True)
+        learn.fit(3, 1e-2, callbacks=[Unfreezes(model[1]), FailsAt(at)], checkpoint="run", every=1)
+        return learn
+
+    alone = begin(tmp_path / "alone")
+    with pytest.raises(OSError, match="gone"):
+        begin(tmp_path, 7)
+    assert same(alone, begin(tmp_path))
+
+
+def test_a_state_that_is_not_kept_is_named(tmp_path):
+    class Window(Callback):
+        def __init__(self):
+            self.recent = deque(maxlen=3)
+
+    with pytest.warns(UserWarning, match="Window.recent is a deque that a checkpoint does not keep; give Window the"):
+        learner(tmp_path, callbacks=[Window()]).fit(1, checkpoint="run")
+
+
+def test_another_process_at_the_same_file_is_noticed(tmp_path):
+    class Meddles(Callback):
+        def on_epoch_end(self):
+            os.utime(tmp_path / "models" / "run.checkpoint", ns=(1, 1))
+
+    with pytest.warns(UserWarning, match="is written by another process too"):
+        learner(tmp_path, callbacks=[Meddles()]).fit(3, checkpoint="run")
+
+
+def test_beginning_anew_leaves_nothing_of_the_old_run(tmp_path):
+    learner(tmp_path).fit(2, 1e-2, checkpoint="run")
+    assert (tmp_path / "models" / "run.previous.checkpoint").exists()
+    with pytest.raises(OSError, match="gone"):
+        learner(tmp_path, callbacks=[FailsAt(0)]).fit(2, 1e-2, checkpoint="run", resume=False)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["run.checkpoint"]
 
 
 def test_a_run_is_kept_before_its_first_batch(tmp_path):
@@ -256,8 +507,10 @@ def test_a_run_is_kept_before_its_first_batch(tmp_path):
 
     with pytest.raises(MemoryError) as error:
         learner(tmp_path, callbacks=[Fails()]).fit(2, 1e-2, checkpoint="run")
-    assert any("This was in epoch 0 at batch 0 of 3, learning rate 0.01" in note for note in error.value.__notes__)
-    assert any("run.checkpoint is of epoch 0, batch 0: the same call goes on" in n for n in error.value.__notes__)
+    if sys.version_info >= (3, 11):
+        (said,) = error.value.__notes__
+        assert "This was in epoch 0 at batch 0 of 3, learning rate 0.01" in said
+        assert "run.checkpoint is of epoch 0, batch 0: the same call goes on" in said
     alone, again = learner(tmp_path / "alone"), learner(tmp_path, callbacks=[])
     alone.fit(2, 1e-2)
     file = tmp_path / "models" / "run.checkpoint"

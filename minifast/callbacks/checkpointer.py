@@ -3,24 +3,63 @@
 from __future__ import annotations
 
 import math
+import random
 import re
+import reprlib
 import time
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
 
 from minifast import files
 from minifast.callback import Callback, LearnerCallback, is_plain
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint import model_file, random_states, set_random_states
 from minifast.data.loader import Rest, go_to, position_of
+from minifast.diagnosis import all_finite
 from minifast.errors import CallbackError, MinifastError, check_count, check_word
-from minifast.metrics import name_of
+from minifast.identity import identity
 from minifast.state import State
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
+
+HOLD_STATE = (
+    deque,
+    set,
+    bytearray,
+    dict,
+    list,
+    np.ndarray,
+    np.generic,
+    torch.Generator,
+    np.random.Generator,
+    random.Random,
+)
+
+
+class Keeping(NamedTuple):
+    """How a run is kept, and what becomes of it when it goes wrong: the last arguments of ``Learner.fit``."""
+
+    checkpoint: str | None = None
+    every: int | str | None = None
+    resume: bool = True
+    on_write_error: str = "continue"
+    on_nan: str = "stop"
+
+    def check(self) -> None:
+        """Refuse what means nothing."""
+        if not isinstance(self.resume, bool):
+            raise TypeError(f"resume is {self.resume!r}; it must be True or False.")
+        if self.checkpoint is None and self.every is not None:
+            raise ValueError(f"every is {self.every!r}, but nothing is kept; name the run, such as checkpoint='run1'.")
+        check_word("on_write_error", self.on_write_error, ("continue", "stop"))
+        check_word("on_nan", self.on_nan, ("stop", "restore", "ignore"))
 
 
 class Checkpointer(LearnerCallback):
@@ -33,9 +72,8 @@ class Checkpointer(LearnerCallback):
         learn: the learner.
         file: where the run is kept; the file before it stays beside it until the new one is whole.
         call: what the run was asked to do; a file of another call is refused.
-        every: between the ends of epochs, save every so many batches, or for a text such as ``"60s"`` seconds.
-        resume: go on where the file left off; False begins anew.
-        on_write_error: ``"continue"`` the training with a warning where the file cannot be written, or ``"stop"`` it.
+        keeping: how; its ``checkpoint`` and ``on_nan`` are others' business, but that a run whose losses are not
+            finite replaces a good file under ``on_nan="ignore"`` only.
     """
 
     _order = 10_000  # so that all others have done what they do in the event
@@ -45,79 +83,89 @@ class Checkpointer(LearnerCallback):
         learn: Learner,
         file: Path,
         call: dict[str, Any],
-        every: int | str | None = None,
-        resume: bool = True,
-        on_write_error: str = "continue",
+        keeping: Keeping,
     ) -> None:
         super().__init__(learn)
-        self._on_write_error = check_word("on_write_error", on_write_error, ("continue", "stop"))
-        self._left = "nothing is kept yet"
         self.file = file
         self.call = call
-        self._every = every
-        self._batches, self._seconds = _pace(every)
+        self._keeping = keeping
+        self._batches, self._seconds = _pace(keeping.every)
         self._saved_at = time.monotonic()
+        self._identity = identity(learn)
+        self._written = 0  # when, as the file system says it
+        self._warned = False
         self._found: dict[str, Any] | None = None
+        self.left = "nothing is kept yet"  # what is, and how to go on, in a sentence without its full stop
         self.finished = False  # whether the file holds a run that came to its end
         if not is_plain(call):
             raise TypeError(f"A run that is kept is begun with plain numbers and texts; {call} holds something else.")
-        if resume and (file.is_file() or files.previous(file).is_file()):
+        if keeping.resume and (file.is_file() or files.previous(file).is_file()):
             self._found, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
-            if not newest and not learn.silent:
-                print(f"{file} is not whole; going on from the one before it.")
             self._compare(self._found)
             self.finished = bool(self._found["finished"])
+            self._say_left(self._found["epoch"], self._found["num_batch"])
+            if not learn.silent:
+                whole = "" if newest else f"{file} is not whole; the one before it is. "
+                print(whole + self._going_on(keeping.checkpoint))
+        self._new = self._found is None
+
+    def _going_on(self, name: str | None) -> str:
+        if self.finished:
+            return f"The run {name} is finished; the learner is now as it left it. resume=False begins it anew."
+        found = self._found or {}
+        return f"The run {name} goes on from epoch {found['epoch']}, batch {found['num_batch']}."
+
+    def _say_left(self, epoch: int, num_batch: int) -> None:
+        self.left = f"{self.file} is of epoch {epoch}, batch {num_batch}: the same call goes on from there"
 
     def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
         """Learn of the state that is to be kept, and of the other callbacks."""
         self._state = state
         self._others = [callback for callback in callbacks if callback is not self]
+        if self._found is not None:
+            names, here = ([name for name, _ in self._found["callbacks"]], [*map(_name, self._others)])
+            if names != here:
+                raise MinifastError(
+                    f"{self.file} was kept with the callbacks {names}, and here are {here}; use those, in their order."
+                )
+        for callback in self._others:
+            _warn_of_losses(callback)
 
     def _compare(self, found: dict[str, Any]) -> None:
-        now = {"call": self.call, **self._identity()}
-        for part, mine in now.items():
+        for part, mine in {"call": self.call, **self._identity}.items():
             theirs = found[part]
             if theirs != mine:
-                differing = sorted(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
-                was, is_ = theirs.get(differing[0], "absent"), mine.get(differing[0], "absent")
+                name = min(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
+                was, is_ = (reprlib.repr(one.get(name, "absent")) for one in (theirs, mine))
+                seed = " Where the split is drawn, give it a seed." if name.startswith("checksum") else ""
                 raise MinifastError(
-                    f"{self.file} holds another run: its {part} has {differing[0]} = {was}, and here it is {is_}; "
-                    f"name another checkpoint, or give resume=False to begin anew."
+                    f"{self.file} holds another run: its {part} has {name} = {was}, and here it is {is_}.{seed} Name "
+                    f"another checkpoint (a run that is to be longer is a second fit with a name of its own), or give "
+                    f"resume=False to begin anew."
                 )
-
-    def _identity(self) -> dict[str, Any]:
-        learn = self.learn
-        model = {name: list(getattr(value, "shape", ())) for name, value in learn.model.state_dict().items()}
-        items = len(learn.data.train_ds) if hasattr(learn.data.train_ds, "__len__") else None
-        data = {"batches": len(learn.data.train_dl), "items": items, "classes": learn.data.classes}
-        opt = {
-            "kind": type(learn.opt.opt).__name__,
-            "parameters": [len(g["params"]) for g in learn.opt.opt.param_groups],
-        }
-        metrics = {"names": list(map(name_of, learn.metrics))}
-        return {"model": model, "data": {k: v for k, v in data.items() if is_plain(v)}, "opt": opt, "metrics": metrics}
 
     def on_train_begin(self) -> None:
         """Take the run up where the file left it; a new run is kept before its first batch, lest that be the last."""
         if self._found is None:
-            self._position, self._random_at_epoch = position_of(self.learn.data.train_dl), random_states()
+            self._note_position()
             self._save(self._state.epoch, 0, self._state.iteration)
             return
         found, state, learn = self._found, self._state, self.learn
-        names = [name for name, _ in found["callbacks"]]
-        here = [type(callback).__name__ for callback in self._others]
-        if names != here:
-            raise MinifastError(f"{self.file} was kept with the callbacks {names}, and here are {here}; use the same.")
         learn.model.load_state_dict(found["weights"])
+        for name, buffer in learn.model.named_buffers():
+            if name in found["buffers"]:
+                buffer.copy_(found["buffers"][name])
         for name, parameter in learn.model.named_parameters():
+            parameter.requires_grad_(found["trainable"][name])
             gradient = found["gradients"].get(name)  # of batches whose step is still to come
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         learn.opt.load_state_dict(found["optimizer"])
-        state.epoch, state.iteration = found["epoch"], found["iteration"]
+        state.n_epochs, state.epoch, state.iteration = found["n_epochs"], found["epoch"], found["iteration"]
         state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
         self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
         self._restore(self._others, found)
-        go_to(learn.data.train_dl, found["position"])
+        for loader, position in zip(self._loaders(), found["position"], strict=True):
+            go_to(loader, position)
         set_random_states(found["random"])
         state.pbar.epochs_done(state.epoch, state.n_epochs)
         if not found["num_batch"]:
@@ -137,11 +185,24 @@ class Checkpointer(LearnerCallback):
             self._state.num_batch = found["num_batch"]
             self._state.stop_training = found["stop_training"]
             set_random_states(found["random_at_epoch"])
-            self._state.rest = lambda loader: Rest(
-                loader, found["num_batch"], lambda: set_random_states(found["random"])
-            )
-        self._position = position_of(self.learn.data.train_dl)
-        self._random_at_epoch = random_states()
+
+            def then() -> None:
+                for tfm, position in zip(self._transforms(), found["transforms"], strict=True):
+                    go_to(tfm, position)
+                set_random_states(found["random"])
+
+            self._state.rest = lambda loader: Rest(loader, found["num_batch"], then)
+        self._note_position()
+
+    def _loaders(self) -> list[Any]:
+        data = self.learn.data
+        return [loader for loader in (data.train_dl, data.valid_dl) if loader]
+
+    def _transforms(self) -> list[Any]:
+        return getattr(self.learn.data.train_dl, "tfms", [])
+
+    def _note_position(self) -> None:
+        self._position, self._random_at_epoch = [position_of(loader) for loader in self._loaders()], random_states()
 
     def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
         """Save when it is time."""
@@ -153,7 +214,7 @@ class Checkpointer(LearnerCallback):
 
     def on_epoch_end(self, epoch: int, iteration: int) -> None:
         """Save."""
-        self._position = position_of(self.learn.data.train_dl)
+        self._position = [position_of(loader) for loader in self._loaders()]
         self._save(epoch + 1, 0, iteration)
 
     def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
@@ -161,16 +222,15 @@ class Checkpointer(LearnerCallback):
         if not exception and not self.finished:
             self._save(epoch, 0, iteration, finished=True)
 
-    def left(self) -> str:
-        """Say in a sentence what is kept and how to go on."""
-        return f"{self._left}."
-
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
         learn, state = self.learn, self._state
-        recent = state.raw_losses[-(state.num_batch + 1) :]
-        if not all(map(math.isfinite, recent)):
-            return  # a run that is lost must not take the place of one that was good
-        kept = [[type(callback).__name__, callback.state_dict()] for callback in self._others]
+        self._saved_at = time.monotonic()
+        if self._keeping.on_nan != "ignore":
+            # A run that is lost must not take the place of one that was good.
+            recent = state.raw_losses[-(state.num_batch + 1) :]
+            if not all(map(math.isfinite, recent)) or not all_finite(learn.model.state_dict().values()):
+                return
+        kept = [[_name(callback), callback.state_dict()] for callback in self._others]
         for name, state_dict in kept:
             if not is_plain(state_dict):
                 raise CallbackError(
@@ -178,32 +238,71 @@ class Checkpointer(LearnerCallback):
                 )
         values = {
             "call": self.call,
-            "every": self._every,
-            **self._identity(),
+            "every": self._keeping.every,
+            **self._identity,
             "finished": finished,
+            "n_epochs": state.n_epochs,
             "epoch": epoch,
             "num_batch": num_batch,
             "iteration": iteration,
             "weights": learn.model.state_dict(),
+            "buffers": dict(learn.model.named_buffers()),  # those too that are not in the state
+            "trainable": {name: p.requires_grad for name, p in learn.model.named_parameters()},
             "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
             "optimizer": learn.opt.state_dict(),
             "skip_validate": state.skip_validate,
             "stop_training": state.stop_training or finished,
             "position": self._position,
             "random_at_epoch": self._random_at_epoch,
+            "transforms": [position_of(tfm) for tfm in self._transforms()],
             "random": random_states(),
             "callbacks": kept,
         }
+        self._look_for_others()
         try:
-            files.write_checked(values, self.file)
-            self._left = f"{self.file} is of epoch {epoch}, batch {num_batch}: the same call goes on from there"
+            files.write_checked(values, self.file, anew=self._new and not self._written)
         except OSError as error:
-            if self._on_write_error == "stop":
+            if not self._written and self._new:
+                raise MinifastError(
+                    f"{self.file} cannot be written ({error}), so the run would not be kept; make room, or give the "
+                    f"learner another path."
+                ) from error
+            if self._keeping.on_write_error == "stop":
                 raise
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.file} was not written ({error}); training goes on, the last good file stays.", stacklevel=2
+                )
+            return
+        self._written = self.file.stat().st_mtime_ns
+        self._say_left(epoch, num_batch)
+
+    def _look_for_others(self) -> None:
+        """Warn where the file is not the one that was written last."""
+        there = self.file.stat().st_mtime_ns if self.file.is_file() else None
+        if self._written and there and there != self._written and not self._warned:
+            self._warned = True
             warnings.warn(
-                f"{self.file} was not written ({error}); training goes on, the last good file stays.", stacklevel=2
+                f"{self.file} is written by another process too; give each run a name of its own.", stacklevel=2
             )
-        self._saved_at = time.monotonic()
+
+
+def _name(callback: Callback) -> str:
+    return type(callback).__name__
+
+
+def _warn_of_losses(callback: Callback) -> None:
+    """Warn of an attribute that holds a state, but is not plain enough to be kept."""
+    if type(callback).state_dict is not Callback.state_dict:
+        return
+    for name, value in vars(callback).items():
+        if isinstance(value, HOLD_STATE) and not is_plain(value):
+            warnings.warn(
+                f"{_name(callback)}.{name} is a {type(value).__name__} that a checkpoint does not keep; give "
+                f"{_name(callback)} the methods state_dict and load_state_dict.",
+                stacklevel=2,
+            )
 
 
 def _pace(every: int | str | None) -> tuple[int | None, float | None]:

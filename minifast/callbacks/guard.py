@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn import functional
 
 from minifast.callback import LearnerCallback
-from minifast.checkpoint import preserved
-from minifast.diagnosis import diagnose, is_finite
+from minifast.checkpoint import model_preserved
+from minifast.diagnosis import all_finite, diagnose
 from minifast.errors import DataError, NonFiniteLossError
 from minifast.state import Losses
 
 if TYPE_CHECKING:
+    from minifast.callbacks.recorder import Recorder
     from minifast.learner import Learner
 
 
@@ -29,14 +30,15 @@ class Guard(LearnerCallback):
     """Checks outputs against classes on the first batch, and each training loss for NaN and infinity.
 
     On the CPU a loss is checked before its backward pass, so the weights stay as the batch before left them. On a
-    device losses are looked at when the bar or the epoch's end reads them: nothing waits for the device.
-    ``losses=False`` leaves the losses to somebody else.
+    device losses are looked at when the bar or the epoch's end reads them: nothing waits for the device, and what the
+    layers made of the batch is no longer to be known. ``losses=False`` leaves the losses to somebody else.
     """
 
     _order = -5
 
-    def __init__(self, learn: Learner, losses: bool = True) -> None:
+    def __init__(self, learn: Learner, recorder: Recorder, losses: bool = True) -> None:
         super().__init__(learn)
+        self.recorder = recorder
         self.losses = losses
         self._checked = False
         self._seen = 0
@@ -55,35 +57,47 @@ class Guard(LearnerCallback):
         if self.losses and self._seen < len(raw_losses.arrived):
             self._look(raw_losses.arrived, epoch, num_batch + 1 - len(raw_losses), (last_input, last_target))
 
-    def on_epoch_end(self, last_input: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int) -> None:
+    def on_epoch_end(self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool) -> None:
         """Look at the losses that stayed on a device until now."""
-        if self.losses:
-            self._look(raw_losses.read(), epoch, num_batch - len(raw_losses), (last_input, last_target))
+        if not self.losses:
+            return
+        self._look(raw_losses.read(), epoch, num_batch - len(raw_losses), None)
+        if not stop_training and not all_finite(self.learn.model.parameters()):
+            raise NonFiniteLossError(
+                f"The weights are NaN or infinite at the end of epoch {epoch}, though each loss was finite: a gradient "
+                f"was not. Clip gradients, try a lower learning rate, and look for a root or a division of 0 in model "
+                f"and loss; torch.autograd.set_detect_anomaly(True) names the operation."
+            )
 
     def _look(self, losses: list[float], epoch: int, offset: int, batch: Any) -> None:
         for i in range(self._seen, len(losses)):
             if not math.isfinite(losses[i]):
-                self._stop(losses, i, epoch, i + offset, batch)
+                is_last = i == len(self.recorder.lrs)  # the recorder has all steps but the one that is to come
+                self._stop(losses[: i + 1], epoch, i + offset, batch if is_last else None)
         self._seen = len(losses)
 
-    def _stop(self, losses: list[float], i: int, epoch: int, num_batch: int, batch: Any) -> None:
+    def _stop(self, losses: list[float], epoch: int, num_batch: int, batch: Any) -> None:
         learn = self.learn
-        rates = [*learn.recorder.lrs, learn.opt.lr][: i + 1]
-        said = []
-        with contextlib.suppress(Exception), preserved(learn):  # the message matters more than what it says of layers
-            said = diagnose(learn.model, learn.loss_func, *batch)
+        rates = [*self.recorder.lrs, learn.opt.lr][: len(losses)]
+        said: list[str] = []
+        if batch is not None:
+            # The message matters more than what it says of layers, and may be all that memory is left for.
+            with contextlib.suppress(Exception), model_preserved(learn.model):
+                said.extend(diagnose(learn.model, learn.loss_func, *batch))
         way_out = "try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data"
-        if not epoch and not num_batch:
+        if any(line.startswith("The batch's") for line in said):
+            way_out = "mend the data or leave that item out"
+        elif not epoch and not num_batch:
             way_out = (
                 "no step was made yet, so look for NaN or huge values in the data, and in weights that an earlier fit "
                 "may have spoilt: load a saved model, or make a new one"
             )
         where = f"epoch {epoch}, batch {num_batch}, learning rate {rates[-1]:.3g}"
-        last = [f"{rate:.3g}: {loss:.4g}" for rate, loss in zip(rates[-LAST:], losses[: i + 1][-LAST:], strict=False)]
+        last = [f"{rate:.3g}: {loss:.4g}" for rate, loss in zip(rates[-LAST:], losses[-LAST:], strict=True)]
         raise NonFiniteLossError(
             "\n".join(
                 [
-                    f"The training loss is {losses[i]} at {where}; {way_out}.",
+                    f"The training loss is {losses[-1]} at {where}; {way_out}.",
                     *said,
                     f"The last batches, learning rate and loss: {', '.join(last)}.",
                 ]
@@ -98,30 +112,36 @@ class LastGood(LearnerCallback):
 
     def __init__(self, learn: Learner) -> None:
         super().__init__(learn)
-        self._kept: tuple[int, dict[str, Any], dict[str, Any]] | None = None
+        self._kept: tuple[str, dict[str, Any], dict[str, Any]] | None = None
+        self._epoch: int | None = None
 
-    def on_epoch_begin(self, epoch: int) -> None:
-        """Take a copy, where all is finite."""
+    def on_batch_begin(self, train: bool, epoch: int, num_batch: int) -> None:
+        """Take a copy before an epoch's first batch, or the first after a resume, where all is finite."""
+        if not train or epoch == self._epoch:
+            return
+        self._epoch = epoch
         learn = self.learn
-        if self._kept is None or is_finite(list(learn.model.state_dict().values())):
-            self._kept = copy.deepcopy((epoch, learn.model.state_dict(), learn.opt.state_dict()))
+        if all_finite(learn.model.state_dict().values()):
+            self._kept = None  # lest there be three of each
+            where = f"epoch {epoch}, batch {num_batch}"
+            self._kept = copy.deepcopy((where, learn.model.state_dict(), learn.opt.state_dict()))
 
-    def restore(self) -> int:
-        """Put the copy back, but for what schedules set, and return the epoch at whose beginning it was taken."""
+    def restore(self) -> str | None:
+        """Put the copy back, but for what schedules set, and return where it was taken; None if there is none."""
         if self._kept is None:
-            return 0
-        epoch, weights, optimizer = self._kept
+            return None
+        where, weights, optimizer = self._kept
         opt = self.learn.opt
         scheduled = {name: opt.read(name) for name in ("lr", "mom", "wd") if name != "mom" or opt.has_momentum}
         self.learn.model.load_state_dict(weights)
         opt.load_state_dict(optimizer)
         for name, values in scheduled.items():
             opt.write(name, values)
-        return epoch
+        return where
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a checkpoint keeps the weights themselves."""
-        return {}
+    def forget(self) -> None:
+        """Let the copy go."""
+        self._kept = None
 
 
 def _few(names: Any) -> str:

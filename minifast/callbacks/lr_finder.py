@@ -16,7 +16,7 @@ from minifast.state import Losses, SmoothenValue
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
-PATIENCE = 100  # batches for each step that is wanted, before a finder whose steps are all skipped gives up
+PATIENCE = 1000  # batches for each step, before a finder whose steps are skipped gives up
 
 
 class LRFinder(ScheduledParameters):
@@ -81,16 +81,21 @@ class LRFinder(ScheduledParameters):
         best = self.best_loss
         return 4 * best if best > 0 else best + 3 * max(self.losses[0] - best, -best)
 
-    def on_batch_end(self, train: bool, iteration: int) -> None:
-        """Set the rate of the next step."""
-        if train:
-            self._set(len(self.lrs))
+    def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
+        """Set the rate of the next step; give up where there are none."""
+        if not train:
+            return None
+        self._set(len(self.lrs))
+        if iteration + 1 < PATIENCE * (len(self.lrs) + 1):
+            return None
+        self.stopped = f"{iteration + 1} batches gave it {len(self.lrs)} steps of the optimizer"
+        return {"stop_epoch": True, "stop_training": True}
 
-    def on_epoch_end(self, epoch: int, n_epochs: int, iteration: int) -> dict[str, int] | None:
+    def on_epoch_end(self, epoch: int, n_epochs: int, num_batch: int) -> dict[str, int] | None:
         """Go over the data once more where steps are missing, because they have several batches each."""
         if epoch + 1 < n_epochs or len(self.lrs) >= self.num_it:
             return None
-        if iteration >= PATIENCE * self.num_it:
-            self.stopped = f"{iteration} batches gave it {len(self.lrs)} steps of the optimizer"
+        if not num_batch:
+            self.stopped = "the data gave no more batches"
             return None
         return {"n_epochs": n_epochs + 1}

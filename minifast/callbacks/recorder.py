@@ -169,6 +169,8 @@ class Recorder(LearnerCallback):
             MinifastError: no batch was trained yet, or ``suggestion`` is asked for and the curve does not say.
         """
         self._need_batches("lr_find")
+        if self.found and not self.found.lrs:
+            raise MinifastError(f"There is nothing to plot: the finder made no step; {self.found.stopped}.")
         found = self.found or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
         if suggestion:
             if found.refusal:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
@@ -249,36 +251,50 @@ class Normalize:
 
 
 def position_of(loader: Any) -> list[dict[str, Any]]:
-    """Return where a loader is in its orders: its generators' states, and the epochs it has begun.
+    """Return where a loader is in its orders: the states of all generators in it, and the epochs it has begun.
 
-    A torch DataLoader draws its order from a generator of its own, its sampler's or its batch sampler's sampler's.
+    A torch DataLoader draws its order from a generator of its own, its sampler's or its batch sampler's sampler's;
+    data set and transforms may have some too, of torch, NumPy or Python.
     """
     states = []
-    for part in _parts(loader):
+    for part in parts_of(loader):
         state: dict[str, Any] = {}
-        if isinstance(part.__dict__.get("generator"), torch.Generator):
-            state["generator"] = part.generator.get_state()
-        for name in ("epoch", "seed"):
-            if isinstance(part.__dict__.get(name), int):
-                state[name] = part.__dict__[name]
+        for name, value in part.__dict__.items():
+            if isinstance(value, torch.Generator):
+                state[name] = value.get_state()
+            elif isinstance(value, np.random.Generator) and isinstance(value.bit_generator, np.random.PCG64):
+                state[name] = dict(value.bit_generator.state)
+            elif isinstance(value, random.Random):
+                state[name] = value.getstate()
+            elif name in ("epoch", "seed") and isinstance(value, int):
+                state[name] = value
         states.append(state)
     return states
 
 
 def go_to(loader: Any, position: list[dict[str, Any]]) -> None:
     """Put a loader where ``position_of`` found it."""
-    for part, state in zip(_parts(loader), position, strict=True):
-        if "generator" in state:
-            part.generator.set_state(state["generator"])
-        part.__dict__.update({name: value for name, value in state.items() if name != "generator"})
+    for part, state in zip(parts_of(loader), position, strict=True):
+        for name, value in state.items():
+            generator = part.__dict__.get(name)
+            if isinstance(generator, torch.Generator):
+                generator.set_state(value)
+            elif isinstance(generator, np.random.Generator):
+                generator.bit_generator.state = value
+            elif isinstance(generator, random.Random):
+                generator.setstate(value)
+            else:
+                part.__dict__[name] = value
 
 
-def _parts(loader: Any) -> list[Any]:
+def parts_of(loader: Any) -> list[Any]:
+    """Return a loader with what it works with: the loader inside, samplers, data set and transforms."""
     found: list[Any] = []
     waiting = [loader]
     while waiting:
         part = waiting.pop()
         if hasattr(part, "__dict__") and not any(part is other for other in found):
             found.append(part)
-            waiting += [part.__dict__.get(name) for name in ("dl", "sampler", "batch_sampler")]
+            waiting += [part.__dict__.get(name) for name in ("dl", "sampler", "batch_sampler", "dataset")]
+            waiting += part.__dict__.get("tfms") or []
     return found
