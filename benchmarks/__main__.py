@@ -21,10 +21,11 @@ MEASURED = {
     "memory": "peak memory",
     "processes": "the whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
+    "finder": "what one cycle reaches at the rate of each of the finder's rules",
     "lost": "what finders leave behind and what kills cost, against fastai and Lightning",
 }
 WRITTEN = {
-    "seeds": "the README's table: one cycle against constant rates over ten seeds",
+    "seeds": "the README's table: one cycle against other schedules over ten seeds",
     "pictures": "the README's two pictures",
     "events": "the README's table of events",
     "held": "the README's table of what is held, from the tests that hold it",

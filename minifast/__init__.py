@@ -7,6 +7,7 @@ from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateSc
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
 from minifast.checkpoint import set_seed
+from minifast.comparison import Comparison, compare
 from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import get_image_files
@@ -27,6 +28,7 @@ from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
 from minifast.models import simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.policies import (
+    SCHEDULES,
     create_one_cycle_lr_schedule,
     flat_cosine,
     one_cycle,
@@ -58,10 +60,12 @@ __version__ = "0.1.0"
 
 __all__ = [
     "EVENTS",
+    "SCHEDULES",
     "AdamW",
     "AverageMetric",
     "Callback",
     "CallbackError",
+    "Comparison",
     "DataBunch",
     "DataError",
     "DatasetType",
@@ -95,6 +99,7 @@ __all__ = [
     "annealing_linear",
     "annealing_no",
     "annealing_poly",
+    "compare",
     "constant",
     "cosine",
     "create_one_cycle_lr_schedule",

@@ -9,25 +9,20 @@ from typing import IO, Any
 import torch
 from torch import nn
 
-from minifast import checkpoint, files, training
+from minifast import checkpoint, files
 from minifast.callback import Callback, check_callback_fns, check_callbacks
-from minifast.callbacks.checkpointer import Keeping, checkpoint_file, is_slice, plain_call
-from minifast.callbacks.lr_finder import LRFinder
-from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.data.bunch import DataBunch
-from minifast.errors import DataError, MinifastError, check_callable, check_count
-from minifast.finder_result import FinderResult
+from minifast.errors import DataError, check_callable
+from minifast.fitting import Fitting, LearningRate
 from minifast.groups import check_groups, spread
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
 from minifast.state import listed
 
-LearningRate = float | slice | Sequence[float]
 
-
-class Learner(Predictor):
+class Learner(Fitting, Predictor):
     """Trains ``model`` on ``data``.
 
     Args:
@@ -123,136 +118,6 @@ class Learner(Predictor):
         """
         return spread(lr, len(self.layer_groups), name)
 
-    def fit(
-        self,
-        epochs: int,
-        lr: LearningRate = 3e-3,
-        wd: float | Sequence[float] | None = None,
-        callbacks: Collection[Callback] | Callback | None = None,
-        checkpoint: str | None = None,
-        every: int | str | None = None,
-        resume: bool = True,
-        on_write_error: str = "continue",
-        on_nan: str = "stop",
-    ) -> None:
-        """Train for ``epochs`` epochs at the learning rate ``lr``.
-
-        The optimizer is made by the first fit and kept: a later one goes on with its state.
-
-        Args:
-            epochs: a whole number of 1 or more.
-            lr: one rate, or a slice or sequence for the layer groups, see ``lr_range``.
-            wd: weight decay; by default the learner's.
-            callbacks: callbacks for this fit only.
-            checkpoint: keep the run under this name in ``path/model_dir``, at the end of each epoch. The same call goes
-                on where a run of that name was left, to the bit.
-            every: save in between too: every so many batches, or for a text such as ``"60s"`` seconds.
-            resume: False begins anew, whatever is kept.
-            on_write_error: where the disk is full or may not be written, ``"continue"`` the training with a warning,
-                or ``"stop"`` it with the error; the last good file stays.
-            on_nan: at a loss that is NaN or infinite ``"stop"`` with an error, ``"restore"`` the weights of the last
-                epoch that began well and end the fit with a warning, or ``"ignore"`` it.
-
-        Raises:
-            NonFiniteLossError: a training loss is NaN or infinite; the message says where, and which layer.
-            MinifastError: the checkpoint holds another run; the message says what differs.
-        """
-        epochs = check_count("epochs", epochs)
-        call = plain_call("fit", epochs=epochs, lr=lr, wd=wd)
-        keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
-        self._fit(epochs, lr, wd, callbacks, call, keeping)
-
-    def fit_one_cycle(
-        self,
-        cyc_len: int,
-        max_lr: LearningRate = 3e-3,
-        moms: tuple[float, float] = (0.95, 0.85),
-        div_factor: float = 25.0,
-        pct_start: float | None = None,
-        final_div: float | None = None,
-        wd: float | Sequence[float] | None = None,
-        callbacks: Collection[Callback] | Callback | None = None,
-        tot_epochs: int | None = None,
-        start_epoch: int | None = None,
-        warmup: str = "linear",
-        policy: str = "one_cycle",
-        checkpoint: str | None = None,
-        every: int | str | None = None,
-        resume: bool = True,
-        on_write_error: str = "continue",
-        on_nan: str = "stop",
-    ) -> None:
-        """Train for ``cyc_len`` epochs by the 1cycle policy.
-
-        See ``OneCycleScheduler`` for the arguments of the cycle, and ``fit`` for the last five.
-        """
-        cyc_len = check_count("cyc_len", cyc_len)
-        scheduler = OneCycleScheduler(
-            self, max_lr, moms, div_factor, pct_start, final_div, tot_epochs, start_epoch, warmup, policy
-        )
-        call = plain_call(
-            "fit_one_cycle", cyc_len=cyc_len, max_lr=max_lr, moms=moms, div_factor=div_factor, pct_start=pct_start,
-            final_div=final_div, wd=wd, tot_epochs=tot_epochs, start_epoch=start_epoch, warmup=warmup, policy=policy,
-        )  # fmt: skip
-        keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
-        self._fit(cyc_len, max_lr, wd, callbacks, call, keeping, scheduler)
-
-    def resume(
-        self,
-        checkpoint: str,
-        callbacks: Collection[Callback] | Callback | None = None,
-        on_write_error: str = "continue",
-        on_nan: str = "stop",
-    ) -> None:
-        """Go on with the run kept under ``checkpoint``, with the arguments that it was begun with; see ``fit``.
-
-        Raises:
-            FileNotFoundError: there is none of that name.
-            MinifastError: it is the run of another model or other data, or one of ``fit_schedule``, whose schedules are
-                functions, which no file keeps: call that again.
-        """
-        values, _ = files.read_checked(checkpoint_file(self, checkpoint))
-        call: dict[str, Any] = dict(values["call"])
-        call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
-        kind = call.pop("method")
-        if kind == "fit_schedule":
-            raise MinifastError(f"The run {checkpoint} was begun by fit_schedule; the same call goes on with it.")
-        method: Callable[..., None] = self.fit if kind == "fit" else self.fit_one_cycle
-        method(
-            **call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"],
-            on_write_error=on_write_error, on_nan=on_nan,
-        )  # fmt: skip
-
-    def lr_find(
-        self,
-        start_lr: LearningRate = 1e-7,
-        end_lr: LearningRate = 10,
-        num_it: int = 100,
-        stop_div: bool = True,
-        wd: float | Sequence[float] | None = None,
-        repeats: int = 1,
-    ) -> FinderResult:
-        """Try learning rates from ``start_lr`` to ``end_lr`` in a mock training; ``learn.recorder.plot()`` shows them.
-
-        Weights, buffers, gradients, optimizer, random generators and the order of data are as before when it ends,
-        however it ends. Nothing is written to disk.
-
-        Args:
-            start_lr: the first rate.
-            end_lr: the last rate.
-            num_it: how many steps of the optimizer to make, in as many passes over the data as that takes.
-            stop_div: stop when the smoothed loss is more than four times its best.
-            wd: weight decay; by default the learner's.
-            repeats: how often to run, each time with another order of the data; the result is the median.
-
-        Returns:
-            FinderResult: the curve, what each rule reads from it, and a suggestion with the rates about as good, or why
-                there is none.
-        """
-        finders = [LRFinder(self, start_lr, end_lr, num_it, stop_div) for _ in range(check_count("repeats", repeats))]
-        call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
-        return training.find(self, finders, start_lr, wd, call)
-
     def save(
         self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True
     ) -> Path | IO[bytes] | None:
@@ -291,20 +156,6 @@ class Learner(Predictor):
         target = checkpoint.model_file(self, file, anywhere=True)
         checkpoint.load_model(self, target, device or self.data.device, strict, with_opt, trust)
         return self
-
-    def _fit(
-        self,
-        epochs: int,
-        lr: LearningRate,
-        wd: float | Sequence[float] | None,
-        callbacks: Collection[Callback] | Callback | None,
-        call: dict[str, Any],
-        keeping: Keeping,
-        *schedulers: Callback,
-    ) -> None:
-        keeping.check()
-        extra = [*check_callbacks(listed(callbacks)), *schedulers]
-        training.fit(self, epochs, lr, wd, extra, call, keeping)
 
 
 # fastai v1 has these as functions of a learner too.

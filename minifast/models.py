@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -57,12 +58,28 @@ def simple_cnn(
     return model.to(memory_format=torch.channels_last)
 
 
-def simple_ann(n_in: int, n_out: int, n_hidden: int = 64) -> nn.Sequential:
-    """Make a network with one hidden layer: flatten, ``n_in`` to ``n_hidden``, ReLU, ``n_hidden`` to ``n_out``.
+def simple_ann(
+    n_in: int, n_out: int, n_hidden: int | Sequence[int] = 64, activation: Callable[[], nn.Module] = nn.ReLU
+) -> nn.Sequential:
+    """Make a network with one hidden layer: flatten, ``n_in`` to ``n_hidden``, activation, ``n_hidden`` to ``n_out``.
+
+    Takes ``(n, …)`` with ``n_in`` numbers an item and returns ``(n, n_out)``.
+
+    Args:
+        n_in: numbers an item.
+        n_out: outputs, such as one a class.
+        n_hidden: units of the hidden layer, or a sequence with a number for each of several.
+        activation: what makes the activation after each hidden layer, such as ``nn.Tanh``.
 
     >>> simple_ann(20, 2)(torch.zeros(4, 20)).shape
     torch.Size([4, 2])
+    >>> len(simple_ann(20, 2, (64, 32), nn.Tanh))
+    6
     """
-    for name, value in (("n_in", n_in), ("n_out", n_out), ("n_hidden", n_hidden)):
+    sizes = list(n_hidden) if isinstance(n_hidden, Sequence) else [n_hidden]
+    for name, value in (("n_in", n_in), ("n_out", n_out), *(("n_hidden", size) for size in sizes)):
         check_count(name, value)
-    return nn.Sequential(nn.Flatten(), nn.Linear(n_in, n_hidden), nn.ReLU(), nn.Linear(n_hidden, n_out))
+    layers: list[nn.Module] = [nn.Flatten()]
+    for before, after in itertools.pairwise([n_in, *sizes]):
+        layers += [nn.Linear(before, after), activation()]
+    return nn.Sequential(*layers, nn.Linear([n_in, *sizes][-1], n_out))

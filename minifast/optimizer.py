@@ -161,12 +161,16 @@ class OptimWrapper:
             return [self._wd[i] for i in firsts]
         return [float(self.opt.param_groups[i][self._known(name)]) for i in firsts]
 
+    @property
+    def names(self) -> list[str]:
+        """What ``read`` reads and ``write`` sets."""
+        group = self.opt.param_groups[0]
+        others = [key for key, value in group.items() if type(value) in (int, float)]
+        return ["lr", "mom", "wd", *(key for key in others if key not in ("lr", "momentum", "weight_decay"))]
+
     def _known(self, name: str) -> str:
-        numbers = [key for key, value in self.opt.param_groups[0].items() if type(value) in (int, float)]
-        if name not in numbers:
-            raise ValueError(
-                f"{type(self.opt).__name__} has no {name} to schedule; it has mom, wd, {', '.join(numbers)}."
-            )
+        if name not in self.names:
+            raise ValueError(f"{type(self.opt).__name__} has no {name} to schedule; it has {', '.join(self.names)}.")
         return name
 
     def _mom(self, index: int) -> float:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 6.0, 4.0  # inches, of one pair of axes
+NAMES = {"lr": "learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
 def axes_for(ax: Any, n: int = 1) -> list[Axes]:
@@ -68,11 +69,26 @@ def plot_finder(
         ax.legend()
 
 
-def plot_over_batches(ax: Axes, batches: Sequence[int], values: Sequence[float], label: str) -> None:
+def plot_over_batches(
+    ax: Axes, batches: Sequence[int], values: Sequence[float], label: str, legend: str | None = None
+) -> None:
     """Draw a value a training batch."""
-    ax.plot(batches, values)
+    ax.plot(batches, values, label=legend)
     ax.set_xlabel("training batch")
     ax.set_ylabel(label)
+
+
+def plot_hyperparameters(
+    values: dict[str, list[Any]], title: str = "", return_fig: bool | None = None, ax: Any = None
+) -> Figure | None:
+    """Draw hyper-parameters over the training batches side by side; of several layer groups a line each."""
+    axes = axes_for(ax, len(values))
+    for one, (name, each) in zip(axes, values.items(), strict=True):
+        plot_over_batches(one, range(len(each)), each, NAMES.get(name, name))
+        if len(one.lines) > 1:
+            one.legend([f"layer group {i}" for i in range(len(one.lines))])
+        one.set_title(title)
+    return finish(axes, return_fig)
 
 
 def plot_losses(

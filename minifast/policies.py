@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minifast.errors import check_count, check_number
-from minifast.schedules import Schedule, Value, constant, cosine, join, linear, repeat
+from minifast.schedules import Schedule, Value, constant, cosine, exponential, join, linear, polynomial, repeat, step
 
 WARMUPS = {"linear": linear, "cosine": cosine}
 
@@ -174,3 +174,29 @@ def create_one_cycle_lr_schedule(
     n = check_count("total_steps", total_steps)
     schedule = two_halves(check_number("max_lr", max_lr, above=0), div_factor, whole_batches(0.5, n), final_div)
     return lambda step: float(schedule(min(step / n, 1.0)))
+
+
+class Named(NamedTuple):
+    """A schedule that has a name: of a highest rate alone, with the momentum that goes with it, and what it does."""
+
+    lr: Callable[[float], Schedule]
+    mom: Callable[[], Schedule] | None
+    does: str
+
+
+SCHEDULES = {
+    "constant": Named(constant, None, "stays"),
+    "linear": Named(lambda lr: linear(lr, 0.0), None, "down a line to 0"),
+    "cosine": Named(lambda lr: cosine(lr, 0.0), None, "down half a cosine to 0"),
+    "exponential": Named(lambda lr: exponential(lr, lr / 100), None, "down by equal ratios to a hundredth"),
+    "polynomial": Named(lambda lr: polynomial(lr, 0.0, 2), None, "down a parabola to 0"),
+    "step": Named(lambda lr: step(lr, 0.1, 2), None, "divided by ten after each third"),
+    "flat_cosine": Named(flat_cosine, None, "stays for three quarters, then down a cosine to 0"),
+    "warm_restarts": Named(lambda lr: warm_restarts(lr, 3, 2), None, "three cosines, each twice as long (SGDR)"),
+    "one_cycle": Named(one_cycle, one_cycle_momentum, "up a line, then down a cosine to 0"),
+    "three_phases": Named(three_phases, three_phases_momentum, "Smith's original: up, down, then far down"),
+    "two_halves": Named(two_halves, None, "up a line and down a line, half each"),
+    "repeated_cycle": Named(
+        lambda lr: repeat(one_cycle(lr), 3), lambda: repeat(one_cycle_momentum(), 3), "one cycle, three times"
+    ),
+}

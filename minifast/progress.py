@@ -16,6 +16,7 @@ NARROWEST = 8  # a column of the text table
 class Silent:
     """Says nothing. The base of the others, and the interface that callbacks see as ``pbar``."""
 
+    what = "Epoch"  # of which the outer bar counts
     describe: Callable[[], str] | None = None  # what stands behind the bar; asked for only when the bar is redrawn
 
     def start(self, n_epochs: int) -> None:
@@ -76,7 +77,7 @@ class Bars(Lines):
             yield from batches
             return
         self.child = child = self._progress_bar(batches, total=len(batches), parent=self.master)
-        child.prefix = f"Epoch {self._epochs + 1}/{self.master.main_bar.total} :"
+        child.prefix = f"{self.what} {self._epochs + 1}/{self.master.main_bar.total} :"
         redraw = child.update_bar
 
         def update_bar(done: int) -> None:

@@ -110,6 +110,20 @@ def _shake(learn: Learner, times: int) -> None:
         next(iter(learn.data.train_dl), None)
 
 
+def planned(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[str, list[Any]], str]:
+    """Return what a scheduler would set for each batch, by hyper-parameter, and what is to be said of the momentum."""
+    opt = learn.opt
+    learn.opt = None  # a new one is made, and nothing is set in the learner's own
+    try:
+        prepare(learn, lr, None)
+        scheduler.on_train_begin(n_epochs=epochs, epoch=0)
+        values = [scheduler.values(i) for i in range(scheduler.first, epochs * len(learn.data.train_dl))]
+        without = "" if learn.opt.has_momentum else f"{type(learn.opt.opt).__name__} works without momentum here"
+    finally:
+        learn.opt = opt
+    return {name: [one[name] for one in values] for name in scheduler.schedules}, without
+
+
 def own_callbacks(learn: Learner, *first: Callback, watching: bool = True) -> list[Callback]:
     """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` make for this run.
 
@@ -133,7 +147,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for keeper in keepers:
         keeper.attach(state, [*(one for one in callbacks if not isinstance(one, (Guard, LastGood))), *metrics])
-    before = {name: learn.opt.read(name) for name in ("lr", "mom", "wd")}
+    before = {name: learn.opt.read(name) for name in learn.opt.names}
     dispatcher = Dispatcher(state, callbacks, metrics)
     learn.history.append(recorder)
     if any(parameter.grad is not None for parameter in learn.model.parameters()):

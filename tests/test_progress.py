@@ -101,7 +101,7 @@ def test_a_notebook_is_told_by_its_shell(monkeypatch, shell, notebook) -> None:
 
 def test_all_answer_to_the_same_names() -> None:
     names = {name for name in vars(Silent) if not name.startswith("_")}
-    assert names == {"describe", "start", "track", "write", "epochs_done", "close"}
+    assert names == {"what", "describe", "start", "track", "write", "epochs_done", "close"}
     for kind in (Lines, Bars):
         assert {name for name in vars(kind) if not name.startswith("_")} <= names
 
@@ -196,7 +196,7 @@ def test_an_epoch_that_is_stopped_and_a_run_that_is_stopped(monkeypatch) -> None
 def test_a_run_that_begins_at_a_later_epoch(monkeypatch) -> None:
     terminal = open_terminal(monkeypatch)
     learn = toy_learner(silent=False)
-    learn.fit_one_cycle(4, start_epoch=2)
+    learn.fit_one_cycle(4, 1e-2, start_epoch=2)
     output = terminal.getvalue()
     assert "Epoch 3/4 : |" in output
     assert "Epoch 1/4" not in output

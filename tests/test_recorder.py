@@ -447,7 +447,7 @@ def test_a_script_into_a_pipe_without_a_display() -> None:
         learn = Learner(data, simple_ann(10, 2, 4), metrics=[accuracy])
         learn.lr_find(num_it=5)
         learn.recorder.plot()
-        learn.fit_one_cycle(2)
+        learn.fit_one_cycle(2, 1e-2)
         learn.recorder.plot_lr(show_moms=True)
         learn.recorder.plot_losses()
         learn.recorder.plot_metrics(return_fig=True).savefig("x.png")

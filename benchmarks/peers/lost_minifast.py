@@ -18,7 +18,7 @@ class Tell(Callback):
     """Tells of each step."""
 
     def __init__(self, steps: Steps) -> None:
-        self._steps = steps
+        self._steps = lambda epoch, batch: steps(epoch, batch)  # in a finder callbacks hold copies, but for functions
 
     def on_step_end(self, epoch, num_batch):  # noqa: D102
         self._steps(epoch, num_batch)

@@ -29,18 +29,7 @@ from minifast.state import State
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
-HOLD_STATE = (
-    deque,
-    set,
-    bytearray,
-    dict,
-    list,
-    np.ndarray,
-    np.generic,
-    torch.Generator,
-    np.random.Generator,
-    random.Random,
-)
+HOLD_STATE = (deque, set, bytearray, np.ndarray, np.generic, torch.Generator, np.random.Generator, random.Random)
 
 
 class Keeping(NamedTuple):

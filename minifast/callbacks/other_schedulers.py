@@ -204,7 +204,7 @@ class GeneralScheduler(ScheduledParameters):
     def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""
         super().on_batch_end(train, iteration)
-        if train and self._first + iteration + 1 >= self.n_batches:
+        if train and self.first + iteration + 1 >= self.n_batches:
             return {"stop_epoch": True, "stop_training": True}
         return None
 

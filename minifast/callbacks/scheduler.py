@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from minifast.callback import LearnerCallback
-from minifast.schedules import Schedule, Value, annealing_linear, annealing_no
+from minifast.errors import check_number
+from minifast.groups import per_group
+from minifast.schedules import Schedule, Value, annealing_linear, annealing_no, constant
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -27,7 +31,7 @@ class ScheduledParameters(LearnerCallback):
         super().__init__(learn)
         self.schedules = schedules or {}
         self.n_batches = n_batches
-        self._first = 0
+        self.first = 0
 
     def begin(self, schedules: dict[str, Schedule], n_batches: int, first: int = 0) -> None:
         """Take the schedules up at batch ``first`` of ``n_batches``."""
@@ -35,7 +39,7 @@ class ScheduledParameters(LearnerCallback):
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         self._sets = tuple(self.schedules)
         self.n_batches = n_batches
-        self._first = first
+        self.first = first
         self._set(first)
 
     def values(self, batch: int) -> dict[str, Value]:
@@ -48,6 +52,10 @@ class ScheduledParameters(LearnerCallback):
         for name, value in self.values(batch).items():
             opt.write(name, value)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the schedules, which are the call's own."""
+        return {"first": self.first, "n_batches": self.n_batches}
+
     def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
         self.begin(self.schedules, self.n_batches)
@@ -55,7 +63,28 @@ class ScheduledParameters(LearnerCallback):
     def on_batch_end(self, train: bool, iteration: int) -> Any:
         """Set the values of the next batch."""
         if train:
-            self._set(self._first + iteration + 1)
+            self._set(self.first + iteration + 1)
+
+
+GRID = [i / 100 for i in range(101)]  # of progress, on which a schedule is looked at before it trains
+
+
+def as_schedule(name: str, value: Any, n_groups: int) -> Schedule:
+    """Return a schedule as it is, and a number or a value for each layer group as one that stays.
+
+    Raises:
+        ValueError, TypeError: it gives what ``name`` cannot be, or another number of values than layer groups.
+    """
+    schedule: Schedule = value if callable(value) else constant(np.asarray(value) if np.ndim(value) else value)
+    for p, values in zip(GRID, on_grid(name, schedule, n_groups), strict=True):
+        for one in values:
+            check_number(f"{name} at {p:g}", one, low=0, high=1 if name == "mom" else None)
+    return schedule
+
+
+def on_grid(name: str, schedule: Schedule, n_groups: int) -> list[list[float]]:
+    """Return the values of each layer group on a grid of progress."""
+    return [per_group(schedule(p), n_groups, f"{name} at {p:g}") for p in GRID]
 
 
 class Scheduler:

@@ -1,0 +1,255 @@
+"""Compare ways to train: the same learners over the same seeds, a table, a plot, and whether a difference is noise."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from minifast import plots
+from minifast.checkpoint import random_states, set_random_states, set_seed
+from minifast.data.loader import go_to, position_of
+from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count
+from minifast.learner import Learner
+from minifast.progress import make_bar
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+EXACT = 12  # pairs up to which all changes of sign are tried
+DRAWN = 20_000  # changes of sign that are drawn of more
+LEVEL = 0.05
+LEAST = 6  # pairs from which a difference can be told from noise at that level: 2 / 2**6 is below it
+
+
+class Run(NamedTuple):
+    """One training of a comparison: what was recorded, and by name what it reached; NaN where its loss was lost."""
+
+    seed: int
+    lrs: list[float]
+    losses: list[float]
+    reached: dict[str, float]
+    seconds: float
+
+
+class Comparison:
+    """What ``compare`` found; a notebook shows it as a table with a sentence below.
+
+    ``runs`` holds the runs of each recipe, a seed each. ``by`` is what the recipes are judged by, ``verdict`` the
+    sentence.
+    """
+
+    def __init__(self, runs: Mapping[str, list[Run]], by: str | None = None) -> None:
+        self.runs = {name: list(each) for name, each in runs.items()}
+        reached = next((run.reached for each in self.runs.values() for run in each), {})
+        metrics = [name for name in reached if name != "valid_loss"]
+        if by is not None and by not in reached:
+            raise ValueError(f"by is {by!r}; it must be one of {', '.join(map(repr, reached))}.")
+        self.by = by or ("accuracy" if "accuracy" in reached else "valid_loss")
+        self.names = [*metrics, *(["valid_loss"] if reached else [])]
+        self.verdict = self._verdict()
+
+    def values(self, name: str, of: str) -> list[float]:
+        """Return what the recipe ``name`` reached, a number a seed; ``of`` is a metric or ``valid_loss``."""
+        return [run.reached[of] for run in self.runs[name]]
+
+    def _sign(self) -> int:
+        return -1 if "loss" in self.by or "error" in self.by else 1
+
+    def _verdict(self) -> str:
+        lost = {name: sum(map(math.isnan, self.values(name, self.by))) for name, each in self.runs.items() if each}
+        whole = [name for name, n in lost.items() if not n]
+        spoilt = "".join(f" The loss of {name} was NaN or infinite in {n} runs." for name, n in lost.items() if n)
+        if len(whole) < 2:
+            return f"Nothing to compare: fewer than two recipes were trained to the end.{spoilt}"
+        whole.sort(key=lambda name: self._sign() * fmean(self.values(name, self.by)), reverse=True)
+        first, second = whole[:2]
+        a, b = self.values(first, self.by), self.values(second, self.by)
+        said = f"By {self.by}, {first} is first with {fmean(a):.4f}, then {second} with {fmean(b):.4f}"
+        if len(a) < LEAST:
+            return f"{said}; {len(a)} seeds are too few to tell that from noise.{spoilt}"
+        p = permutation_test(a, b)
+        noise = "more than noise" if p < LEVEL else "no more than noise"
+        return f"{said}; over {len(a)} seeds the difference is {noise} (paired permutation test, p = {p:.2g}).{spoilt}"
+
+    def rows(self) -> list[list[str]]:
+        """Return the table, its header first: mean ± standard deviation of each figure, and seconds a run."""
+        table = [["recipe", *self.names, "seconds"]]
+        for name, each in self.runs.items():
+            cells = [spread_of(self.values(name, of)) for of in self.names]
+            table.append([name, *cells, f"{fmean(run.seconds for run in each):.1f}" if each else ""])
+        return table
+
+    def __str__(self) -> str:
+        """Write table and verdict as text."""
+        rows = self.rows()
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
+        return "\n".join([*lines, self.verdict])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [[f"<td style='text-align:left'>{cell}</td>" for cell in row] for row in self.rows()]
+        table = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+        return f"<table>{table}</table><p>{self.verdict}</p>"
+
+    def plot(self, return_fig: bool | None = None, ax: Any = None) -> Figure | None:
+        """Draw rates and training losses over each other: the first seed's rates, the mean of all seeds' losses."""
+        axes = plots.axes_for(ax, 2)
+        for name, each in self.runs.items():
+            if not each:
+                continue
+            shortest = min(len(run.losses) for run in each)
+            losses = np.mean([run.losses[:shortest] for run in each], axis=0)
+            plots.plot_over_batches(axes[0], range(len(each[0].lrs)), each[0].lrs, "learning rate", name)
+            plots.plot_over_batches(axes[1], range(shortest), losses, "training loss (smoothed, mean of seeds)", name)
+        axes[0].legend()
+        axes[1].set_yscale("log")
+        return plots.finish(axes, return_fig)
+
+
+def compare(
+    make_learner: Callable[..., Learner],
+    recipes: Mapping[str, Any],
+    epochs: int = 2,
+    seeds: int | Sequence[int] = 10,
+    by: str | None = None,
+    silent: bool = False,
+) -> Comparison:
+    """Train with each recipe over the same seeds, and return what they reach.
+
+    Ctrl-C ends it and returns what is done. The global generators are seeded before each learner is made, and put back
+    at the end; a loader that learners share begins each run with the same order.
+
+    Args:
+        make_learner: makes a new learner; if it takes an argument, that is the seed, for the data to use.
+        recipes: by name, a learning rate or a schedule, a dict of ``fit_schedule``'s ``lr``, ``mom`` and ``wd``, or a
+            function of (learner, epochs) that trains.
+        epochs: of each run.
+        seeds: how many, or which.
+        by: what to judge by, a metric's name or ``"valid_loss"``; by default the accuracy where there is one. Losses
+            and errors are better when they are lower.
+        silent: show no bar.
+
+    Raises:
+        TypeError, ValueError: a recipe is none of these; before anything is trained.
+
+    >>> import torch
+    >>> from minifast import *
+    >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
+    >>> def make():
+    ...     data = DataBunch(items, items, device="cpu", loss_func=torch.nn.CrossEntropyLoss())
+    ...     return Learner(data, simple_ann(4, 2), metrics=[accuracy])
+    >>> found = compare(make, {"constant": 1e-2, "cosine": cosine(1e-2, 0.0)}, epochs=1, seeds=2, silent=True)
+    >>> [len(runs) for runs in found.runs.values()]
+    [2, 2]
+    """
+    epochs = check_count("epochs", epochs)
+    chosen = list(range(check_count("seeds", seeds))) if isinstance(seeds, int) else list(seeds)
+    check_callable("make_learner", make_learner)
+    trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
+    takes_seed = bool(inspect.signature(make_learner).parameters)
+    runs: dict[str, list[Run]] = {name: [] for name in trainers}
+    begins: dict[int, tuple[Any, Any]] = {}  # of loaders that several learners share
+    generators, bar = random_states(), make_bar(silent)
+    bar.what = "Seed"
+    stopped = False
+    try:
+        bar.start(len(chosen))
+        for done, seed in enumerate(chosen):
+            for name, train in bar.track(list(trainers.items())):
+                set_seed(seed)
+                learn = make_learner(seed) if takes_seed else make_learner()
+                if not isinstance(learn, Learner):
+                    raise TypeError(f"make_learner returned {learn!r}; it must return a Learner.")
+                loader = learn.data.train_dl
+                _, position = begins.setdefault(id(loader), (loader, position_of(loader)))
+                go_to(loader, position)
+                runs[name].append(train_once(learn, train, epochs, seed))
+            bar.epochs_done(done + 1, len(chosen))
+    except KeyboardInterrupt:
+        stopped = True
+        print(f"Stopped after {sum(map(len, runs.values()))} of {len(chosen) * len(runs)} runs.")
+        fewest = min(map(len, runs.values()))
+        runs = {name: each[:fewest] for name, each in runs.items()}  # pairs only
+    finally:
+        bar.close(interrupted=stopped)
+        set_random_states(generators)
+    return Comparison(runs, by)
+
+
+def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
+    """Return a function of (learner, epochs) for a recipe."""
+    if isinstance(recipe, Mapping):
+        return lambda learn, epochs: learn.fit_schedule(epochs, **recipe)
+    if callable(recipe):
+        needed = [p for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
+        if len(needed) == 2:
+            return recipe  # type: ignore[no-any-return]
+        if len(needed) != 1:
+            raise TypeError(
+                f"The recipe {name} takes {len(needed)} arguments; a schedule takes progress, and another function the "
+                f"learner and the number of epochs."
+            )
+    elif not isinstance(recipe, (int, float)):
+        raise TypeError(f"The recipe {name} is {recipe!r}; give a rate, a schedule, a dict of schedules or a function.")
+    return lambda learn, epochs: learn.fit_schedule(epochs, recipe)
+
+
+def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: int, seed: int) -> Run:
+    """Train a learner and return what it reached."""
+    learn.silent = True
+    begin = time.perf_counter()
+    lost = False
+    try:
+        train(learn, epochs)
+    except NonFiniteLossError:
+        lost = True
+    seconds = time.perf_counter() - begin
+    recorder = learn.recorder
+    if not lost and not recorder.val_losses:
+        raise MinifastError("A recipe trained nothing; it must fit the learner that it is given.")
+    values = [math.nan] * (1 + len(recorder.metrics_names))
+    if not lost and recorder.val_losses[-1] is not None:
+        values = [recorder.val_losses[-1], *(recorder.metrics[-1] if recorder.metrics else [])]
+    reached = dict(zip(["valid_loss", *recorder.metrics_names], values, strict=True))
+    return Run(seed, list(recorder.lrs), list(recorder.losses), reached, seconds)
+
+
+def spread_of(values: Sequence[float]) -> str:
+    """Write numbers as mean ± standard deviation.
+
+    >>> spread_of([1.0, 2.0]), spread_of([1.0]), spread_of([])
+    ('1.5000 ± 0.7071', '1.0000', '')
+    """
+    if not values:
+        return ""
+    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
+    return f"{fmean(values):.4f}{deviation}"
+
+
+def permutation_test(a: Sequence[float], b: Sequence[float]) -> float:
+    """Return how often a mean difference as large as that of the pairs comes up when each pair's sign is a coin's.
+
+    Two-sided; exact for up to 12 pairs, 20,000 drawn changes of sign for more. Source: R. A. Fisher, "The design of
+    experiments" (1935), section 21.
+
+    >>> permutation_test([1, 2, 3, 4, 5, 6], [0, 0, 0, 0, 0, 0])
+    0.03125
+    """
+    differences = np.asarray(a, float) - np.asarray(b, float)
+    n = len(differences)
+    if n <= EXACT:
+        signs = np.array(list(itertools.product((1, -1), repeat=n)))
+    else:
+        signs = np.random.default_rng(0).choice((1, -1), size=(DRAWN, n))
+        signs[0] = 1  # the one that was seen
+    means = np.abs(signs @ differences)
+    return float((means >= abs(differences.sum()) - 1e-12).mean())

@@ -1,0 +1,194 @@
+"""compare: the same seeds for each recipe, what the table and the sentence say, and how it ends early."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_data, toy_learner
+
+from minifast import (
+    Callback,
+    Comparison,
+    DataBunch,
+    Learner,
+    TensorLoader,
+    accuracy,
+    compare,
+    linear,
+    one_cycle,
+    simple_ann,
+)
+from minifast.comparison import Run, permutation_test
+
+
+def make() -> Learner:
+    return Learner(toy_data(), simple_ann(10, 2, 8), metrics=[accuracy])
+
+
+RECIPES = {
+    "rate": 1e-2,
+    "schedule": one_cycle(1e-2),
+    "dict": {"lr": linear(1e-2, 0.0), "mom": 0.8},
+    "function": lambda learn, epochs: learn.fit_one_cycle(epochs, 1e-2),
+}
+
+
+def test_each_recipe_trains_as_it_says() -> None:
+    found = compare(make, RECIPES, epochs=2, seeds=2, silent=True)
+    assert set(found.runs) == set(RECIPES)
+    lrs = {name: each[0].lrs for name, each in found.runs.items()}
+    assert lrs["rate"] == [1e-2] * 6
+    assert lrs["schedule"] == pytest.approx([one_cycle(1e-2)(i / 6) for i in range(6)])
+    assert lrs["dict"] == pytest.approx([1e-2 * (1 - i / 6) for i in range(6)])
+    alone = toy_learner()
+    alone.fit_one_cycle(2, 1e-2)
+    assert lrs["function"] == alone.recorder.lrs
+
+
+def test_recipes_begin_with_the_same_weights_and_order_and_seeds_with_others() -> None:
+    x = torch.randn(60, 10)
+    y = (x.sum(1) > 0).long()
+    shared = DataBunch(TensorLoader(x, y, 20, shuffle=True, seed=3, device="cpu"), None, device="cpu")
+
+    def make_shared() -> Learner:
+        return Learner(shared, simple_ann(10, 2, 8), loss_func=torch.nn.CrossEntropyLoss())
+
+    same = {"one": 1e-2, "two": 1e-2}
+    found = compare(make_shared, same, seeds=[4, 9], silent=True)
+    one, two = found.runs["one"], found.runs["two"]
+    assert [run.losses for run in one] == [run.losses for run in two]
+    assert one[0].losses != one[1].losses
+    assert [run.seed for run in one] == [4, 9]
+
+
+def test_a_maker_may_take_the_seed() -> None:
+    seeds = []
+
+    def make_with(seed):
+        seeds.append(seed)
+        return make()
+
+    compare(make_with, {"a": 1e-2, "b": 1e-3}, seeds=[5, 7], silent=True)
+    assert seeds == [5, 5, 7, 7]
+
+
+def test_the_global_generators_are_as_before() -> None:
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    compare(make, {"a": 1e-2, "b": 1e-3}, seeds=2, silent=True)
+    assert before == (random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist())
+
+
+def runs(values: list[float], loss: float = 1.0) -> list[Run]:
+    return [Run(i, [0.1], [1.0], {"valid_loss": loss, "accuracy": value}, 1.5) for i, value in enumerate(values)]
+
+
+def test_table_and_sentence() -> None:
+    found = Comparison({"low": runs([0.5, 0.6] * 5), "high": runs([0.8, 0.9] * 5)})
+    head, low, high = found.rows()
+    assert head == ["recipe", "accuracy", "valid_loss", "seconds"]
+    assert low == ["low", "0.5500 ± 0.0527", "1.0000 ± 0.0000", "1.5"]
+    assert high[:2] == ["high", "0.8500 ± 0.0527"]
+    assert found.verdict == (
+        "By accuracy, high is first with 0.8500, then low with 0.5500; over 10 seeds the difference is more than noise "
+        "(paired permutation test, p = 0.002)."
+    )
+    text = str(found).splitlines()
+    assert text[0].split() == head
+    assert text[-1] == found.verdict
+    html = found._repr_html_()
+    assert html.count("<tr>") == 3
+    assert found.verdict in html
+
+
+def test_a_difference_that_is_noise_is_called_so() -> None:
+    rng = random.Random(0)
+    a, b = ([0.9 + rng.gauss(0, 0.01) for _ in range(10)] for _ in range(2))
+    assert "is no more than noise (paired permutation test, p = 0." in Comparison({"a": runs(a), "b": runs(b)}).verdict
+
+
+def test_few_seeds_lost_runs_and_other_measures() -> None:
+    assert "3 seeds are too few to tell" in Comparison({"a": runs([0.9] * 3), "b": runs([0.5] * 3)}).verdict
+    lost = Comparison({"a": runs([0.9] * 6), "b": runs([0.5] * 6), "c": runs([math.nan] * 2 + [0.99] * 4)}).verdict
+    assert "a is first" in lost
+    assert lost.endswith("The loss of c was NaN or infinite in 2 runs.")
+    by_loss = Comparison({"a": runs([0.9] * 6, loss=0.5), "b": runs([0.5] * 6, loss=0.2)}, by="valid_loss").verdict
+    assert by_loss.startswith("By valid_loss, b is first with 0.2000, then a with 0.5000")
+    with pytest.raises(ValueError, match="by is 'f1'; it must be one of 'valid_loss', 'accuracy'"):
+        Comparison({"a": runs([1.0])}, by="f1")
+    assert Comparison({"a": [], "b": []}).verdict.startswith("Nothing to compare")
+
+
+def test_the_permutation_test_is_exact_for_few_pairs_and_close_for_many() -> None:
+    rng = random.Random(1)
+    for n in (1, 4, 9, 12):
+        d = [rng.gauss(0.3, 1) for _ in range(n)]
+        by_hand = [
+            abs(sum(s * x for s, x in zip(signs, d, strict=True))) for signs in itertools.product((1, -1), repeat=n)
+        ]
+        expected = sum(one >= abs(sum(d)) - 1e-12 for one in by_hand) / len(by_hand)
+        assert permutation_test(d, [0.0] * n) == pytest.approx(expected)
+    d = [rng.gauss(0.3, 1) for _ in range(14)]
+    exact = np.abs(np.array(list(itertools.product((1, -1), repeat=14))) @ d) >= abs(sum(d)) - 1e-12
+    assert permutation_test(d, [0.0] * 14) == pytest.approx(exact.mean(), abs=0.02)
+    assert permutation_test([1.0] * 30, [1.0] * 30) == 1.0
+
+
+def test_a_run_whose_loss_is_lost_counts_as_lost_and_the_others_go_on() -> None:
+    class Spoils(Callback):
+        def on_loss_begin(self, last_output, train):
+            return {"last_output": last_output * float("nan")} if train else None
+
+    recipes = {"good": 1e-2, "bad": lambda learn, epochs: learn.fit(epochs, 1e-2, callbacks=[Spoils()])}
+    found = compare(make, recipes, epochs=1, seeds=2, silent=True)
+    assert all(map(math.isnan, found.values("bad", "accuracy")))
+    assert "The loss of bad was NaN or infinite in 2 runs." in found.verdict
+
+
+def test_ctrl_c_returns_the_pairs_that_are_done(capsys) -> None:
+    count = itertools.count()
+
+    def stops(learn, epochs):
+        if next(count) == 2:
+            raise KeyboardInterrupt
+        learn.fit(epochs, 1e-2)
+
+    found = compare(make, {"a": 1e-2, "b": stops}, epochs=1, seeds=5, silent=True)
+    assert {name: len(each) for name, each in found.runs.items()} == {"a": 2, "b": 2}
+    assert "Stopped after 5 of 10 runs." in capsys.readouterr().out
+
+
+def test_the_plot_shows_every_recipe() -> None:
+    found = compare(make, {"a": 1e-2, "b": one_cycle(1e-2)}, epochs=2, seeds=2, silent=True)
+    rates, losses = found.plot(return_fig=True).axes
+    assert [line.get_label() for line in rates.lines] == ["a", "b"]
+    assert list(rates.lines[1].get_ydata()) == found.runs["b"][0].lrs
+    mean = np.mean([run.losses for run in found.runs["a"]], axis=0)
+    assert list(losses.lines[0].get_ydata()) == pytest.approx(list(mean))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"make_learner": 3}, TypeError, "make_learner is 3, which cannot be called"),
+        ({"make_learner": lambda: 3}, TypeError, "make_learner returned 3; it must return a Learner"),
+        ({"recipes": {"a": "x"}}, TypeError, "The recipe a is 'x'; give a rate, a schedule"),
+        ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a takes 0 arguments"),
+        ({"seeds": 0}, ValueError, "seeds is 0; it must be at least 1"),
+        ({"epochs": 0}, ValueError, "epochs is 0; it must be at least 1"),
+    ],
+)
+def test_wrong_use(arguments, error, message) -> None:
+    with pytest.raises(error, match=message):
+        compare(**({"make_learner": make, "recipes": {"a": 1e-2}, "silent": True} | arguments))
+
+
+def test_a_recipe_that_trains_nothing_is_named() -> None:
+    from minifast import MinifastError
+
+    with pytest.raises(MinifastError, match="trained nothing"):
+        compare(make, {"a": lambda learn, epochs: None}, silent=True)

@@ -1,0 +1,255 @@
+"""Schedulers in the manner of Keras, torch and fastai v1's phases: the rates of each batch, and what is left after."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_learner
+
+from minifast import (
+    Callback,
+    GeneralScheduler,
+    Learner,
+    LearningRateScheduler,
+    TorchScheduler,
+    TrainingPhase,
+    annealing_cos,
+    create_one_cycle_lr_schedule,
+)
+
+SGD = torch.optim.SGD
+
+
+class EndsAt(Callback):
+    """Ends a run with an error before a batch."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_batch_begin(self, iteration, train):
+        if train and iteration == self.at:
+            raise OSError("gone")
+
+    def state_dict(self):
+        return {}
+
+
+def fitted(epochs: int, *callbacks: Callback, **options) -> Learner:
+    learn = toy_learner(**options)
+    learn.fit(epochs, 1e-2, callbacks=list(callbacks))
+    return learn
+
+
+# --- Keras
+
+
+def test_by_epoch_the_index_is_the_epoch() -> None:
+    learn = fitted(3, LearningRateScheduler(lambda epoch: 0.1 / (1 + epoch)))
+    assert learn.recorder.lrs == pytest.approx([0.1] * 3 + [0.05] * 3 + [0.1 / 3] * 3)
+    assert learn.opt.lr == 1e-2, "what was before is put back"
+
+
+def test_by_batch_the_index_is_counted_over_the_fit() -> None:
+    learn = fitted(2, LearningRateScheduler(lambda step: 0.1 * (step + 1), by="batch"))
+    assert learn.recorder.lrs == pytest.approx([0.1 * (i + 1) for i in range(6)])
+
+
+@pytest.mark.parametrize("by", ["epoch", "batch"])
+def test_a_schedule_may_take_the_rate_before(by) -> None:
+    learn = fitted(3, LearningRateScheduler(lambda index, lr: lr * 0.5 if index else lr, by=by))
+    n = 3 if by == "epoch" else 1
+    assert learn.recorder.lrs == pytest.approx([1e-2 * 0.5 ** (i // n) for i in range(9)])
+
+
+def test_an_argument_with_a_default_is_the_schedules_own() -> None:
+    learn = fitted(1, LearningRateScheduler(lambda step, factor=0.5: 0.1 * factor**step, by="batch"))
+    assert learn.recorder.lrs == pytest.approx([0.1, 0.05, 0.025])
+    learn = fitted(2, LearningRateScheduler(lambda epoch, lr=1.0: lr / 2))
+    assert learn.recorder.lrs == pytest.approx([5e-3] * 3 + [2.5e-3] * 3)
+
+
+def test_the_schedule_of_the_keras_project() -> None:
+    schedule = create_one_cycle_lr_schedule(0.1, 12, div_factor=10)
+    learn = fitted(4, LearningRateScheduler(schedule, by="batch"))
+    up = [0.01 + 0.09 * i / 6 for i in range(7)]
+    down = [0.1 + (1e-4 - 0.1) * i / 6 for i in range(1, 6)]
+    assert learn.recorder.lrs == pytest.approx(up + down)
+    assert schedule(12) == schedule(100) == pytest.approx(1e-4)
+    for n in range(1, 51):
+        rates = [create_one_cycle_lr_schedule(1.0, n)(i) for i in range(n + 1)]
+        assert max(rates) == 1.0
+        assert rates[-1] == pytest.approx(1 / 2500)
+
+
+def test_one_scheduler_serves_several_learners_in_turn() -> None:
+    scheduler = LearningRateScheduler(lambda epoch, lr: lr * 0.5)
+    for _ in range(2):
+        assert fitted(2, scheduler).recorder.lrs == pytest.approx([5e-3] * 3 + [2.5e-3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: LearningRateScheduler(0.1), TypeError, "schedule is 0.1, which cannot be called"),
+        (lambda: LearningRateScheduler(lambda: 0.1), TypeError, "schedule takes 0 arguments; it must take the index"),
+        (lambda: LearningRateScheduler(lambda a, b, c: 0.1), TypeError, "schedule takes 3 arguments"),
+        (lambda: LearningRateScheduler(lambda a: 0.1, by="step"), ValueError, "by is 'step'; it must be one of"),
+        (lambda: TorchScheduler(None), TypeError, "make is None, which cannot be called"),
+        (lambda: TorchScheduler(id, by="steps"), ValueError, "by is 'steps'"),
+        (lambda: TrainingPhase(0), ValueError, "length is 0; it must be at least 1"),
+        (lambda: TrainingPhase(2).schedule_hp("lr", 1, 5), TypeError, "anneal is 5, which cannot be called"),
+        (lambda: GeneralScheduler(toy_learner(), []), ValueError, "phases is empty"),
+    ],
+)
+def test_what_is_wrong_is_refused_when_it_is_made(make, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1])
+def test_a_rate_that_is_none_is_refused(bad) -> None:
+    with pytest.raises(ValueError, match=r"schedule\(1\) is"):
+        fitted(2, LearningRateScheduler(lambda epoch: bad if epoch else 0.1))
+
+
+# --- torch
+
+
+def by_torch(make, epochs: int, by: str, opt_func=SGD) -> list[float]:
+    """The rates of a loop by hand."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    opt = opt_func([parameter], lr=1e-2)
+    scheduler = make(opt)
+    rates = []
+    for _ in range(epochs):
+        for _ in range(3):
+            rates.append(opt.param_groups[0]["lr"])
+            opt.step()
+            if by == "batch":
+                scheduler.step()
+        if by == "epoch":
+            scheduler.step()
+    return rates
+
+
+SCHEDULERS = {
+    "step": lambda opt: torch.optim.lr_scheduler.StepLR(opt, 2, 0.5),
+    "several steps": lambda opt: torch.optim.lr_scheduler.MultiStepLR(opt, [1, 2, 2], 0.5),
+    "exponential": lambda opt: torch.optim.lr_scheduler.ExponentialLR(opt, 0.9),
+    "cosine": lambda opt: torch.optim.lr_scheduler.CosineAnnealingLR(opt, 9),
+    "lambda": lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda i: 1 / (1 + i)),
+}
+
+
+@pytest.mark.parametrize("by", ["batch", "epoch"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_torchs_schedulers_give_what_they_give_in_a_loop_by_hand(name, by) -> None:
+    learn = toy_learner(opt_func=SGD)
+    learn.fit(3, 1e-2, callbacks=[TorchScheduler(SCHEDULERS[name], by=by)])
+    assert learn.recorder.lrs == by_torch(SCHEDULERS[name], 3, by)
+
+
+def test_the_optimizer_is_as_before() -> None:
+    learn = toy_learner()
+    learn.fit(1, 1e-2)
+    opt = learn.opt.opt
+    before = dict(vars(opt)), [dict(group) for group in opt.param_groups]
+    one_cycle = TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=7))
+    learn.fit(2, 1e-2, callbacks=[one_cycle])
+    assert max(learn.recorder.lrs) > 0.05
+    assert min(learn.recorder.moms) < 0.9
+    assert vars(opt).keys() == before[0].keys()
+    assert [dict(group) for group in opt.param_groups] == before[1]
+
+
+def test_a_scheduler_that_watches_is_given_the_validation_loss() -> None:
+    seen = []
+
+    class Watches(torch.optim.lr_scheduler.ReduceLROnPlateau):
+        def step(self, metrics, epoch=None):
+            seen.append(metrics)
+            super().step(metrics)
+
+    learn = fitted(2, TorchScheduler(lambda opt: Watches(opt), by="epoch"))
+    assert seen == learn.recorder.val_losses
+
+
+def test_it_steps_where_the_optimizer_stepped() -> None:
+    class Accumulate(Callback):
+        def on_backward_end(self, iteration):
+            return {"skip_step": True, "skip_zero": True} if iteration % 2 == 0 else None
+
+    halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5))
+    learn = fitted(2, Accumulate(), halving)
+    assert learn.recorder.lrs == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: LearningRateScheduler(lambda epoch, lr: lr * 0.7),
+        lambda: LearningRateScheduler(lambda step, lr: lr * 0.7, by="batch"),
+        *(lambda name=name: TorchScheduler(SCHEDULERS[name]) for name in SCHEDULERS),
+        lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=13)),
+        lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0), by="epoch"),
+    ],
+)
+def test_a_run_taken_up_again_has_the_same_rates(make, tmp_path) -> None:
+    def begin(name, at=None):
+        learn = toy_learner(path=tmp_path)
+        learn.fit(4, 1e-2, callbacks=[make(), EndsAt(at)], checkpoint=name, every=1)
+        return learn
+
+    alone = begin("alone")
+    with pytest.raises(OSError, match="gone"):
+        begin("run", 7)
+    assert begin("run").recorder.lrs == alone.recorder.lrs
+
+
+# --- fastai v1
+
+
+def test_phases_follow_one_another_and_the_training_ends_with_the_last() -> None:
+    learn = toy_learner(opt_func=lambda params, lr: SGD(params, lr, momentum=0.8))
+    phases = [
+        TrainingPhase(4).schedule_hp("lr", (0.1, 0.5)),
+        TrainingPhase(3).schedule_hp("lr", (0.5, 0.1), anneal=annealing_cos).schedule_hp("mom", 0.9),
+        TrainingPhase(1),
+    ]
+    learn.fit(9, 1e-2, callbacks=[GeneralScheduler(learn, phases)])
+    down = [0.1 + 0.2 * (1 + math.cos(math.pi * i / 3)) for i in range(3)]
+    assert learn.recorder.lrs == pytest.approx([0.1, 0.2, 0.3, 0.4, *down, 0.1])
+    assert learn.recorder.moms == pytest.approx([0.8] * 4 + [0.9] * 4), "nothing is touched before its phase"
+    assert (learn.opt.lr, learn.opt.mom) == (1e-2, 0.8)
+
+
+def test_a_phase_may_schedule_whatever_the_optimizer_has() -> None:
+    learn = toy_learner()
+    used = []
+
+    class Looks(Callback):
+        def on_backward_end(self):
+            used.append((learn.opt.opt.param_groups[0]["eps"], learn.opt.wd))
+
+    phase = TrainingPhase(3).schedule_hp("eps", (1e-8, 4e-8)).schedule_hp("wd", (0.3, 0.0))
+    learn.fit(1, callbacks=[GeneralScheduler(learn, [phase]), Looks()])
+    assert used == [pytest.approx(pair) for pair in ((1e-8, 0.3), (2e-8, 0.2), (3e-8, 0.1))]
+    with pytest.raises(ValueError, match="AdamW has no sped to schedule; it has lr, mom, wd, eps"):
+        learn.fit(1, callbacks=[GeneralScheduler(learn, [TrainingPhase(3).schedule_hp("sped", 1)])])
+
+
+def test_phases_of_layer_groups_and_from_an_epoch_on() -> None:
+    learn = toy_learner()
+    learn.layer_groups = [learn.model[1], learn.model[3]]
+    used = []
+
+    class Looks(Callback):
+        def on_backward_end(self):
+            used.append(learn.opt.read("lr"))
+
+    phase = TrainingPhase(6).schedule_hp("lr", (np.array([0.0, 0.6]), np.array([0.6, 0.0])))
+    learn.fit(2, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1), Looks()])
+    assert used == [pytest.approx(pair) for pair in ([0.3, 0.3], [0.4, 0.2], [0.5, 0.1])]
