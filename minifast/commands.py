@@ -51,7 +51,7 @@ def train(options: argparse.Namespace) -> None:
         if rate == "auto":
             print("Looking for a learning rate.", flush=True)
             learn.silent = True
-            found = learn.lr_find()
+            found = learn.lr_find(repeats=3)
             learn.silent = False
             pictures["lr_find.png"] = found.plot(return_fig=True)
             if found.suggestion is None:

@@ -13,6 +13,9 @@ from minifast.errors import MinifastError
 
 LEAST = 10  # points of a curve from which a rate can be read
 WIDTH = 2.0  # of the band of rates that are about as good, to either side
+BETA = 0.98  # of the moving average that smoothed the losses
+CREEP = 0.05  # the last part of the fall, in which the loss still creeps down; without it the rules agree more often
+CLEAR = 6.0  # by how many times its noise a loss must fall: with noise alone it fell 4 times at most, in training 11
 AGREE = 10.0  # by how much the two rules that are averaged may differ
 
 
@@ -30,8 +33,9 @@ class Rules(NamedTuple):
     """The rates that each rule reads from a finder's curve.
 
     ``steepest``: where the smoothed loss falls steepest over the logarithm of the rate. ``minimum``: a tenth of the
-    rate where it is lowest. ``valley``: the middle of the longest falling sequence. ``slide``: the last rate before
-    the slope of the rising end, fifteen points to its right, differs.
+    rate where it is lowest, but for the last twentieth of its fall, in which it creeps. ``valley``: the middle of the
+    longest falling sequence. ``slide``: the last rate before the slope of the rising end, fifteen points to its right,
+    differs.
     """
 
     steepest: float
@@ -44,7 +48,8 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
     """Return the learning rate to train with, read from a finder's curve.
 
     It is the geometric mean of two rules: the rate where the smoothed loss falls steepest over the logarithm of the
-    rate, and a tenth of the rate where it is lowest. The curve's ends are left out, as ``Recorder.plot`` does.
+    rate, and a tenth of the rate where it is lowest but for a twentieth of its fall. The curve's ends are left out, as
+    ``Recorder.plot`` does.
 
     Raises:
         MinifastError: too few points, a curve that does not fall, or rules that differ by more than ten times.
@@ -103,17 +108,33 @@ def rules(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 0, sk
     fallen = start - np.minimum.accumulate(curve)
     blown_up = (curve > start + 0.2 * fallen[-1]) & (fallen > 0.5 * fallen[-1])
     end = int(blown_up.argmax()) if blown_up.any() else len(curve)
-    lowest = int(curve[:end].argmin())
+    fallen = fallen[:end]
+    lowest = int((fallen >= (1 - CREEP) * fallen[-1]).argmax())
     slope = np.gradient(curve, np.log(rates))[: lowest + 1]
-    if lowest < 2 or slope.min() >= 0:
+    if lowest < 2 or slope.min() >= 0 or fallen[-1] < CLEAR * _noise([loss for _, loss in points]):
         raise MinifastError(
-            "The finder's loss does not fall, so it suggests no rate; look at learn.recorder.plot(), "
-            "and at the data, the loss function and start_lr."
+            "The finder's loss does not fall more than by chance, so it suggests no rate; look at the curve with "
+            "learn.recorder.plot(), and at the data, the loss function, start_lr and end_lr."
         )
     falling = _longest_fall(curve.tolist())
     return Rules(
         float(rates[slope.argmin()]), float(rates[lowest]) / 10, float(rates[falling[len(falling) // 2]]), slide
     )
+
+
+def _noise(smoothed: Sequence[float]) -> float:
+    """Return the standard deviation that a smoothed loss has by chance, from the differences of the losses behind it.
+
+    Those of the first quarter count, where the rates are too low to change anything, and outliers do not.
+    """
+    n = len(smoothed)
+    weights = 1 - BETA ** np.arange(n + 1)
+    sums = np.concatenate([[0.0], smoothed]) * weights
+    losses = (sums[1:] - BETA * sums[:-1]) / (1 - BETA)
+    quarter = max(8, n // 4)
+    steps = np.diff(losses[:quarter])
+    deviation = 1.4826 * np.median(np.abs(steps - np.median(steps))) / math.sqrt(2)
+    return float(deviation * math.sqrt((1 - BETA) / (1 + BETA) * (1 + BETA**quarter) / (1 - BETA**quarter)))
 
 
 def _longest_fall(curve: Sequence[float]) -> list[int]:

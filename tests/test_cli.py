@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import write_pictures
 
-from minifast import DownloadError, cli
+from minifast import SCHEDULES, DownloadError, cli
 from minifast.data import drawn
 
 RESULTS = {"model.pth", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
@@ -219,3 +219,57 @@ def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
     (last,) = [line for line in rest.splitlines() if line.startswith("1  ")]
     assert 0.9 < float(last.split()[3]) <= 1
+
+
+# --- schedule and compare
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_drawn(name, tmp_path, capsys):
+    out = tmp_path / "new" / "picture.svg"
+    assert cli.main(["schedule", name, "--lr", "5e-2", "--epochs", "2", "--out", str(out)]) == 0
+    assert f"Wrote {out}." in capsys.readouterr().out
+    assert out.stat().st_size > 5000
+
+
+def test_all_schedules_are_listed(capsys):
+    assert cli.main(["schedule", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCHEDULES)
+
+
+def test_schedules_are_compared(folder, tmp_path, capsys):
+    out = tmp_path / "comparison.png"
+    arguments = ["--schedules", "constant", "one_cycle", "--seeds", "2", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
+    assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["recipe", "accuracy", "valid_loss", "seconds"]
+    assert [line.split()[0] for line in printed[1:3]] == ["constant", "one_cycle"]
+    assert "2 seeds are too few" in printed[3]
+    assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["schedule"], "Name a schedule of these"),
+        (
+            ["schedule", "one_cylce"],
+            "one_cylce is no schedule; minifast schedule --list shows them. Did you mean one_cycle?",
+        ),
+        (["schedule", "one_cycle", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
+        (["compare", "--schedules", "constant", "stpe"], "--schedules stpe is no schedule"),
+        (["compare", "nowhere"], "nowhere is neither a folder nor the name of a data set"),
+    ],
+)
+def test_wrong_schedules_are_named(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minifast.suggest.CLEAR", 1e9)
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--out", str(out)]) == 1
+    assert "so it suggests no rate" in (err := capsys.readouterr().err)
+    assert "Or give --lr a rate." in err
+    assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}

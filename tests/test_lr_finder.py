@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import random
@@ -19,6 +20,7 @@ from minifast import (
     EVENTS,
     Callback,
     DataBunch,
+    FinderResult,
     Learner,
     LearnerCallback,
     LRFinder,
@@ -540,9 +542,11 @@ def curve(fall: float, steepest: float, rise: float) -> list[float]:
 @pytest.mark.parametrize("steepest", [1e-4, 1e-3, 1e-2])
 def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(steepest) -> None:
     losses = curve(0.8, steepest, rise=steepest * 50)
-    fall, tenth = rules(RATES, losses)[:2]
+    fall, tenth = rules(RATES, losses, 10, 5)[:2]
     assert fall == pytest.approx(steepest, rel=0.3)
-    assert tenth == pytest.approx(RATES[int(np.argmin(losses))] / 10, rel=0.6)  # of a curve that is smoothed first
+    fallen = losses[0] - np.minimum.accumulate(losses)
+    lowest = int((fallen >= 0.95 * fallen[-1]).argmax())  # but for the last twentieth of the fall
+    assert tenth == pytest.approx(RATES[lowest] / 10, rel=0.6)  # of a curve that is smoothed first
     assert suggest_lr(RATES, losses) == pytest.approx(math.sqrt(fall * tenth))
     assert min(fall, tenth) <= suggest_lr(RATES, losses) <= max(fall, tenth)
 
@@ -587,6 +591,97 @@ def test_a_curve_that_says_nothing_gives_no_number(losses, message) -> None:
         rules(RATES[: len(losses)], losses)
     with pytest.raises(MinifastError, match=message):  # and it counts the points that it was given
         suggest_lr(RATES[: len(losses)], losses)
+
+
+def test_valley_and_slide() -> None:
+    losses = curve(0.8, 1e-3, 1e-1)
+    found = rules(RATES, losses)
+    falling = [i for i in range(1, len(losses)) if losses[i] < losses[i - 1]]
+    assert RATES[falling[0]] < found.valley < RATES[falling[-1]]
+    assert found.valley == pytest.approx(RATES[falling[len(falling) // 2]], rel=0.6)
+    assert found.slide in RATES
+
+
+def test_the_longest_fall_need_not_be_of_neighbours() -> None:
+    from minifast.suggest import _longest_fall
+
+    rng = random.Random(0)
+    for n in (1, 2, 5, 9, 12):
+        for _ in range(30):
+            values = [rng.randrange(8) for _ in range(n)]
+            found = _longest_fall(values)
+            assert all(i < j and values[i] > values[j] for i, j in itertools.pairwise(found))
+            longest = max(
+                sum(mask) for mask in itertools.product((0, 1), repeat=n)
+                if all(a > b for a, b in itertools.pairwise([v for v, m in zip(values, mask, strict=True) if m]))
+            )  # fmt: skip
+            assert len(found) == longest
+
+
+def found_of(losses: list[float], **options) -> FinderResult:
+    return FinderResult([RATES[: len(losses)]], [losses], "it was enough", 0, 0, **options)
+
+
+def test_a_result_says_what_each_rule_reads_and_suggests_one() -> None:
+    found = found_of(curve(0.8, 1e-3, 1e-1))
+    assert list(found.rules) == ["steepest", "minimum", "valley", "slide"]
+    assert found.suggestion == pytest.approx(math.sqrt(found.rules["steepest"] * found.rules["minimum"]))
+    assert found.band == (found.suggestion / 2, found.suggestion * 2)
+    assert found.refusal == ""
+    text, html = str(found), found._repr_html_()
+    for rate in (*found.rules.values(), found.suggestion):
+        assert f"{rate:.2e}" in text
+        assert f"<td>{rate:.2e}</td>" in html
+    assert text.splitlines()[-1] == (
+        f"Rates from {found.band[0]:.1e} to {found.band[1]:.1e} are about as good. One run, 71 steps: it was enough."
+    )
+    (ax,) = found.plot(return_fig=True).axes
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert [label.partition(":")[0] for label in labels] == [
+        "steepest fall", "minimum / 10", "suggestion", "about as good",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("losses", "reason"),
+    [
+        ([1.0, 0.9, 0.8], "has 3 points, too few"),
+        ([1.0 + i for i in range(71)], "does not fall more than by chance"),
+        ([1.0] * 20 + [0.5] * 8 + [0.4 - i / 1e2 for i in range(40)], "more than 10 times apart"),
+    ],
+)
+def test_a_result_that_refuses_says_why(losses, reason) -> None:
+    found = found_of(losses)
+    assert found.suggestion is None
+    assert found.band is None
+    assert reason in found.refusal
+    assert found.refusal in str(found)
+    assert found.refusal in found._repr_html_()
+    found.plot()
+
+
+def test_losses_that_fall_by_chance_only_give_no_rate() -> None:
+    refused = 0
+    for seed in range(40):
+        rng = random.Random(seed)
+        refused += found_of(smoothed([1 + 0.1 * rng.gauss(0, 1) for _ in range(71)])).suggestion is None
+    assert refused == 40
+
+
+def test_several_runs_give_the_median_and_differ() -> None:
+    learn = busy_learner()
+    everything = Everything(learn)
+    found = learn.lr_find(num_it=30, repeats=3)
+    assert everything.same() == []
+    assert len(found.curves) == 3
+    assert len({tuple(one) for one in found.curves}) == 3
+    assert found.losses == [sorted(values)[1] for values in zip(*found.curves, strict=True)]
+    assert len(learn.history) == 3
+    (ax,) = found.plot(return_fig=True).axes
+    assert ax.get_legend().get_texts()[0].get_text() == "3 runs"
+    assert found.curves[0] == learn.lr_find(num_it=30).losses
+    with pytest.raises(ValueError, match="repeats is 0; it must be at least 1"):
+        learn.lr_find(repeats=0)
 
 
 def test_a_real_finder_suggests_a_rate_that_trains() -> None:

@@ -12,6 +12,7 @@ from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.errors import check_count
 from minifast.schedules import Value, exponential
 from minifast.state import Losses, SmoothenValue
+from minifast.suggest import BETA
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -48,7 +49,7 @@ class LRFinder(ScheduledParameters):
         self.lrs: list[float] = []
         self.losses: list[float] = []
         self.best_loss = math.inf
-        self._average = SmoothenValue(0.98)
+        self._average = SmoothenValue(BETA)
         self._batches = 0  # those that earlier steps had
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
