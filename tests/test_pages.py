@@ -58,8 +58,8 @@ def test_readme_table_of_events_is_the_code_s():
 
 
 def test_readme_commands_exist():
-    commands = re.findall(r"minifast (train[^`\n]*)", README)
-    assert len(commands) >= 2
+    commands = re.findall(r"minifast ((?:train|compare|schedule)[^`\n]*)", README)
+    assert {command.split()[0] for command in commands} == {"train", "compare", "schedule"}
     for command in commands:
         if "--help" not in command:
             cli.parser().parse_args(shlex.split(command))
@@ -70,7 +70,10 @@ def test_readme_commands_exist():
 
 def test_readme_figures_are_filled_in():
     seeds = README.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
-    assert len(re.findall(r"\| 0\.9\d{3} ", seeds)) == 9
+    assert len(re.findall(r"\| 0\.9\d{3} ± 0\.\d{4} \|", seeds)) == 15
+    assert "Of each schedule at its best rate: By accuracy, one_cycle, 0.05 is first" in seeds
+    held = README.split("<!-- held -->")[1].split("<!-- /held -->")[0]
+    assert len(re.findall(r"\| \d+ \|\n", held)) == 14
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
@@ -82,7 +85,11 @@ def test_notebook_keeps_its_outputs(path):
             assert not [output for output in cell.outputs if output.get("name") == "stderr" or "ename" in output]
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] if i else []) for i, path in enumerate(NOTEBOOKS)],
+    ids=[path.stem for path in NOTEBOOKS],
+)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery
 @pytest.mark.usefixtures("pictures")
 def test_notebook_runs(path, tmp_path, monkeypatch):
