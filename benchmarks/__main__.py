@@ -28,6 +28,7 @@ WRITTEN = {
     "seeds": "the README's table: one cycle against other schedules over ten seeds",
     "pictures": "the README's two pictures",
     "events": "the README's table of events",
+    "notebooks": "the notebooks' outputs",
     "held": "the README's table of what is held, from the tests that hold it",
 }
 REPORT = Path(__file__).parent / "README.md"

@@ -83,7 +83,7 @@ class Comparison:
         table = [["recipe", *self.names, "seconds"]]
         for name, each in self.runs.items():
             cells = [spread_of(self.values(name, of)) for of in self.names]
-            table.append([name, *cells, f"{fmean(run.seconds for run in each):.1f}" if each else ""])
+            table.append([name, *cells, f"{fmean(run.seconds for run in each):.2f}" if each else ""])
         return table
 
     def __str__(self) -> str:

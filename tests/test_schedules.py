@@ -19,15 +19,18 @@ from minifast import (
     constant,
     cosine,
     exponential,
+    flat_cosine,
     join,
     linear,
     one_cycle,
     one_cycle_momentum,
     polynomial,
+    repeat,
     step,
     three_phases,
     three_phases_momentum,
     two_halves,
+    warm_restarts,
 )
 from minifast.policies import whole_batches
 
@@ -86,6 +89,9 @@ SCHEDULES = [
     three_phases(0.05),
     three_phases_momentum(),
     two_halves(0.05),
+    flat_cosine(0.05),
+    warm_restarts(0.05, 3, 2, 1e-3),
+    repeat(one_cycle(0.05), 2),
 ]
 
 
@@ -111,7 +117,8 @@ def test_an_arrays_own_numbers_are_taken(schedule) -> None:
 @pytest.mark.parametrize(
     "make",
     [constant, lambda v: linear(v, v / 10), lambda v: cosine(v, v / 10), lambda v: exponential(v, v / 10),
-     lambda v: polynomial(v, v / 10, 2), lambda v: step(v, 0.5, 2), one_cycle, three_phases, two_halves,
+     lambda v: polynomial(v, v / 10, 2), lambda v: step(v, 0.5, 2), one_cycle, three_phases, two_halves, flat_cosine,
+     lambda v: warm_restarts(v, 3, 2, v / 10),
      lambda v: one_cycle(v, final_div=1e4, warmup="cosine")],
 )  # fmt: skip
 def test_values_may_be_arrays_with_one_a_layer_group(make) -> None:
