@@ -76,6 +76,9 @@ def compare(options: argparse.Namespace) -> None:
     from minifast.metrics import accuracy
     from minifast.policies import SCHEDULES
 
+    check_picture(options.out)
+    if len(set(options.schedules)) < 2:
+        raise WrongUseError("--schedules needs two or more different ones to compare.")
     recipes: dict[str, Any] = {}
     for name in options.schedules:
         named = SCHEDULES[known(name, "--schedules")]
@@ -102,6 +105,7 @@ def schedule(options: argparse.Namespace) -> None:
         if not options.list:
             raise WrongUseError("Name a schedule of these, such as minifast schedule one_cycle.")
         return
+    check_picture(options.out)
     without_a_display()
     from minifast import plots
 
@@ -128,15 +132,18 @@ def known(name: str, option: str) -> str:
     return name
 
 
+def check_picture(out: Path) -> None:
+    """Refuse a picture of another kind than can be written, before any work."""
+    if out.suffix not in (".png", ".pdf", ".svg"):
+        raise WrongUseError(f"--out {out} must end in .png, .pdf or .svg.")
+
+
 def save(figure: Any, out: Path) -> None:
     """Write a picture, whole or not at all, and say where."""
     from minifast.files import replacing
 
-    kind = out.suffix.removeprefix(".")
-    if kind not in ("png", "pdf", "svg"):
-        raise WrongUseError(f"--out {out} must end in .png, .pdf or .svg.")
     with replacing(out) as file:
-        figure.savefig(file, dpi=120, format=kind)
+        figure.savefig(file, dpi=120, format=out.suffix.removeprefix("."))
     print(f"Wrote {out}.")
 
 

@@ -17,6 +17,7 @@ from minifast.checkpoint import random_states, set_random_states, set_seed
 from minifast.data.loader import go_to, position_of
 from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count
 from minifast.learner import Learner
+from minifast.metrics import name_of
 from minifast.progress import make_bar
 
 if TYPE_CHECKING:
@@ -60,10 +61,15 @@ class Comparison:
         return [run.reached[of] for run in self.runs[name]]
 
     def _sign(self) -> int:
-        return -1 if "loss" in self.by or "error" in self.by else 1
+        lower = ("loss", "error", "mse", "mae", "perplexity")
+        return -1 if any(word in self.by.lower() for word in lower) else 1
 
     def _verdict(self) -> str:
-        lost = {name: sum(map(math.isnan, self.values(name, self.by))) for name, each in self.runs.items() if each}
+        lost = {
+            name: sum(not math.isfinite(one) for one in self.values(name, self.by))
+            for name, each in self.runs.items()
+            if each
+        }
         whole = [name for name, n in lost.items() if not n]
         spoilt = "".join(f" The loss of {name} was NaN or infinite in {n} runs." for name, n in lost.items() if n)
         if len(whole) < 2:
@@ -126,7 +132,8 @@ def compare(
     """Train with each recipe over the same seeds, and return what they reach.
 
     Ctrl-C ends it and returns what is done. The global generators are seeded before each learner is made, and put back
-    at the end; a loader that learners share begins each run with the same order.
+    at the end; a loader that learners share begins each run with the same order, unless ``make_learner`` takes the seed
+    and sets it.
 
     Args:
         make_learner: makes a new learner; if it takes an argument, that is the seed, for the data to use.
@@ -155,7 +162,8 @@ def compare(
     chosen = list(range(check_count("seeds", seeds))) if isinstance(seeds, int) else list(seeds)
     check_callable("make_learner", make_learner)
     trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
-    takes_seed = bool(inspect.signature(make_learner).parameters)
+    parameters = inspect.signature(make_learner).parameters
+    takes_seed = "seed" in parameters or any(p.default is p.empty for p in parameters.values())
     runs: dict[str, list[Run]] = {name: [] for name in trainers}
     begins: dict[int, tuple[Any, Any]] = {}  # of loaders that several learners share
     generators, bar = random_states(), make_bar(silent)
@@ -169,9 +177,11 @@ def compare(
                 learn = make_learner(seed) if takes_seed else make_learner()
                 if not isinstance(learn, Learner):
                     raise TypeError(f"make_learner returned {learn!r}; it must return a Learner.")
-                loader = learn.data.train_dl
-                _, position = begins.setdefault(id(loader), (loader, position_of(loader)))
-                go_to(loader, position)
+                check_measure(learn, by)
+                if not takes_seed:
+                    loader = learn.data.train_dl
+                    _, position = begins.setdefault(id(loader), (loader, position_of(loader)))
+                    go_to(loader, position)
                 runs[name].append(train_once(learn, train, epochs, seed))
             bar.epochs_done(done + 1, len(chosen))
     except KeyboardInterrupt:
@@ -183,6 +193,15 @@ def compare(
         bar.close(interrupted=stopped)
         set_random_states(generators)
     return Comparison(runs, by)
+
+
+def check_measure(learn: Learner, by: str | None) -> None:
+    """Refuse data without validation, and a measure that a learner does not have."""
+    names = ["valid_loss", *map(name_of, learn.metrics)]
+    if not learn.data.valid_dl:
+        raise MinifastError("There are no validation data to compare by; give the DataBunch a valid_dl.")
+    if by is not None and by not in names:
+        raise ValueError(f"by is {by!r}; it must be one of {', '.join(map(repr, names))}.")
 
 
 def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
@@ -250,6 +269,6 @@ def permutation_test(a: Sequence[float], b: Sequence[float]) -> float:
         signs = np.array(list(itertools.product((1, -1), repeat=n)))
     else:
         signs = np.random.default_rng(0).choice((1, -1), size=(DRAWN, n))
-        signs[0] = 1  # the one that was seen
-    means = np.abs(signs @ differences)
-    return float((means >= abs(differences.sum()) - 1e-12).mean())
+        signs[0] = 1
+    sums = np.abs(signs @ differences)
+    return float((sums >= sums[0] * (1 - 1e-9)).mean())  # the first one is what was seen

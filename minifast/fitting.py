@@ -268,7 +268,9 @@ class Fitting:
     def _schedules(self, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
         """Return schedules, and their values on a grid, of those that are given."""
         groups = len(self.layer_groups)
-        schedules = {name: as_schedule(name, one, groups) for name, one in given.items() if one is not None}
+        schedules = {
+            name: as_schedule(name, one, groups) for name, one in given.items() if one is not None or name == "lr"
+        }
         return schedules, {name: on_grid(name, one, groups) for name, one in schedules.items()}
 
     def _say_default(self, max_lr: LearningRate) -> None:

@@ -71,11 +71,14 @@ def checksum(items: Any) -> str:
 
 
 def _add(digest: Any, value: Any, depth: int) -> None:
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        value = torch.from_numpy(np.ascontiguousarray(value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        numbers = value.dtype.kind in "biuf" and value.ndim
+        value = torch.from_numpy(np.ascontiguousarray(value)) if numbers else value.tolist()
     if isinstance(value, Tensor):
         n = len(value) if value.ndim else 1
-        rows = value.detach().reshape(n, -1)[torch.linspace(0, n - 1, min(n, SAMPLE), device=value.device).long()]
+        rows = value.detach().reshape(n, max(1, value.numel() // max(1, n)) if value.numel() else 0)[
+            torch.linspace(0, n - 1, min(n, SAMPLE), device=value.device).long()
+        ]
         digest.update(rows.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (str, Path)):
         digest.update("/".join(Path(value).parts[-2:]).encode())  # the folder around may move

@@ -138,7 +138,7 @@ def whole_batches(pct_start: float, n_batches: int) -> float:
     >>> whole_batches(0.3, 386) * 386, whole_batches(0.3, 2), whole_batches(0.3, 1), whole_batches(0.0, 9)
     (115.0, 0.5, 0.0, 0.0)
     """
-    batches = int(n_batches * pct_start)
+    batches = int(n_batches * pct_start + 1e-9)  # 0.29 of 100 are 29, whatever the product is rounded to
     if pct_start > 0 and n_batches > 1:
         batches = max(1, batches)
     return batches / n_batches

@@ -258,6 +258,8 @@ def test_schedules_are_compared(folder, tmp_path, capsys):
         ),
         (["schedule", "one_cycle", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
         (["compare", "--schedules", "constant", "stpe"], "--schedules stpe is no schedule"),
+        (["compare", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
+        (["compare", "--schedules", "constant", "constant"], "--schedules needs two or more different ones"),
         (["compare", "nowhere"], "nowhere is neither a folder nor the name of a data set"),
     ],
 )

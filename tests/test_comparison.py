@@ -53,7 +53,9 @@ def test_each_recipe_trains_as_it_says() -> None:
 def test_recipes_begin_with_the_same_weights_and_order_and_seeds_with_others() -> None:
     x = torch.randn(60, 10)
     y = (x.sum(1) > 0).long()
-    shared = DataBunch(TensorLoader(x, y, 20, shuffle=True, seed=3, device="cpu"), None, device="cpu")
+    shared = DataBunch(
+        TensorLoader(x, y, 20, shuffle=True, seed=3, device="cpu"), TensorLoader(x, y, 20, device="cpu"), device="cpu"
+    )
 
     def make_shared() -> Learner:
         return Learner(shared, simple_ann(10, 2, 8), loss_func=torch.nn.CrossEntropyLoss())
@@ -75,6 +77,51 @@ def test_a_maker_may_take_the_seed() -> None:
 
     compare(make_with, {"a": 1e-2, "b": 1e-3}, seeds=[5, 7], silent=True)
     assert seeds == [5, 5, 7, 7]
+
+
+def test_a_seed_that_the_maker_gives_to_shared_data_counts() -> None:
+    data = DataBunch(
+        TensorLoader(torch.randn(60, 10), torch.arange(60) % 2, 20, shuffle=True, seed=3, device="cpu"),
+        TensorLoader(torch.randn(20, 10), torch.arange(20) % 2, 20, device="cpu"),
+        device="cpu",
+    )
+    seen = []
+
+    def make_with(seed):
+        data.train_dl.seed, data.train_dl.epoch = seed, 0
+        return Learner(data, simple_ann(10, 2, 8), loss_func=torch.nn.CrossEntropyLoss())
+
+    def look(learn, epochs):
+        seen.append((data.train_dl.seed, data.train_dl.epoch))
+        learn.fit(epochs, 1e-2)
+
+    compare(make_with, {"a": look, "b": look}, seeds=[5, 7], silent=True)
+    assert seen == [(5, 0), (5, 0), (7, 0), (7, 0)]
+
+
+def test_an_argument_with_a_default_is_the_makers_own() -> None:
+    widths = []
+
+    def make_with(width=8):
+        widths.append(width)
+        return make()
+
+    compare(make_with, {"a": 1e-2}, epochs=1, seeds=[5, 7], silent=True)
+    assert widths == [8, 8]
+
+
+def test_the_measure_is_checked_before_anything_is_trained() -> None:
+    trained = []
+    with pytest.raises(ValueError, match="by is 'f1'; it must be one of 'valid_loss', 'accuracy'"):
+        compare(make, {"a": lambda learn, epochs: trained.append(1)}, by="f1", silent=True)
+    assert not trained
+
+
+@pytest.mark.parametrize("scale", [1e-14, 1.0, 1e9])
+def test_the_permutation_test_does_not_depend_on_the_scale(scale) -> None:
+    rng = random.Random(3)
+    d = [scale * rng.gauss(1, 0.1) for _ in range(9)]
+    assert permutation_test(d, [0.0] * 9) == 2 / 2**9
 
 
 def test_the_global_generators_are_as_before() -> None:

@@ -253,3 +253,11 @@ def test_phases_of_layer_groups_and_from_an_epoch_on() -> None:
     phase = TrainingPhase(6).schedule_hp("lr", (np.array([0.0, 0.6]), np.array([0.6, 0.0])))
     learn.fit(2, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1), Looks()])
     assert used == [pytest.approx(pair) for pair in ([0.3, 0.3], [0.4, 0.2], [0.5, 0.1])]
+
+
+def test_a_momentum_that_begins_at_zero_is_scheduled_and_put_back() -> None:
+    learn = toy_learner(opt_func=lambda params, lr: SGD(params, lr, momentum=0.9))
+    phase = TrainingPhase(3).schedule_hp("mom", (0.0, 0.9))
+    learn.fit(1, 1e-2, callbacks=[GeneralScheduler(learn, [phase])])
+    assert learn.recorder.moms == pytest.approx([0.0, 0.3, 0.6])
+    assert learn.opt.mom == 0.9

@@ -11,6 +11,7 @@ from collections import deque
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_learner, write_pictures
@@ -573,3 +574,14 @@ def test_runs_killed_many_times_equal_one_that_was_left_alone(tmp_path, record_p
     assert reports[-1]["kills"] == reports[-1]["runs"] == 36
     assert all(report["equal"] for report in reports), reports
     record_property("cases", sum(report["kills"] for report in reports))
+
+
+def test_a_checksum_tells_data_of_every_kind_apart():
+    from minifast.identity import checksum
+
+    different = [
+        np.array(["a/1.png", "a/2.png"]), np.array(["a/1.png", "a/3.png"]), np.array([1, 2]), np.array([1.5, 2.5]),
+        [np.int64(1)], [np.int64(2)], torch.zeros(0, 3), torch.zeros(3), torch.tensor(2.0), {"a": 1}, {"a": 2}, "x",
+    ]  # fmt: skip
+    assert len({checksum(one) for one in different}) == len(different)
+    assert checksum(np.array([1, 2])) == checksum(np.array([1, 2]))

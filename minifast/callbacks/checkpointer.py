@@ -29,7 +29,18 @@ from minifast.state import State
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
-HOLD_STATE = (deque, set, bytearray, np.ndarray, np.generic, torch.Generator, np.random.Generator, random.Random)
+HOLD_STATE = (
+    deque,
+    set,
+    dict,
+    list,
+    bytearray,
+    np.ndarray,
+    np.generic,
+    torch.Generator,
+    np.random.Generator,
+    random.Random,
+)
 
 
 class Keeping(NamedTuple):

@@ -108,4 +108,5 @@ class OneCycleScheduler(ScheduledParameters):
 
     def jump_to_epoch(self, epoch: int) -> None:
         """Take the cycle up at ``epoch``."""
-        self.begin(self.schedules, self.n_batches, first=epoch * len(self.learn.data.train_dl))
+        self.first = epoch * len(self.learn.data.train_dl)
+        self._set(self.first)

@@ -199,7 +199,8 @@ class GeneralScheduler(ScheduledParameters):
 
     def jump_to_epoch(self, epoch: int) -> None:
         """Take the phases up at ``epoch``."""
-        self.begin(self.schedules, self.n_batches, first=epoch * len(self.learn.data.train_dl))
+        self.first = epoch * len(self.learn.data.train_dl)
+        self._set(self.first)
 
     def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""

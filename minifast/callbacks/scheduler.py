@@ -53,8 +53,8 @@ class ScheduledParameters(LearnerCallback):
             opt.write(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the schedules, which are the call's own."""
-        return {"first": self.first, "n_batches": self.n_batches}
+        """Return all but the schedules, which are the call's own."""
+        return {name: value for name, value in super().state_dict().items() if name != "schedules"}
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
@@ -75,7 +75,9 @@ def as_schedule(name: str, value: Any, n_groups: int) -> Schedule:
     Raises:
         ValueError, TypeError: it gives what ``name`` cannot be, or another number of values than layer groups.
     """
-    schedule: Schedule = value if callable(value) else constant(np.asarray(value) if np.ndim(value) else value)
+    if not callable(value):
+        value = constant(np.asarray(value, float) if isinstance(value, (list, tuple)) else check_number(name, value))
+    schedule: Schedule = value
     for p, values in zip(GRID, on_grid(name, schedule, n_groups), strict=True):
         for one in values:
             check_number(f"{name} at {p:g}", one, low=0, high=1 if name == "mom" else None)
