@@ -26,9 +26,8 @@ def main() -> None:
 
     recipes: dict[str, Any] = {}
     for name in NAMES:
-        named = SCHEDULES[name]
         for rate in RATES.get(name, OTHER_RATES):
-            recipes[f"{name}, {rate:g}"] = {"lr": named.lr(rate), **({"mom": named.mom()} if named.mom else {})}
+            recipes[f"{name}, {rate:g}"] = SCHEDULES[name].of(rate)
     found = compare(make_learner, recipes, epochs=2, seeds=10)
     head, *rows = ([*row[:-1]] for row in found.rows())  # but for the seconds
     lines = [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]

@@ -115,10 +115,11 @@ def _shared(learn: Learner, callbacks: Sequence[Callback]) -> list[Any]:
 
 
 def lend_copies(callbacks: Sequence[Callback], shared: Sequence[Any]) -> None:
-    """Give callbacks copies of their attributes; what is ``shared``, or cannot be copied, stays what it is."""
-    memo: dict[int, Any] = {
-        id(one): one for one in shared
-    }  # and what several attributes hold is one thing in the copies
+    """Give callbacks copies of their attributes; what is ``shared``, or cannot be copied, stays what it is.
+
+    What several attributes hold is one thing in the copies too.
+    """
+    memo: dict[int, Any] = {id(one): one for one in shared}
     for callback in callbacks:
         for name, value in list(vars(callback).items()):
             known = set(memo)

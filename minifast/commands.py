@@ -79,10 +79,7 @@ def compare(options: argparse.Namespace) -> None:
     check_picture(options.out)
     if len(set(options.schedules)) < 2:
         raise WrongUseError("--schedules needs two or more different ones to compare.")
-    recipes: dict[str, Any] = {}
-    for name in options.schedules:
-        named = SCHEDULES[known(name, "--schedules")]
-        recipes[name] = {"lr": named.lr(options.lr), **({"mom": named.mom()} if named.mom else {})}
+    recipes = {name: SCHEDULES[known(name, "--schedules")].of(options.lr) for name in options.schedules}
     folder = find_data(options.data)
     without_a_display()
     data = make_data(folder, options, 0)
@@ -110,7 +107,7 @@ def schedule(options: argparse.Namespace) -> None:
     from minifast import plots
 
     named = SCHEDULES[known(options.name, "NAME")]
-    schedules = {"lr": named.lr(options.lr), **({"mom": named.mom()} if named.mom else {})}
+    schedules = named.of(options.lr)
     progress = [i / 1000 for i in range(1001)]
     axes = plots.axes_for(None, len(schedules))
     for ax, (name, one) in zip(axes, schedules.items(), strict=True):

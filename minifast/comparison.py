@@ -7,7 +7,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import numpy as np
 from minifast import plots
 from minifast.checkpoint import random_states, set_random_states, set_seed
 from minifast.data.loader import go_to, position_of
-from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count
+from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word
 from minifast.learner import Learner
 from minifast.metrics import name_of
 from minifast.progress import make_bar
@@ -50,8 +50,8 @@ class Comparison:
         self.runs = {name: list(each) for name, each in runs.items()}
         reached = next((run.reached for each in self.runs.values() for run in each), {})
         metrics = [name for name in reached if name != "valid_loss"]
-        if by is not None and by not in reached:
-            raise ValueError(f"by is {by!r}; it must be one of {', '.join(map(repr, reached))}.")
+        if by is not None:
+            check_word("by", by, tuple(reached))
         self.by = by or ("accuracy" if "accuracy" in reached else "valid_loss")
         self.names = [*metrics, *(["valid_loss"] if reached else [])]
         self.verdict = self._verdict()
@@ -200,8 +200,8 @@ def check_measure(learn: Learner, by: str | None) -> None:
     names = ["valid_loss", *map(name_of, learn.metrics)]
     if not learn.data.valid_dl:
         raise MinifastError("There are no validation data to compare by; give the DataBunch a valid_dl.")
-    if by is not None and by not in names:
-        raise ValueError(f"by is {by!r}; it must be one of {', '.join(map(repr, names))}.")
+    if by is not None:
+        check_word("by", by, names)
 
 
 def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
@@ -250,8 +250,8 @@ def spread_of(values: Sequence[float]) -> str:
     """
     if not values:
         return ""
-    deviation = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{fmean(values):.4f}{deviation}"
+    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""  # NaN where one is; statistics' fails
+    return f"{np.mean(values):.4f}{deviation}"
 
 
 def permutation_test(a: Sequence[float], b: Sequence[float]) -> float:

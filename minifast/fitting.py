@@ -13,7 +13,7 @@ from minifast.callbacks.checkpointer import Keeping, checkpoint_file, is_slice, 
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
-from minifast.callbacks.scheduler import ScheduledParameters, as_schedule, on_grid
+from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
 from minifast.data.bunch import DataBunch
 from minifast.errors import MinifastError, check_count
 from minifast.finder_result import FinderResult
@@ -267,11 +267,9 @@ class Fitting:
 
     def _schedules(self, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
         """Return schedules, and their values on a grid, of those that are given."""
-        groups = len(self.layer_groups)
-        schedules = {
-            name: as_schedule(name, one, groups) for name, one in given.items() if one is not None or name == "lr"
-        }
-        return schedules, {name: on_grid(name, one, groups) for name, one in schedules.items()}
+        wanted = {name: one for name, one in given.items() if one is not None or name == "lr"}
+        both = {name: as_schedule(name, one, len(self.layer_groups)) for name, one in wanted.items()}
+        return {name: schedule for name, (schedule, _) in both.items()}, {name: on for name, (_, on) in both.items()}
 
     def _say_default(self, max_lr: LearningRate) -> None:
         """Say which rate it is where none was chosen."""

@@ -75,11 +75,9 @@ def _add(digest: Any, value: Any, depth: int) -> None:
         numbers = value.dtype.kind in "biuf" and value.ndim
         value = torch.from_numpy(np.ascontiguousarray(value)) if numbers else value.tolist()
     if isinstance(value, Tensor):
-        n = len(value) if value.ndim else 1
-        rows = value.detach().reshape(n, max(1, value.numel() // max(1, n)) if value.numel() else 0)[
-            torch.linspace(0, n - 1, min(n, SAMPLE), device=value.device).long()
-        ]
-        digest.update(rows.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        rows = value.detach() if value.ndim else value.detach()[None]
+        picked = torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE), device=value.device).long()
+        digest.update(rows[picked].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (str, Path)):
         digest.update("/".join(Path(value).parts[-2:]).encode())  # the folder around may move
     elif isinstance(value, (bool, int, float)):

@@ -126,6 +126,11 @@ class OptimWrapper:
         return self._momentum_key == "betas" or (self._momentum_key == "momentum" and self.mom > 0)
 
     @property
+    def without_momentum(self) -> str:
+        """What plots say where there is no momentum to draw, else an empty text."""
+        return "" if self.has_momentum else f"{type(self.opt).__name__} works without momentum here"
+
+    @property
     def lr(self) -> float:
         """The learning rate of the last layer group; set one value, or one per layer group."""
         return float(self.opt.param_groups[self._last]["lr"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-from minifast.errors import check_count, check_number
+from minifast.errors import check_count, check_number, check_word
 from minifast.schedules import Schedule, Value, constant, cosine, exponential, join, linear, polynomial, repeat, step
 
 WARMUPS = {"linear": linear, "cosine": cosine}
@@ -55,8 +55,7 @@ def one_cycle_momentum(
 
 def _two_phases(start: Value, peak: Value, end: Value, pct_start: float, warmup: str) -> Schedule:
     pct_start = check_number("pct_start", pct_start, low=0, high=1)
-    if warmup not in WARMUPS:
-        raise ValueError(f"warmup is {warmup!r}; it must be one of {', '.join(map(repr, WARMUPS))}.")
+    check_word("warmup", warmup, tuple(WARMUPS))
     return join((pct_start, WARMUPS[warmup](start, peak)), (1 - pct_start, cosine(peak, end)))
 
 
@@ -182,6 +181,10 @@ class Named(NamedTuple):
     lr: Callable[[float], Schedule]
     mom: Callable[[], Schedule] | None
     does: str
+
+    def of(self, lr: float) -> dict[str, Schedule]:
+        """Return the schedules for a highest rate, as ``fit_schedule`` and ``compare`` take them."""
+        return {"lr": self.lr(lr), **({"mom": self.mom()} if self.mom else {})}
 
 
 SCHEDULES = {

@@ -118,7 +118,7 @@ def planned(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[
         prepare(learn, lr, None)
         scheduler.on_train_begin(n_epochs=epochs, epoch=0)
         values = [scheduler.values(i) for i in range(scheduler.first, epochs * len(learn.data.train_dl))]
-        without = "" if learn.opt.has_momentum else f"{type(learn.opt.opt).__name__} works without momentum here"
+        without = learn.opt.without_momentum
     finally:
         learn.opt = opt
     return {name: [one[name] for one in values] for name in scheduler.schedules}, without

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import DataBunch, Learner, accuracy, simple_ann
+from minifast import Callback, DataBunch, Learner, accuracy, simple_ann
 
 mpl.use("agg")
 torch.set_num_threads(1)  # two threads beside any other load can be many times slower than one
@@ -94,3 +94,28 @@ def write_pictures(folder: Path, n: int, size: tuple[int, int] = (28, 28), mode:
     for i in range(n):
         pixels = rng.integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
         Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
+
+
+class FailsAt(Callback):
+    """Ends a run with an error before a training batch; it has no state of its own."""
+
+    def __init__(self, at: int | None) -> None:
+        self.at = at
+
+    def on_batch_begin(self, iteration, train):
+        if train and iteration == self.at:
+            raise OSError("gone")
+
+    def state_dict(self):
+        return {}
+
+
+def rates_used(learn: Learner) -> tuple[list[list[float]], Callback]:
+    """A list, and a callback that puts the rates of the layer groups into it at each training batch."""
+    used: list[list[float]] = []
+
+    class Notes(Callback):
+        def on_backward_end(self):
+            used.append(learn.opt.read("lr"))
+
+    return used, Notes()

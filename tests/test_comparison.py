@@ -192,6 +192,7 @@ def test_a_run_whose_loss_is_lost_counts_as_lost_and_the_others_go_on() -> None:
 
     recipes = {"good": 1e-2, "bad": lambda learn, epochs: learn.fit(epochs, 1e-2, callbacks=[Spoils()])}
     found = compare(make, recipes, epochs=1, seeds=2, silent=True)
+    assert "nan ± nan" in str(found)
     assert all(map(math.isnan, found.values("bad", "accuracy")))
     assert "The loss of bad was NaN or infinite in 2 runs." in found.verdict
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import FailsAt, rates_used, toy_learner
 from torch.optim.lr_scheduler import OneCycleLR
 
 from minifast import (
@@ -51,13 +51,8 @@ def test_numbers_stay() -> None:
 def test_values_of_layer_groups() -> None:
     learn = toy_learner()
     learn.layer_groups = [learn.model[1], learn.model[3]]
-    used = []
-
-    class Looks(Callback):
-        def on_backward_end(self):
-            used.append(learn.opt.read("lr"))
-
-    learn.fit_schedule(1, lr=linear(np.array([0.0, 0.3]), np.array([0.3, 0.0])), callbacks=[Looks()])
+    used, notes = rates_used(learn)
+    learn.fit_schedule(1, lr=linear(np.array([0.0, 0.3]), np.array([0.3, 0.0])), callbacks=[notes])
     assert used == [pytest.approx(pair) for pair in ([0.0, 0.3], [0.1, 0.2], [0.2, 0.1])]
 
 
@@ -84,26 +79,31 @@ def test_what_a_schedule_may_not_give_is_refused_before_any_batch(schedules, err
 
 
 def test_it_is_kept_and_taken_up_again(tmp_path) -> None:
-    class Ends(Callback):
-        def on_batch_begin(self, iteration):
-            if iteration == 5:
-                raise OSError("gone")
+    def learner(at=None):
+        return toy_learner(path=tmp_path, callbacks=[FailsAt(at)])
 
-    def learner(*callbacks):
-        return toy_learner(path=tmp_path, callbacks=list(callbacks))
-
-    alone = learner(Callback())
+    alone = learner()
     alone.fit_schedule(3, lr=one_cycle(1e-2))
     with pytest.raises(OSError, match="gone"):
-        learner(type("Callback", (Ends,), {})()).fit_schedule(3, lr=one_cycle(1e-2), checkpoint="run", every=1)
+        learner(5).fit_schedule(3, lr=one_cycle(1e-2), checkpoint="run", every=1)
     with pytest.raises(MinifastError, match="holds another run: its call has lr"):
-        learner(Callback()).fit_schedule(3, lr=one_cycle(2e-2), checkpoint="run")
+        learner().fit_schedule(3, lr=one_cycle(2e-2), checkpoint="run")
     with pytest.raises(MinifastError, match="was begun by fit_schedule; the same call goes on"):
-        learner(Callback()).resume("run")
-    again = learner(Callback())
+        learner().resume("run")
+    again = learner()
     again.fit_schedule(3, lr=one_cycle(1e-2), checkpoint="run", every=1)
     assert again.recorder.lrs == alone.recorder.lrs
     assert again.recorder.raw_losses == alone.recorder.raw_losses
+
+
+def test_schedules_are_taken_up_at_the_epoch_that_a_callback_sets() -> None:
+    class Begins(Callback):
+        def on_train_begin(self):
+            return {"epoch": 1}
+
+    learn = toy_learner()
+    learn.fit_schedule(3, lr=linear(0.0, 0.09), callbacks=[Begins()])
+    assert learn.recorder.lrs == pytest.approx([0.01 * i for i in range(3, 9)])
 
 
 # --- plans
@@ -273,7 +273,7 @@ def test_every_named_schedule_trains_within_its_bounds(name) -> None:
         assert 0 <= min(rates) <= max(rates) <= 0.1 * (1 + 1e-12)
     assert max(named.lr(0.1)(p / 1000) for p in range(1001)) == pytest.approx(0.1, rel=1e-2)
     learn = toy_learner()
-    learn.fit_schedule(1, lr=named.lr(1e-2), mom=named.mom() if named.mom else None)
+    learn.fit_schedule(1, **named.of(1e-2))
     assert learn.recorder.lrs == pytest.approx([named.lr(1e-2)(i / 3) for i in range(3)])
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_items, toy_learner
+from conftest import rates_used, toy_data, toy_items, toy_learner
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -64,13 +64,8 @@ def test_what_is_recorded_is_what_the_step_used() -> None:
 def test_rates_of_layer_groups() -> None:
     learn = toy_learner()
     learn.layer_groups = [learn.model[1], learn.model[3]]
-    used = []
-
-    class Reads(Callback):
-        def on_backward_end(self):
-            used.append(learn.opt.read("lr"))
-
-    learn.callbacks = [Reads()]
+    used, notes = rates_used(learn)
+    learn.callbacks = [notes]
     learn.lr_find(slice(1e-6, 1e-4), slice(1e-3, 1e-1), num_it=7, stop_div=False)
     assert used[0] == pytest.approx([1e-6, 1e-4])
     assert used[-1] == pytest.approx([1e-3, 1e-1])

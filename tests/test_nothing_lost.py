@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_learner, write_pictures
+from conftest import FailsAt, toy_data, toy_learner, write_pictures
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
@@ -263,22 +263,11 @@ def test_generators_of_data_and_transforms_are_as_before(memory) -> None:
 
 @pytest.mark.parametrize("memory", [False, True])
 def test_generators_of_data_and_transforms_go_on_after_a_resume(tmp_path, memory) -> None:
-    class Fails(Callback):
-        def __init__(self, at):
-            self.at = at
-
-        def on_batch_begin(self, iteration):
-            if iteration == self.at:
-                raise OSError("gone")
-
-        def state_dict(self):
-            return {}
-
     alone, again = noisy_learner(memory=memory), noisy_learner(tmp_path, memory)
     alone.fit(3, 1e-2)
     with pytest.raises(OSError, match="gone"):
-        noisy_learner(tmp_path, memory).fit(3, 1e-2, callbacks=Fails(8), checkpoint="run", every=1)
-    again.fit(3, 1e-2, callbacks=Fails(None), checkpoint="run", every=1)
+        noisy_learner(tmp_path, memory).fit(3, 1e-2, callbacks=FailsAt(8), checkpoint="run", every=1)
+    again.fit(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
     assert alone.recorder.raw_losses == again.recorder.raw_losses
 
 

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import rates_used, toy_learner
 
 from minifast import AdamW, Callback, OneCycleScheduler, ScheduledParameters, linear
 
@@ -122,13 +122,8 @@ def test_cosine_warmup_is_fastai_v1s_code() -> None:
 def test_a_rate_per_layer_group() -> None:
     learn = toy_learner(n=100, bs=10)
     learn.layer_groups = [learn.model[1], learn.model[3]]
-    used = []
-
-    class Reads(Callback):
-        def on_backward_end(self):
-            used.append(learn.opt.read("lr"))
-
-    learn.fit_one_cycle(1, slice(1e-4, 1e-2), callbacks=Reads())
+    used, notes = rates_used(learn)
+    learn.fit_one_cycle(1, slice(1e-4, 1e-2), callbacks=notes)
     assert used[3] == pytest.approx([1e-4, 1e-2])
     assert np.array(used)[:, 0] * 100 == pytest.approx(np.array(used)[:, 1], rel=1e-12)
     assert learn.recorder.lrs == [rates[1] for rates in used]

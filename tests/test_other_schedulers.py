@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import FailsAt, rates_used, toy_learner
 
 from minifast import (
     Callback,
@@ -21,20 +21,6 @@ from minifast import (
 )
 
 SGD = torch.optim.SGD
-
-
-class EndsAt(Callback):
-    """Ends a run with an error before a batch."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def on_batch_begin(self, iteration, train):
-        if train and iteration == self.at:
-            raise OSError("gone")
-
-    def state_dict(self):
-        return {}
 
 
 def fitted(epochs: int, *callbacks: Callback, **options) -> Learner:
@@ -200,7 +186,7 @@ def test_it_steps_where_the_optimizer_stepped() -> None:
 def test_a_run_taken_up_again_has_the_same_rates(make, tmp_path) -> None:
     def begin(name, at=None):
         learn = toy_learner(path=tmp_path)
-        learn.fit(4, 1e-2, callbacks=[make(), EndsAt(at)], checkpoint=name, every=1)
+        learn.fit(4, 1e-2, callbacks=[make(), FailsAt(at)], checkpoint=name, every=1)
         return learn
 
     alone = begin("alone")
@@ -244,14 +230,9 @@ def test_a_phase_may_schedule_whatever_the_optimizer_has() -> None:
 def test_phases_of_layer_groups_and_from_an_epoch_on() -> None:
     learn = toy_learner()
     learn.layer_groups = [learn.model[1], learn.model[3]]
-    used = []
-
-    class Looks(Callback):
-        def on_backward_end(self):
-            used.append(learn.opt.read("lr"))
-
+    used, notes = rates_used(learn)
     phase = TrainingPhase(6).schedule_hp("lr", (np.array([0.0, 0.6]), np.array([0.6, 0.0])))
-    learn.fit(2, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1), Looks()])
+    learn.fit(2, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1), notes])
     assert used == [pytest.approx(pair) for pair in ([0.3, 0.3], [0.4, 0.2], [0.5, 0.1])]
 
 

@@ -466,3 +466,11 @@ def test_a_script_into_a_pipe_without_a_display() -> None:
     assert [row.split()[0] for row in rows] == ["0", "1"]
     assert not set("\r█\x1b") & set(done.stdout)
     assert (folder / "x.png").stat().st_size > 1000
+
+
+def test_a_finder_run_of_an_optimizer_without_momentum_is_drawn() -> None:
+    learn = toy_learner(opt_func=torch.optim.SGD)
+    learn.lr_find(num_it=5)
+    assert learn.opt is None
+    _, momentum = learn.recorder.plot_lr(show_moms=True, return_fig=True).axes
+    assert momentum.get_title() == "SGD works without momentum here"

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_learner, write_pictures
+from conftest import FailsAt, toy_data, toy_learner, write_pictures
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -406,20 +406,6 @@ def test_weights_that_are_lost_do_not_replace_a_good_file(tmp_path):
     values, _ = files.read_checked(tmp_path / "models" / "run.checkpoint")
     assert (values["epoch"], values["num_batch"]) == (0, 0)
     assert all(torch.isfinite(value).all() for value in values["weights"].values())
-
-
-class FailsAt(Callback):
-    """Ends a run with an error before a batch."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def on_batch_begin(self, iteration, train):
-        if train and iteration == self.at:
-            raise OSError("gone")
-
-    def state_dict(self):
-        return {}
 
 
 def test_epochs_that_a_callback_added_are_kept(tmp_path):

@@ -29,18 +29,8 @@ from minifast.state import State
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
-HOLD_STATE = (
-    deque,
-    set,
-    dict,
-    list,
-    bytearray,
-    np.ndarray,
-    np.generic,
-    torch.Generator,
-    np.random.Generator,
-    random.Random,
-)
+GENERATORS = (torch.Generator, np.random.Generator, random.Random)
+HOLD_STATE = (deque, set, dict, list, bytearray, np.ndarray, np.generic, *GENERATORS)
 
 
 class Keeping(NamedTuple):
@@ -78,13 +68,7 @@ class Checkpointer(LearnerCallback):
 
     _order = 10_000  # so that all others have done what they do in the event
 
-    def __init__(
-        self,
-        learn: Learner,
-        file: Path,
-        call: dict[str, Any],
-        keeping: Keeping,
-    ) -> None:
+    def __init__(self, learn: Learner, file: Path, call: dict[str, Any], keeping: Keeping) -> None:
         super().__init__(learn)
         self.file = file
         self.call = call
@@ -129,7 +113,7 @@ class Checkpointer(LearnerCallback):
                     f"{self.file} was kept with the callbacks {names}, and here are {here}; use those, in their order."
                 )
         for callback in self._others:
-            _warn_of_losses(callback)
+            _warn_of_what_is_not_kept(callback)
 
     def _compare(self, found: dict[str, Any]) -> None:
         for part, mine in {"call": self.call, **self._identity}.items():
@@ -292,7 +276,7 @@ def _name(callback: Callback) -> str:
     return type(callback).__name__
 
 
-def _warn_of_losses(callback: Callback) -> None:
+def _warn_of_what_is_not_kept(callback: Callback) -> None:
     """Warn of an attribute that holds a state, but is not plain enough to be kept."""
     if type(callback).state_dict is not Callback.state_dict:
         return

@@ -57,6 +57,9 @@ class LRFinder(ScheduledParameters):
         super().on_train_begin(n_epochs, epoch)
         return {"skip_validate": True}
 
+    def jump_to_epoch(self, epoch: int) -> None:
+        """Stay at the first rate, wherever training starts."""
+
     def on_step_end(self, raw_losses: Losses, skip_step: bool) -> dict[str, bool] | None:
         """Note the step, and stop where the rates end or the loss says so."""
         finite = math.isfinite(raw_losses[-1])

@@ -105,8 +105,3 @@ class OneCycleScheduler(ScheduledParameters):
         self.begin(self.plan(n_batches), n_batches)
         self.jump_to_epoch(epoch)
         return None if self.start_epoch is None else {"epoch": epoch}
-
-    def jump_to_epoch(self, epoch: int) -> None:
-        """Take the cycle up at ``epoch``."""
-        self.first = epoch * len(self.learn.data.train_dl)
-        self._set(self.first)

@@ -197,11 +197,6 @@ class GeneralScheduler(ScheduledParameters):
                 parts.append((phase.length, constant(before)))
         return join(*parts)
 
-    def jump_to_epoch(self, epoch: int) -> None:
-        """Take the phases up at ``epoch``."""
-        self.first = epoch * len(self.learn.data.train_dl)
-        self._set(self.first)
-
     def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""
         super().on_batch_end(train, iteration)

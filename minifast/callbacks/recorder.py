@@ -76,6 +76,7 @@ class Recorder(LearnerCallback):
         self.min_grad_lr: float | None = None
         self.call: dict[str, Any] = {}
         self.found: FinderResult | None = None  # what the finder found, where this is its run
+        self._without_momentum = ""
         self._losses = Losses()
         self._added_names: list[str] = []
 
@@ -103,6 +104,7 @@ class Recorder(LearnerCallback):
         self.pbar = pbar
         self.metrics_names = [*metrics_names, *self._added_names]
         self._losses = raw_losses
+        self._without_momentum = self.learn.opt.without_momentum
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
         if not self.silent:
             pbar.write(self.names, table=True)
@@ -196,8 +198,7 @@ class Recorder(LearnerCallback):
         plots.plot_over_batches(axes[0], batches, cut(self.lrs, skip_start, skip_end), "learning rate")
         if show_moms:
             plots.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
-            if not any(self.moms):
-                axes[1].set_title(f"{type(self.learn.opt.opt).__name__} works without momentum here")
+            axes[1].set_title(self._without_momentum)
         return plots.finish(axes, return_fig)
 
     def plot_losses(

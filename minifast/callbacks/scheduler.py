@@ -33,14 +33,19 @@ class ScheduledParameters(LearnerCallback):
         self.n_batches = n_batches
         self.first = 0
 
-    def begin(self, schedules: dict[str, Schedule], n_batches: int, first: int = 0) -> None:
-        """Take the schedules up at batch ``first`` of ``n_batches``."""
+    def begin(self, schedules: dict[str, Schedule], n_batches: int) -> None:
+        """Begin with the first of ``n_batches``."""
         opt = self.learn.opt
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         self._sets = tuple(self.schedules)
         self.n_batches = n_batches
-        self.first = first
-        self._set(first)
+        self.first = 0
+        self._set(0)
+
+    def jump_to_epoch(self, epoch: int) -> None:
+        """Take the schedules up at ``epoch``."""
+        self.first = epoch * len(self.learn.data.train_dl)
+        self._set(self.first)
 
     def values(self, batch: int) -> dict[str, Value]:
         """Return what batch ``batch`` trains with."""
@@ -69,24 +74,21 @@ class ScheduledParameters(LearnerCallback):
 GRID = [i / 100 for i in range(101)]  # of progress, on which a schedule is looked at before it trains
 
 
-def as_schedule(name: str, value: Any, n_groups: int) -> Schedule:
-    """Return a schedule as it is, and a number or a value for each layer group as one that stays.
+def as_schedule(name: str, value: Any, n_groups: int) -> tuple[Schedule, list[list[float]]]:
+    """Return a schedule as it is, or a number or a value for each layer group as one that stays; and its values.
+
+    The values are those of each layer group on a grid of progress.
 
     Raises:
         ValueError, TypeError: it gives what ``name`` cannot be, or another number of values than layer groups.
     """
     if not callable(value):
         value = constant(np.asarray(value, float) if isinstance(value, (list, tuple)) else check_number(name, value))
-    schedule: Schedule = value
-    for p, values in zip(GRID, on_grid(name, schedule, n_groups), strict=True):
-        for one in values:
+    values = [per_group(value(p), n_groups, f"{name} at {p:g}") for p in GRID]
+    for p, each in zip(GRID, values, strict=True):
+        for one in each:
             check_number(f"{name} at {p:g}", one, low=0, high=1 if name == "mom" else None)
-    return schedule
-
-
-def on_grid(name: str, schedule: Schedule, n_groups: int) -> list[list[float]]:
-    """Return the values of each layer group on a grid of progress."""
-    return [per_group(schedule(p), n_groups, f"{name} at {p:g}") for p in GRID]
+    return value, values
 
 
 class Scheduler:
