@@ -89,7 +89,10 @@ def compare(options: argparse.Namespace) -> None:
 
     found = compare_recipes(make_learner, recipes, options.epochs, options.seeds)
     print(found)
-    save(found.plot(return_fig=True), options.out)
+    if any(found.runs.values()):
+        save(found.plot(return_fig=True), options.out)
+    if found.interrupted:
+        raise KeyboardInterrupt
 
 
 def schedule(options: argparse.Namespace) -> None:

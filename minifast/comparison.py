@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import inspect
 import itertools
 import math
 import time
+import warnings
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,9 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from minifast import plots
+from minifast.callbacks.scheduler import as_schedule
 from minifast.checkpoint import random_states, set_random_states, set_seed
 from minifast.data.loader import go_to, position_of
-from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word
+from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word, note
 from minifast.learner import Learner
 from minifast.metrics import name_of
 from minifast.progress import make_bar
@@ -43,16 +47,17 @@ class Comparison:
     """What ``compare`` found; a notebook shows it as a table with a sentence below.
 
     ``runs`` holds the runs of each recipe, a seed each. ``by`` is what the recipes are judged by, ``verdict`` the
-    sentence.
+    sentence, ``interrupted`` whether Ctrl-C or an error ended it early.
     """
 
-    def __init__(self, runs: Mapping[str, list[Run]], by: str | None = None) -> None:
+    def __init__(self, runs: Mapping[str, list[Run]], by: str | None = None, interrupted: bool = False) -> None:
+        self.interrupted = interrupted
         self.runs = {name: list(each) for name, each in runs.items()}
         reached = next((run.reached for each in self.runs.values() for run in each), {})
         metrics = [name for name in reached if name != "valid_loss"]
         if by is not None:
             check_word("by", by, tuple(reached))
-        self.by = by or ("accuracy" if "accuracy" in reached else "valid_loss")
+        self.by = by or next((name for name in ("accuracy", "error_rate") if name in reached), "valid_loss")
         self.names = [*metrics, *(["valid_loss"] if reached else [])]
         self.verdict = self._verdict()
 
@@ -79,7 +84,8 @@ class Comparison:
         a, b = self.values(first, self.by), self.values(second, self.by)
         said = f"By {self.by}, {first} is first with {fmean(a):.4f}, then {second} with {fmean(b):.4f}"
         if len(a) < LEAST:
-            return f"{said}; {len(a)} seeds are too few to tell that from noise.{spoilt}"
+            seeds = "1 seed is" if len(a) == 1 else f"{len(a)} seeds are"
+            return f"{said}; {seeds} too few to tell that from noise.{spoilt}"
         p = permutation_test(a, b)
         noise = "more than noise" if p < LEVEL else "no more than noise"
         return f"{said}; over {len(a)} seeds the difference is {noise} (paired permutation test, p = {p:.2g}).{spoilt}"
@@ -102,9 +108,9 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [[f"<td style='text-align:left'>{cell}</td>" for cell in row] for row in self.rows()]
+        rows = [[f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row] for row in self.rows()]
         table = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-        return f"<table>{table}</table><p>{self.verdict}</p>"
+        return f"<table>{table}</table><p>{html.escape(self.verdict)}</p>"
 
     def plot(self, return_fig: bool | None = None, ax: Any = None) -> Figure | None:
         """Draw rates and training losses over each other: the first seed's rates, the mean of all seeds' losses."""
@@ -131,9 +137,9 @@ def compare(
 ) -> Comparison:
     """Train with each recipe over the same seeds, and return what they reach.
 
-    Ctrl-C ends it and returns what is done. The global generators are seeded before each learner is made, and put back
-    at the end; a loader that learners share begins each run with the same order, unless ``make_learner`` takes the seed
-    and sets it.
+    Ctrl-C ends it and returns what is done; so does an error after the first seed, in a warning. The global generators
+    are seeded before each learner is made, and put back at the end; a loader that learners share begins each run with
+    the same order, unless ``make_learner`` takes the seed and sets it.
 
     Args:
         make_learner: makes a new learner; if it takes an argument, that is the seed, for the data to use.
@@ -141,8 +147,8 @@ def compare(
             function of (learner, epochs) that trains.
         epochs: of each run.
         seeds: how many, or which.
-        by: what to judge by, a metric's name or ``"valid_loss"``; by default the accuracy where there is one. Losses
-            and errors are better when they are lower.
+        by: what to judge by, a metric's name or ``"valid_loss"``; by default the accuracy or error rate where there is
+            one. Losses and errors are better when they are lower.
         silent: show no bar.
 
     Raises:
@@ -160,64 +166,90 @@ def compare(
     """
     epochs = check_count("epochs", epochs)
     chosen = list(range(check_count("seeds", seeds))) if isinstance(seeds, int) else list(seeds)
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"seeds is {seeds}; give a number of them, or different ones, such as [1, 2, 3].")
     check_callable("make_learner", make_learner)
+    if not isinstance(recipes, Mapping):
+        raise TypeError(f"recipes is {recipes!r}; give a dict, such as {{'low': 1e-3, 'cosine': cosine(1e-2, 0)}}.")
     trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
     parameters = inspect.signature(make_learner).parameters
     takes_seed = "seed" in parameters or any(p.default is p.empty for p in parameters.values())
     runs: dict[str, list[Run]] = {name: [] for name in trainers}
-    begins: dict[int, tuple[Any, Any]] = {}  # of loaders that several learners share
+    begins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of loaders that learners share
     generators, bar = random_states(), make_bar(silent)
     bar.what = "Seed"
-    stopped = False
+    stopped, doing = False, "the beginning"
     try:
         bar.start(len(chosen))
         for done, seed in enumerate(chosen):
             for name, train in bar.track(list(trainers.items())):
+                doing = f"the recipe {name} with seed {seed}"
                 set_seed(seed)
                 learn = make_learner(seed) if takes_seed else make_learner()
-                if not isinstance(learn, Learner):
-                    raise TypeError(f"make_learner returned {learn!r}; it must return a Learner.")
-                check_measure(learn, by)
-                if not takes_seed:
-                    loader = learn.data.train_dl
-                    _, position = begins.setdefault(id(loader), (loader, position_of(loader)))
-                    go_to(loader, position)
+                check_learner(learn, by)
+                if not takes_seed and (loader := learn.data.train_dl).__hash__ and hasattr(loader, "__weakref__"):
+                    go_to(loader, begins.setdefault(loader, position_of(loader)))
+                if not any(runs.values()):
+                    check_recipes(learn, recipes, epochs)
                 runs[name].append(train_once(learn, train, epochs, seed))
             bar.epochs_done(done + 1, len(chosen))
     except KeyboardInterrupt:
         stopped = True
         print(f"Stopped after {sum(map(len, runs.values()))} of {len(chosen) * len(runs)} runs.")
-        fewest = min(map(len, runs.values()))
-        runs = {name: each[:fewest] for name, each in runs.items()}  # pairs only
+    except Exception as error:
+        note(error, f"This was {doing}.")
+        if not all(runs.values()):  # little is lost
+            raise
+        stopped = True
+        warnings.warn(f"The comparison ended in {doing}: {type(error).__name__}: {error}", stacklevel=2)
     finally:
         bar.close(interrupted=stopped)
         set_random_states(generators)
-    return Comparison(runs, by)
+    fewest = min(map(len, runs.values()), default=0)
+    return Comparison({name: each[:fewest] for name, each in runs.items()}, by, stopped)  # pairs only
 
 
-def check_measure(learn: Learner, by: str | None) -> None:
-    """Refuse data without validation, and a measure that a learner does not have."""
-    names = ["valid_loss", *map(name_of, learn.metrics)]
+def check_learner(learn: Any, by: str | None) -> None:
+    """Refuse what is no new learner, data without validation, and a measure that the learner does not have."""
+    if not isinstance(learn, Learner):
+        raise TypeError(f"make_learner returned {learn!r}; it must return a Learner.")
+    if learn.history:
+        raise MinifastError("make_learner returned a learner that was trained already; it must make a new one.")
     if not learn.data.valid_dl:
         raise MinifastError("There are no validation data to compare by; give the DataBunch a valid_dl.")
     if by is not None:
-        check_word("by", by, names)
+        check_word("by", by, ["valid_loss", *map(name_of, learn.metrics)])
+
+
+def check_recipes(learn: Learner, recipes: Mapping[str, Any], epochs: int) -> None:
+    """Refuse schedules that a learner could not be trained with."""
+    n_batches, n_groups = epochs * len(learn.data.train_dl), len(learn.layer_groups)
+    for name, recipe in recipes.items():
+        schedules = recipe if isinstance(recipe, Mapping) else {} if is_trainer(recipe) else {"lr": recipe}
+        for what, one in schedules.items():
+            as_schedule(what, one, n_batches, n_groups, f"{what} of the recipe {name}")
+
+
+def is_trainer(recipe: Any) -> bool:
+    """Whether a recipe is a function that trains: of two arguments, or one with their names."""
+    if not callable(recipe):
+        return False
+    parameters = inspect.signature(recipe).parameters
+    needed = sum(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in parameters.values())
+    return needed == 2 or not {"learn", "learner", "epochs"}.isdisjoint(parameters)
 
 
 def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
     """Return a function of (learner, epochs) for a recipe."""
     if isinstance(recipe, Mapping):
+        if "lr" not in recipe or not recipe.keys() <= {"lr", "mom", "wd"}:
+            raise ValueError(f"The recipe {name} has {', '.join(recipe)}; a dict has lr, and mom and wd where wanted.")
         return lambda learn, epochs: learn.fit_schedule(epochs, **recipe)
-    if callable(recipe):
-        needed = [p for p in inspect.signature(recipe).parameters.values() if p.default is p.empty]
-        if len(needed) == 2:
-            return recipe  # type: ignore[no-any-return]
-        if len(needed) != 1:
-            raise TypeError(
-                f"The recipe {name} takes {len(needed)} arguments; a schedule takes progress, and another function the "
-                f"learner and the number of epochs."
-            )
-    elif not isinstance(recipe, (int, float)):
+    if is_trainer(recipe):
+        return recipe  # type: ignore[no-any-return]
+    if callable(recipe) and not inspect.signature(recipe).parameters:
+        raise TypeError(f"The recipe {name} takes no argument; a schedule takes progress.")
+    if not callable(recipe) and (isinstance(recipe, bool) or not isinstance(recipe, (int, float))):
         raise TypeError(f"The recipe {name} is {recipe!r}; give a rate, a schedule, a dict of schedules or a function.")
     return lambda learn, epochs: learn.fit_schedule(epochs, recipe)
 

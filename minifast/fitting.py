@@ -153,8 +153,9 @@ class Fitting:
         (0.0, 0.01)
         """
         epochs = check_count("epochs", epochs)
-        schedules, values = self._schedules(lr=lr, mom=mom, wd=wd)
-        scheduler = ScheduledParameters(self._learner, schedules, epochs * len(self.data.train_dl))
+        n_batches = epochs * len(self.data.train_dl)
+        schedules, values = self._schedules(n_batches, lr=lr, mom=mom, wd=wd)
+        scheduler = ScheduledParameters(self._learner, schedules, n_batches)
         keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
         call = plain_call("fit_schedule", epochs=epochs, **values)
         highest = np.max(values["lr"], axis=0).tolist()
@@ -184,10 +185,12 @@ class Fitting:
         if callable(max_lr):
             if cycle:
                 raise TypeError(f"{', '.join(cycle)} shape one cycle, and max_lr is a schedule; leave them out.")
-            schedules, on = self._schedules(lr=max_lr, mom=mom, wd=wd)
             n_batches = cyc_len * len(self.data.train_dl)
+            schedules, on = self._schedules(n_batches, lr=max_lr, mom=mom, wd=wd)
             scheduler: Any = ScheduledParameters(self._learner, schedules, n_batches)
             rate: Any = np.max(on["lr"], axis=0).tolist()
+        elif mom is not None or wd is not None:
+            raise TypeError("mom and wd go with a schedule as max_lr; one cycle has its momentum from moms.")
         else:
             scheduler, rate = OneCycleScheduler(self._learner, max_lr, **cycle), max_lr
         values, without = training.planned(self._learner, scheduler, cyc_len, rate)
@@ -265,15 +268,15 @@ class Fitting:
         extra = [*check_callbacks(listed(callbacks)), *schedulers]
         training.fit(self._learner, epochs, lr, wd, extra, call, keeping)
 
-    def _schedules(self, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
+    def _schedules(self, n_batches: int, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
         """Return schedules, and their values on a grid, of those that are given."""
         wanted = {name: one for name, one in given.items() if one is not None or name == "lr"}
-        both = {name: as_schedule(name, one, len(self.layer_groups)) for name, one in wanted.items()}
+        both = {name: as_schedule(name, one, n_batches, len(self.layer_groups)) for name, one in wanted.items()}
         return {name: schedule for name, (schedule, _) in both.items()}, {name: on for name, (_, on) in both.items()}
 
     def _say_default(self, max_lr: LearningRate) -> None:
-        """Say which rate it is where none was chosen."""
+        """Say which rate it is where it may not have been chosen."""
         if isinstance(max_lr, float) and max_lr == DEFAULT_RATE and not self.silent:
             found = [run.found.suggestion for run in self.history if run.found and run.found.suggestion]
             rest = f"; lr_find suggests {found[-1]:.2g}" if found else "; lr_find() suggests one for this model"
-            print(f"The highest learning rate is {DEFAULT_RATE}, the default{rest}.")
+            print(f"The highest learning rate is {DEFAULT_RATE}{rest}.")

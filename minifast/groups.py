@@ -23,6 +23,10 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     >>> spread(0.1, 3), spread(slice(1e-4, 1e-2), 3).tolist(), spread(slice(1.0), 3).tolist()
     (0.1, [0.0001, 0.001, 0.01], [0.1, 0.1, 1.0])
     """
+    if callable(lr):
+        raise TypeError(f"{name} is a function, and a rate is meant; fit_schedule(epochs, schedule) trains by one.")
+    if hasattr(lr, "suggestion"):
+        raise TypeError(f"{name} is what lr_find returned; give a rate of it, such as its .suggestion.")
     if isinstance(lr, slice):
         stop = check_number(name, lr.stop, above=0)
         start = stop / 10 if lr.start is None else check_number(name, lr.start, above=0)

@@ -72,8 +72,8 @@ def plot_finder(
 def plot_over_batches(
     ax: Axes, batches: Sequence[int], values: Sequence[float], label: str, legend: str | None = None
 ) -> None:
-    """Draw a value a training batch."""
-    ax.plot(batches, values, label=legend)
+    """Draw a value a training batch; of one batch alone a point."""
+    ax.plot(batches, values, label=legend, marker="o" if len(values) == 1 else None)
     ax.set_xlabel("training batch")
     ax.set_ylabel(label)
 
@@ -95,7 +95,7 @@ def plot_losses(
     ax: Axes, batches: Sequence[int], losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None]
 ) -> None:
     """Draw the training loss a batch and the validation loss at the ends of the epochs."""
-    ax.plot(batches, losses, label="train (smoothed)")
+    ax.plot(batches, losses, label="train (smoothed)", marker="o" if len(losses) == 1 else None)
     points = [(end, loss) for end, loss in zip(ends, val_losses, strict=False) if loss is not None]
     if points:
         ax.plot(*zip(*points, strict=True), marker="o", label="valid")

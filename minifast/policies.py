@@ -126,6 +126,7 @@ def warm_restarts(lr_max: Value, n_cycles: int, cycle_mult: float = 1, lr_min: V
     >>> [round(f(p), 3) for p in (0.0, 0.125, 0.25, 0.625, 1.0)]
     [1.0, 0.5, 1.0, 0.5, 0.0]
     """
+    n_cycles, cycle_mult = check_count("n_cycles", n_cycles), check_number("cycle_mult", cycle_mult, above=0)
     return repeat(cosine(lr_max, lr_min), n_cycles, cycle_mult)
 
 

@@ -88,13 +88,22 @@ def cosine(start: Value, end: Value) -> Schedule:
 
 
 def exponential(start: Value, end: Value) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` by equal ratios."""
+    """Make the schedule that goes from ``start`` to ``end`` by equal ratios.
+
+    Raises:
+        ValueError: one of them is 0, or they have different signs, so that no ratio leads from one to the other.
+    """
+    if not np.all(np.asarray(start, float) * np.asarray(end, float) > 0):
+        raise ValueError(
+            f"exponential from {start} to {end}: equal ratios never reach 0; give an end such as start / 1000, or take "
+            f"linear or cosine."
+        )
     return partial(annealing_exp, start, end)
 
 
 def polynomial(start: Value, end: Value, degree: float) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``."""
-    return partial(annealing_poly(degree), start, end)
+    """Make the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``, with a degree above 0."""
+    return partial(annealing_poly(check_number("degree", degree, above=0)), start, end)
 
 
 def step(start: Value, factor: float, steps: int) -> Schedule:
@@ -103,7 +112,7 @@ def step(start: Value, factor: float, steps: int) -> Schedule:
     >>> [step(1.0, 0.5, 2)(p) for p in (0.0, 0.33, 0.34, 0.67, 1.0)]
     [1.0, 1.0, 0.5, 0.25, 0.25]
     """
-
+    factor, steps = check_number("factor", factor, above=0), check_count("steps", steps, least=0)
     return join(*((1, constant(start * factor**k)) for k in range(steps + 1)))
 
 
@@ -120,6 +129,9 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
     >>> [f(p) for p in (0.0, 0.125, 0.25, 0.625, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
+    for part in parts:
+        if not isinstance(part, tuple) or len(part) != 2 or not callable(part[1]):
+            raise TypeError(f"join got {part!r}; it takes pairs of a share and a schedule: (1, linear(0, 0.1)).")
     shares = [check_number("a share of join", share, low=0) for share, _ in parts]
     total = math.fsum(shares)
     if not total > 0:
@@ -150,5 +162,7 @@ def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:
     >>> [saw(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.5, 0.0, 0.5, 1.0]
     """
+    if not callable(schedule):
+        raise TypeError(f"schedule is {schedule!r}; it must be a function of progress, such as linear(0, 0.1).")
     n, mult = check_count("n", n), check_number("mult", mult, above=0)
     return join(*((mult**k, schedule) for k in range(n)))

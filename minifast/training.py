@@ -90,7 +90,8 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                 recorder.call = call
                 epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
                 guard = Guard(learn, recorder, losses=False)
-                run(learn, epochs, [*own_callbacks(learn, recorder, guard, watching=False), finder], recorder)
+                others = own_callbacks(learn, recorder, guard, watching=False)
+                run(learn, epochs, [*(one for one in others if "lr" not in one._sets), finder], recorder)
     finally:
         learn.recorder = recorder or kept
     stopped = finders[-1].stopped
@@ -144,6 +145,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     for callback in callbacks:
         if isinstance(callback, LearnerCallback):
             callback.adopt(learn)
+    check_one_setter(callbacks)
     keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for keeper in keepers:
         keeper.attach(state, [*(one for one in callbacks if not isinstance(one, (Guard, LastGood))), *metrics])
@@ -166,9 +168,22 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         say_where(learn, state, error, keepers)
         raise
     finally:
-        for name in {name for callback in callbacks for name in callback._sets}:
+        for name in {name for callback in callbacks for name in callback._sets} & before.keys():
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])
+
+
+def check_one_setter(callbacks: Sequence[Callback]) -> None:
+    """Refuse two callbacks that set the same hyper-parameter, of which the later one would win in silence."""
+    setters: dict[str, Callback] = {}
+    for callback in callbacks:
+        for name in callback._sets:
+            other = setters.setdefault(name, callback)
+            if other is not callback:
+                raise ValueError(
+                    f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out (a "
+                    f"scheduler among callbacks goes with fit, not with fit_one_cycle or fit_schedule)."
+                )
 
 
 def say_where(learn: Learner, state: State, error: BaseException, keepers: Sequence[Checkpointer]) -> None:

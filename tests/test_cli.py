@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import os
 import subprocess
@@ -230,6 +231,28 @@ def test_a_schedule_is_drawn(name, tmp_path, capsys):
     assert cli.main(["schedule", name, "--lr", "5e-2", "--epochs", "2", "--out", str(out)]) == 0
     assert f"Wrote {out}." in capsys.readouterr().out
     assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_comparison_that_is_stopped_says_so_and_keeps_what_is_done(done, folder, tmp_path, capsys, monkeypatch):
+    from minifast import Learner
+
+    count = itertools.count()
+    fit = Learner.fit_schedule
+
+    def stops(learn, *arguments, **options):
+        if next(count) == done:
+            raise KeyboardInterrupt
+        fit(learn, *arguments, **options)
+
+    monkeypatch.setattr(Learner, "fit_schedule", stops)
+    out = tmp_path / "comparison.png"
+    arguments = ["--schedules", "constant", "cosine", "--seeds", "4", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
+    assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 130
+    said = capsys.readouterr()
+    assert f"Stopped after {done} of 8 runs." in said.out
+    assert said.err == "minifast: interrupted\n"
+    assert out.exists() == (done > 1)
 
 
 def test_all_schedules_are_listed(capsys):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import math
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -16,9 +18,11 @@ from minifast import (
     Comparison,
     DataBunch,
     Learner,
+    MinifastError,
     TensorLoader,
     accuracy,
     compare,
+    error_rate,
     linear,
     one_cycle,
     simple_ann,
@@ -210,6 +214,76 @@ def test_ctrl_c_returns_the_pairs_that_are_done(capsys) -> None:
     assert "Stopped after 5 of 10 runs." in capsys.readouterr().out
 
 
+def test_an_error_in_the_first_seed_names_the_recipe_and_a_later_one_keeps_what_is_done() -> None:
+    count = itertools.count()
+
+    def breaks(learn, epochs):
+        if next(count) == at:
+            raise RuntimeError("broken")
+        learn.fit(epochs, 1e-2)
+
+    at = 0
+    with pytest.raises(RuntimeError, match="broken") as caught:
+        compare(make, {"a": 1e-2, "b": breaks}, epochs=1, seeds=3, silent=True)
+    if hasattr(caught.value, "__notes__"):  # from Python 3.11 on
+        assert caught.value.__notes__[-1] == "This was the recipe b with seed 0."
+    count, at = itertools.count(), 2
+    with pytest.warns(UserWarning, match="ended in the recipe b with seed 2: RuntimeError: broken"):
+        found = compare(make, {"a": 1e-2, "b": breaks}, epochs=1, seeds=3, silent=True)
+    assert {name: len(each) for name, each in found.runs.items()} == {"a": 2, "b": 2}
+    assert found.interrupted
+
+
+def test_nothing_is_trained_where_a_later_recipe_cannot_be() -> None:
+    def never(learn, epochs):
+        raise AssertionError("trained")
+
+    for bad, error, message in (
+        ({"lr": lambda p: -1.0}, ValueError, "lr of the recipe b at 0 of the run is -1"),
+        (one_cycle, TypeError, "lr of the recipe b is one_cycle, which is no function of progress alone"),
+        ({"rate": 0.1}, ValueError, "The recipe b has rate; a dict has lr"),
+        (True, TypeError, "The recipe b is True; give a rate"),
+    ):
+        with pytest.raises(error, match=message):
+            compare(make, {"a": never, "b": bad}, silent=True)
+
+
+def test_a_function_with_a_default_for_its_epochs_trains() -> None:
+    def train(learn, epochs=7):
+        learn.fit(epochs, 1e-2)
+
+    found = compare(make, {"a": train}, epochs=2, seeds=1, silent=True)
+    assert len(found.runs["a"][0].lrs) == 6
+
+
+def test_names_are_shown_as_they_are_and_one_seed_is_one() -> None:
+    found = compare(make, {"<b>": 1e-2, "b": 1e-3}, epochs=1, seeds=1, silent=True)
+    assert "&lt;b&gt;" in found._repr_html_()
+    assert "1 seed is too few" in found.verdict
+
+
+def test_an_error_rate_is_what_is_judged_by_where_it_is_the_only_metric() -> None:
+    def make_one() -> Learner:
+        return Learner(toy_data(), simple_ann(10, 2, 8), metrics=[error_rate])
+
+    found = compare(make_one, {"a": 1e-2, "b": 1e-7}, epochs=2, seeds=1, silent=True)
+    assert found.by == "error_rate"
+    assert found.verdict.startswith("By error_rate, a is first")
+
+
+def test_learners_and_their_data_are_let_go_of() -> None:
+    alive = []
+
+    def make_one() -> Learner:
+        learn = make()
+        alive.append(weakref.ref(learn.data.train_dl))
+        return learn
+
+    compare(make_one, {"a": 1e-2, "b": 1e-3}, epochs=1, seeds=3, silent=True)
+    gc.collect()
+    assert not any(one() for one in alive)
+
+
 def test_the_plot_shows_every_recipe() -> None:
     found = compare(make, {"a": 1e-2, "b": one_cycle(1e-2)}, epochs=2, seeds=2, silent=True)
     rates, losses = found.plot(return_fig=True).axes
@@ -225,8 +299,10 @@ def test_the_plot_shows_every_recipe() -> None:
         ({"make_learner": 3}, TypeError, "make_learner is 3, which cannot be called"),
         ({"make_learner": lambda: 3}, TypeError, "make_learner returned 3; it must return a Learner"),
         ({"recipes": {"a": "x"}}, TypeError, "The recipe a is 'x'; give a rate, a schedule"),
-        ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a takes 0 arguments"),
+        ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a takes no argument; a schedule takes progress"),
         ({"seeds": 0}, ValueError, "seeds is 0; it must be at least 1"),
+        ({"seeds": [1, 1]}, ValueError, r"seeds is \[1, 1\]; give a number of them, or different ones"),
+        ({"recipes": [1e-2]}, TypeError, r"recipes is \[0.01\]; give a dict"),
         ({"epochs": 0}, ValueError, "epochs is 0; it must be at least 1"),
     ],
 )
@@ -235,8 +311,12 @@ def test_wrong_use(arguments, error, message) -> None:
         compare(**({"make_learner": make, "recipes": {"a": 1e-2}, "silent": True} | arguments))
 
 
-def test_a_recipe_that_trains_nothing_is_named() -> None:
-    from minifast import MinifastError
+def test_a_learner_that_was_trained_already_is_refused() -> None:
+    learn = make()
+    with pytest.raises(MinifastError, match="a learner that was trained already; it must make a new one"):
+        compare(lambda: learn, {"a": 1e-2, "b": 1e-3}, epochs=1, silent=True)
 
+
+def test_a_recipe_that_trains_nothing_is_named() -> None:
     with pytest.raises(MinifastError, match="trained nothing"):
         compare(make, {"a": lambda learn, epochs: None}, silent=True)

@@ -13,11 +13,14 @@ from minifast import (
     Callback,
     MinifastError,
     constant,
+    exponential,
     flat_cosine,
     join,
     linear,
     one_cycle,
+    polynomial,
     repeat,
+    step,
     three_phases,
     two_halves,
     warm_restarts,
@@ -59,13 +62,17 @@ def test_values_of_layer_groups() -> None:
 @pytest.mark.parametrize(
     ("schedules", "error", "message"),
     [
-        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.51 is -0\.01"),
-        ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 is nan"),
-        ({"lr": lambda p: "x"}, TypeError, "lr at 0 is 'x'"),
-        ({"lr": lambda p: [0.1, 0.2]}, ValueError, "lr at 0 has 2 values for 1 layer groups"),
+        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.6667 of the run is -0\.166667"),
+        ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 of the run is nan"),
+        ({"lr": lambda p: "x"}, TypeError, "lr at 0 of the run is 'x'"),
+        ({"lr": lambda p: [0.1, 0.2]}, ValueError, "lr at 0 of the run has 2 values for 1 layer groups"),
         ({"lr": constant(0.0)}, ValueError, "lr is 0; it must be greater than 0"),
-        ({"lr": 0.1, "mom": linear(0.9, 1.2)}, ValueError, r"mom at 0\.34 is 1\.002; it must be at most 1"),
-        ({"lr": 0.1, "wd": -1.0}, ValueError, "wd at 0 is -1; it must be at least 0"),
+        (
+            {"lr": 0.1, "mom": linear(0.9, 1.2)},
+            ValueError,
+            r"mom at 0\.6667 of the run is 1\.1; it must be",
+        ),
+        ({"lr": 0.1, "wd": -1.0}, ValueError, "wd at 0 of the run is -1; it must be at least 0"),
     ],
 )
 def test_what_a_schedule_may_not_give_is_refused_before_any_batch(schedules, error, message) -> None:
@@ -76,6 +83,54 @@ def test_what_a_schedule_may_not_give_is_refused_before_any_batch(schedules, err
         learn.fit_schedule(1, **schedules)
     assert not batches
     assert learn.history == []
+
+
+def test_a_dip_of_a_single_batch_is_seen_before_it_trains() -> None:
+    learn = toy_learner(n=1400)  # 70 batches, none of which a hundredth of the way falls on
+    dip = 37 / 70
+    with pytest.raises(ValueError, match=r"lr at 0\.5286 of the run is -1; it must be at least 0"):
+        learn.fit_schedule(1, lr=lambda p: -1.0 if abs(p - dip) < 1e-4 else 0.1)
+    assert learn.history == []
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (lambda learn: learn.fit_schedule(1, one_cycle), "lr is one_cycle, which is no function of progress alone"),
+        (lambda learn: learn.fit_schedule(1, linear), "lr is linear, which is no function of progress alone"),
+        (lambda learn: learn.fit_one_cycle(1, one_cycle(0.1)), "is a function, and a rate is meant; fit_schedule"),
+        (lambda learn: learn.fit(1, linear(0, 0.1)), "is a function, and a rate is meant; fit_schedule"),
+        (lambda learn: learn.fit(1, learn.lr_find()), "is what lr_find returned; give a rate of it"),
+    ],
+)
+def test_a_maker_a_schedule_and_a_result_are_told_from_a_rate(train, message) -> None:
+    with pytest.raises(TypeError, match=message):
+        train(toy_learner())
+
+
+def test_a_form_without_momentum_refuses_one() -> None:
+    with pytest.raises(ValueError, match=r"moms is \(0.9, 0.8\), but two_halves leaves the momentum alone"):
+        toy_learner().fit_one_cycle(1, policy="two_halves", moms=(0.9, 0.8))
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: exponential(0.1, 0.0), ValueError, "equal ratios never reach 0"),
+        (lambda: exponential(0.1, -0.1), ValueError, "equal ratios never reach 0"),
+        (lambda: exponential(np.array([0.1, 0.0]), 0.1), ValueError, "equal ratios never reach 0"),
+        (lambda: polynomial(0.1, 0.0, -1), ValueError, "degree is -1; it must be greater than 0"),
+        (lambda: step(0.1, 0.0, 2), ValueError, "factor is 0; it must be greater than 0"),
+        (lambda: step(0.1, 0.5, 1.5), TypeError, "steps is 1.5, a float"),
+        (lambda: join(linear(0, 1)), TypeError, "it takes pairs of a share and a schedule"),
+        (lambda: join((1, 0.1)), TypeError, r"join got \(1, 0.1\); it takes pairs"),
+        (lambda: repeat(0.1, 2), TypeError, "schedule is 0.1; it must be a function of progress"),
+        (lambda: warm_restarts(0.1, 2, 0), ValueError, "cycle_mult is 0; it must be greater than 0"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_refused_when_it_is_made(make, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make()
 
 
 def test_it_is_kept_and_taken_up_again(tmp_path) -> None:
@@ -141,6 +196,14 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["layer group 0", "layer group 1"]
     with pytest.raises(TypeError, match="pct_start shape one cycle, and max_lr is a schedule"):
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
+    with pytest.raises(TypeError, match="mom and wd go with a schedule as max_lr"):
+        learn.plot_schedule(2, 0.1, mom=0.9)
+
+
+def test_a_plan_of_one_batch_is_a_point() -> None:
+    learn = toy_learner(n=20)
+    axes = learn.plot_schedule(1, 1e-2, return_fig=True).axes
+    assert [(len(ax.lines[0].get_xdata()), ax.lines[0].get_marker()) for ax in axes] == [(1, "o"), (1, "o")]
 
 
 def test_an_optimizer_without_momentum_has_none_in_its_plan() -> None:
@@ -250,7 +313,7 @@ def test_flat_cosine_and_warm_restarts() -> None:
             assert f(end) == pytest.approx(1.0)
             assert f(end - 1e-9) == pytest.approx(0.1, abs=1e-6)
         assert f(1.0) == pytest.approx(0.1)
-    for make, message in ((lambda: warm_restarts(1.0, 0), "n is 0; it must be at least 1"),
+    for make, message in ((lambda: warm_restarts(1.0, 0), "n_cycles is 0; it must be at least 1"),
                           (lambda: warm_restarts(1.0, 2, 0), "mult is 0; it must be greater than 0"),
                           (lambda: flat_cosine(1.0, 1.5), "pct_start is 1.5; it must be at most 1")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -284,9 +347,9 @@ def test_a_fit_without_a_rate_says_which_it_is(capsys) -> None:
     learn = toy_learner(n=200)
     learn.silent = False
     learn.fit_one_cycle(1)
-    assert "The highest learning rate is 0.003, the default; lr_find() suggests one" in capsys.readouterr().out
+    assert "The highest learning rate is 0.003; lr_find() suggests one" in capsys.readouterr().out
     found = learn.lr_find()
     learn.fit_one_cycle(1)
-    assert f"the default; lr_find suggests {found.suggestion:.2g}." in capsys.readouterr().out
+    assert f"0.003; lr_find suggests {found.suggestion:.2g}." in capsys.readouterr().out
     learn.fit_one_cycle(1, 1e-2)
     assert "default" not in capsys.readouterr().out

@@ -26,6 +26,7 @@ from minifast import (
     LRFinder,
     MinifastError,
     TensorLoader,
+    simple_ann,
     suggest_lr,
 )
 from minifast.suggest import rules
@@ -547,14 +548,14 @@ def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(
 
 
 def test_the_steepest_fall_is_over_the_logarithm_of_the_rate_and_before_the_minimum() -> None:
-    line = [1 - 0.1 * i if i <= 6 else 0.4 for i in range(20)]
-    line[12:] = [5.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]  # a steeper fall, but after the minimum
-    fall = rules(RATES[:20], line, skip_start=0, skip_end=0).steepest
-    assert fall <= RATES[6]
-    uneven = [1e-5, 1e-4, 1e-3, 1.1e-3, 1.2e-3, 1e-2, 2e-2, 3e-2, 4e-2, 1e-1, 1.0]
-    losses = [1.0, 1.0, 0.95, 0.93, 0.85, 0.3, 0.2, 0.15, 0.12, 0.5, 2.0]
-    expected = np.gradient(losses, np.log(uneven))[:9].argmin()
-    assert rules(uneven, losses, 0, 0).steepest == uneven[int(expected)]
+    line = [1.0] * 6 + [1 - 0.1 * i if i <= 6 else 0.4 for i in range(20)]
+    line[18:] = [5.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]  # a steeper fall, but after the minimum
+    fall = rules(RATES[:26], line, skip_start=0, skip_end=0).steepest
+    assert fall <= RATES[12]
+    uneven = [*np.geomspace(1e-6, 1e-4, 5), 1e-3, *np.linspace(1e-2, 1e-1, 10)]
+    losses = [1.0] * 5 + [0.9, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.33, 0.32, 0.31, 0.3]
+    by_rate = np.gradient(losses, uneven)[:12].argmin()
+    assert rules(uneven, losses, 0, 0).steepest > 10 * uneven[int(by_rate)]
 
 
 def test_neither_scale_nor_shift_of_the_loss_changes_the_suggestion() -> None:
@@ -576,7 +577,7 @@ def test_points_that_are_not_finite_are_left_out() -> None:
         ([], "has 0 points, too few"),
         ([1.0, 0.9, 0.8], "has 3 points, too few"),
         ([1.0 - i / 10 for i in range(9)], "has 9 points, too few"),
-        ([float("nan")] * 71, "has 0 points, too few"),
+        ([float("nan")] * 71, "was not finite from its first step on"),
         ([1.0] * 71, "does not fall"),
         ([1.0 + i for i in range(71)], "does not fall"),
     ],
@@ -686,3 +687,22 @@ def test_a_real_finder_suggests_a_rate_that_trains() -> None:
     assert 1e-4 < lr < 1
     learn.fit_one_cycle(3, lr)
     assert learn.recorder.metrics[-1][0] > 0.9
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_regression_is_told_from_noise(seed) -> None:
+    torch.manual_seed(seed)
+    x = torch.randn(2000, 10)
+    signal, noise = x @ torch.randn(10) / 10**0.5, torch.randn(2000)
+
+    def find(y) -> FinderResult:
+        data = DataBunch(TensorLoader(x, y[:, None], 32, shuffle=True, seed=0, device="cpu"), None, device="cpu")
+        return Learner(data, simple_ann(10, 1, 50), loss_func=torch.nn.MSELoss(), silent=True).lr_find()
+
+    assert find(signal + 0.3 * noise).suggestion is not None
+    assert "does not fall more than by chance" in find(noise).refusal
+
+
+def test_the_slide_does_not_depend_on_the_scale() -> None:
+    losses = curve(0.8, 1e-3, 1e-1)
+    assert rules(RATES, losses).slide == rules(RATES, [1000 * loss for loss in losses]).slide

@@ -164,10 +164,14 @@ def test_it_is_put_back_also_after_an_error(error) -> None:
     assert (learn.opt.lr, learn.opt.mom) == (0.05, 0.9)
 
 
-def test_two_schedules_in_one_fit_put_back_what_was_before_both() -> None:
+def test_two_schedules_of_the_rate_in_one_fit_are_refused_before_any_batch() -> None:
     learn = toy_learner()
-    learn.fit_one_cycle(1, 0.05, callbacks=[OneCycleScheduler(learn, 0.01, moms=(0.8, 0.7))])
-    assert (learn.opt.lr, learn.opt.mom) == (0.05, 0.9)
+    message = "OneCycleScheduler and OneCycleScheduler both set lr; leave one of them out"
+    with pytest.raises(ValueError, match=message):
+        learn.fit_one_cycle(1, 0.05, callbacks=[OneCycleScheduler(learn, 0.01, moms=(0.8, 0.7))])
+    assert learn.history == []
+    learn.fit(1, 0.02, callbacks=[OneCycleScheduler(learn, 0.01, moms=(0.8, 0.7))])
+    assert (learn.opt.lr, learn.opt.mom) == (0.02, 0.9)
 
 
 def test_an_error_before_the_schedules_began_stays_what_it_is() -> None:

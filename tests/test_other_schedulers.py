@@ -14,6 +14,7 @@ from minifast import (
     GeneralScheduler,
     Learner,
     LearningRateScheduler,
+    MinifastError,
     TorchScheduler,
     TrainingPhase,
     annealing_cos,
@@ -173,6 +174,12 @@ def test_it_steps_where_the_optimizer_stepped() -> None:
     assert learn.recorder.lrs == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3])
 
 
+def in_turn(opt):
+    """A scheduler of schedulers, one of which has a counter deep inside."""
+    parts = [torch.optim.lr_scheduler.ConstantLR(opt), torch.optim.lr_scheduler.MultiStepLR(opt, [1, 3])]
+    return torch.optim.lr_scheduler.SequentialLR(opt, parts, milestones=[4])
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -180,6 +187,7 @@ def test_it_steps_where_the_optimizer_stepped() -> None:
         lambda: LearningRateScheduler(lambda step, lr: lr * 0.7, by="batch"),
         *(lambda name=name: TorchScheduler(SCHEDULERS[name]) for name in SCHEDULERS),
         lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=13)),
+        lambda: TorchScheduler(in_turn),
         lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0), by="epoch"),
     ],
 )
@@ -195,7 +203,91 @@ def test_a_run_taken_up_again_has_the_same_rates(make, tmp_path) -> None:
     assert begin("run").recorder.lrs == alone.recorder.lrs
 
 
+def test_layer_groups_keep_their_share_of_the_rate() -> None:
+    learn = toy_learner()
+    learn.layer_groups = [learn.model[1], learn.model[3]]
+    used, notes = rates_used(learn)
+    learn.fit(1, slice(1e-3, 1e-1), callbacks=[LearningRateScheduler(lambda i: 0.1 / (1 + i), by="batch"), notes])
+    assert used == [pytest.approx([0.001 / (1 + i), 0.1 / (1 + i)]) for i in range(3)]
+
+
+def plateau(opt):
+    return torch.optim.lr_scheduler.ReduceLROnPlateau(opt)
+
+
+def test_a_scheduler_that_watches_needs_a_loss_to_watch() -> None:
+    learn = toy_learner()
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau watches the validation loss.*by='epoch'"):
+        learn.fit(1, callbacks=[TorchScheduler(plateau)])
+    learn.data.valid_dl = None
+    with pytest.raises(ValueError, match="ReduceLROnPlateau watches the validation loss; give the data a valid_dl"):
+        learn.fit(1, callbacks=[TorchScheduler(plateau, by="epoch")])
+    assert not learn.recorder.lrs
+
+
+def test_a_rate_that_a_torch_scheduler_may_not_set_is_refused_before_it_trains() -> None:
+    below = TorchScheduler(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - step))
+    learn = toy_learner()
+    with pytest.raises(ValueError, match=r"The rate that LambdaLR set is -0.01; it must be at least 0"):
+        learn.fit(1, 1e-2, callbacks=[below])
+    assert learn.recorder.lrs == [1e-2, 0.0]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        LearningRateScheduler(lambda epoch: 0.1),
+        TorchScheduler(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 1)),
+        GeneralScheduler(toy_learner(), [TrainingPhase(3).schedule_hp("lr", 0.1)]),
+    ],
+)
+def test_two_that_set_the_rate_are_refused_and_the_finder_goes_without_others(other) -> None:
+    learn = toy_learner(callbacks=[other])
+    with pytest.raises(ValueError, match=f"{type(other).__name__} and OneCycleScheduler both set lr"):
+        learn.fit_one_cycle(1, 0.1)
+    found = learn.lr_find(num_it=20, stop_div=False)
+    assert found.lrs == pytest.approx(list(np.geomspace(1e-7, 10, 20)))
+
+
 # --- fastai v1
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: TrainingPhase(3).schedule_hp(3, 0.1), TypeError, "name is 3; it must be a hyper-parameter's name"),
+        (lambda: TrainingPhase(3).schedule_hp("lr", (1, 2, 3)), ValueError, r"vals of lr is \(1, 2, 3\); it must be"),
+        (lambda: TrainingPhase(3).schedule_hp("lr", "x"), TypeError, "a value of lr is 'x'"),
+        (lambda: GeneralScheduler(toy_learner(), [3]), TypeError, "phases holds 3; give TrainingPhase"),
+        (lambda: fit_phase("lr", (0.1, -0.1)), ValueError, "lr at 0.6667 of the run is -0.03"),
+        (lambda: fit_phase("mom", (0.9, 1.5)), ValueError, "mom at 0.3333 of the run is 1.1"),
+    ],
+)
+def test_phases_that_cannot_be_are_refused_before_any_batch(make, error, message) -> None:
+    with pytest.raises(error, match=message):
+        make()
+
+
+def fit_phase(name, values) -> None:
+    learn = toy_learner()
+    try:
+        learn.fit(1, callbacks=[GeneralScheduler(learn, [TrainingPhase(3).schedule_hp(name, values)])])
+    finally:
+        assert not learn.recorder.lrs
+
+
+def test_a_kept_run_goes_on_with_its_own_phases_only(tmp_path) -> None:
+    def begin(rate, at=None):
+        learn = toy_learner(path=tmp_path)
+        phases = [TrainingPhase(4).schedule_hp("lr", (rate, 1e-1)), TrainingPhase(2).schedule_hp("lr", 1e-3)]
+        learn.fit(2, callbacks=[GeneralScheduler(learn, phases), FailsAt(at)], checkpoint="run", every=1)
+        return learn.recorder.lrs
+
+    with pytest.raises(OSError, match="gone"):
+        begin(1e-2, 3)
+    with pytest.raises(MinifastError, match="begun with other phases"):
+        begin(2e-2)
+    assert begin(1e-2) == pytest.approx([1e-2, 3.25e-2, 5.5e-2, 7.75e-2, 1e-3, 1e-3])
 
 
 def test_phases_follow_one_another_and_the_training_ends_with_the_last() -> None:

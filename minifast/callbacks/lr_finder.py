@@ -42,6 +42,7 @@ class LRFinder(ScheduledParameters):
                 f"start_lr is {start_lr} and end_lr is {end_lr}; the finder goes up, so start_lr < end_lr."
             )
         self.schedules = {"lr": exponential(first, last)}
+        self._sets = ("lr",)
         self.num_it = num_it
         self.n_batches = num_it - 1
         self.stop_div = stop_div

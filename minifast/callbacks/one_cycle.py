@@ -70,7 +70,8 @@ class OneCycleScheduler(ScheduledParameters):
         self.moms = check_moms(moms)
         self.div_factor = div_factor
         self.policy = check_word("policy", policy, tuple(POLICIES))
-        share = POLICIES[policy].pct_start if pct_start is None else pct_start
+        form = POLICIES[policy]
+        share = form.pct_start if pct_start is None else pct_start
         self.pct_start = check_number("pct_start", share, low=0, high=1)
         self.final_div = final_div
         self.tot_epochs = None if tot_epochs is None else check_count("tot_epochs", tot_epochs)
@@ -78,7 +79,9 @@ class OneCycleScheduler(ScheduledParameters):
         self.warmup = warmup
         if policy != "one_cycle" and warmup != "linear":
             raise ValueError(f"warmup is {warmup!r}, which {policy} has not; leave it out, or take policy='one_cycle'.")
-        self.plan(100)
+        if form.mom is None and self.moms != (0.95, 0.85):
+            raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
+        self._sets = tuple(self.plan(100))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
         """Return the schedules of ``lr`` and ``mom`` for a cycle of ``n_batches``, with the peak on a batch."""

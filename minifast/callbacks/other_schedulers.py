@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifast.callback import LearnerCallback, is_plain
-from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.errors import check_callable, check_count, check_number, check_word
+from minifast.callbacks.scheduler import ScheduledParameters, check_values
+from minifast.errors import MinifastError, check_callable, check_count, check_number, check_word
 from minifast.schedules import Schedule, annealing_linear, constant, join
 
 if TYPE_CHECKING:
@@ -27,8 +26,11 @@ class LearningRateScheduler(LearnerCallback):
         schedule: of the index, from 0 on, or of the index and the rate before; the signature tells which.
         by: ``"epoch"`` or ``"batch"``; batches are counted over the whole fit.
 
+    The rate is that of the last layer group; those before it keep their share of it, as the fit's ``slice`` said.
+
     Raises:
         TypeError: ``schedule`` takes neither one argument nor two.
+        ValueError: it gives a rate that is negative or not finite.
 
     >>> halved = LearningRateScheduler(lambda epoch, lr: lr / 2 if epoch else lr)
     """
@@ -48,6 +50,7 @@ class LearningRateScheduler(LearnerCallback):
             )
         self._with_rate = needed == 2 or (len(takes) > 1 and takes[1].name == "lr")
         self._at: int | None = None
+        self._ratios = [1.0]
 
     def _set(self, index: int) -> None:
         if index == self._at:  # a run that goes on in the middle of an epoch has its rate already
@@ -55,11 +58,14 @@ class LearningRateScheduler(LearnerCallback):
         self._at = index
         opt = self.learn.opt
         rate = self.schedule(index, opt.lr) if self._with_rate else self.schedule(index)
-        opt.lr = check_number(f"schedule({index})", float(rate), low=0)
+        rate = check_number(f"schedule({index})", rate.item() if hasattr(rate, "item") else rate, low=0)
+        opt.lr = [rate * ratio for ratio in self._ratios]
 
     def on_train_begin(self, iteration: int) -> None:
         """Set the first rate."""
         self._at = None
+        *_, last = rates = self.learn.opt.read("lr")
+        self._ratios = [rate / last for rate in rates]
         if self.by == "batch":
             self._set(iteration)
 
@@ -81,7 +87,10 @@ class TorchScheduler(LearnerCallback):
 
     Args:
         make: a function of the torch optimizer that returns the scheduler.
-        by: ``"batch"`` or ``"epoch"``. A scheduler that watches a value is given the validation loss.
+        by: ``"batch"`` or ``"epoch"``. A scheduler that watches a value is given the validation loss, an epoch.
+
+    Raises:
+        ValueError: it would be given a loss where there is none, or sets a rate that is negative or not finite.
 
     >>> import torch
     >>> halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 1, 0.5), by="epoch")
@@ -96,12 +105,22 @@ class TorchScheduler(LearnerCallback):
         self.scheduler: Any = None
         self._stepped = False
 
-    def on_train_begin(self) -> None:
+    def on_train_begin(self, skip_validate: bool) -> None:
         """Make the scheduler."""
         opt = self.learn.opt.opt
         self._before = set(vars(opt)), [set(group) for group in opt.param_groups]
         self.scheduler = self.make(opt)
         self._watches_value = "metrics" in inspect.signature(self.scheduler.step).parameters
+        name = type(self.scheduler).__name__
+        if self._watches_value and self.by == "batch":
+            raise ValueError(f"{name} watches the validation loss, which is known an epoch; give by='epoch'.")
+        if self._watches_value and (skip_validate or not self.learn.data.valid_dl):
+            raise ValueError(f"{name} watches the validation loss; give the data a valid_dl, or another scheduler.")
+        self._check()
+
+    def _check(self) -> None:
+        for rate in self.learn.opt.read("lr"):
+            check_number(f"The rate that {type(self.scheduler).__name__} set", rate, low=0)
 
     def on_step_end(self, skip_step: bool) -> None:
         """Note whether the optimizer stepped."""
@@ -111,11 +130,13 @@ class TorchScheduler(LearnerCallback):
         """Step where the optimizer has stepped."""
         if train and self.by == "batch" and self._stepped:
             self.scheduler.step()
+            self._check()
 
     def on_epoch_end(self, last_metrics: list[Any]) -> None:
         """Step."""
-        if self.by == "epoch":
+        if self.by == "epoch" and not (self._watches_value and last_metrics[0] is None):
             self.scheduler.step(*(last_metrics[:1] if self._watches_value else ()))
+            self._check()
 
     def on_train_end(self) -> None:
         """Take away what the scheduler added to the optimizer."""
@@ -131,13 +152,19 @@ class TorchScheduler(LearnerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state."""
-        state = {} if self.scheduler is None else self.scheduler.state_dict()
-        plain = {name: dict(value) if isinstance(value, Counter) else value for name, value in state.items()}
-        return {name: value for name, value in plain.items() if is_plain(value)}
+        state = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
+        return {name: value for name, value in state.items() if is_plain(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Give the scheduler its state back."""
         self.scheduler.load_state_dict(state)
+
+
+def _plain(value: Any) -> Any:
+    """Return a state with its counters, which schedulers of schedulers have deep inside, as dicts."""
+    if isinstance(value, dict):
+        return {name: _plain(one) for name, one in value.items()}
+    return [_plain(one) for one in value] if type(value) is list else value
 
 
 class TrainingPhase:
@@ -156,9 +183,20 @@ class TrainingPhase:
         ``name`` is ``lr``, ``mom``, ``wd`` or another number that the torch optimizer has in its parameter groups.
         ``anneal`` is a function of (start, end, pct), a line unless given; one number with ``anneal`` goes to 0.
         """
-        start, end = vals if isinstance(vals, tuple) else (vals, 0 * vals if anneal else vals)
+        if not isinstance(name, str):
+            raise TypeError(f"name is {name!r}; it must be a hyper-parameter's name, such as 'lr'.")
+        if isinstance(vals, tuple) and len(vals) != 2:
+            raise ValueError(f"vals of {name} is {vals}; it must be (start, end), or one number.")
+        ends = [self._value(name, one) for one in (vals if isinstance(vals, tuple) else (vals,))]
+        start, end = (*ends, 0 * ends[0] if anneal else ends[0])[:2]
         self.scheds[name] = start, end, annealing_linear if anneal is None else check_callable("anneal", anneal)
         return self
+
+    @staticmethod
+    def _value(name: str, value: Any) -> Any:
+        if isinstance(value, (list, np.ndarray)):
+            return np.array([check_number(f"each value of {name}", one) for one in value])
+        return check_number(f"a value of {name}", value)
 
 
 class GeneralScheduler(ScheduledParameters):
@@ -174,16 +212,23 @@ class GeneralScheduler(ScheduledParameters):
 
     def __init__(self, learn: Learner, phases: Sequence[TrainingPhase], start_epoch: int | None = None) -> None:
         super().__init__(learn)
-        self.phases = list(phases)
+        self.phases = [phases] if isinstance(phases, TrainingPhase) else list(phases)
         if not self.phases:
             raise ValueError("phases is empty; give one TrainingPhase or more.")
+        for phase in self.phases:
+            if not isinstance(phase, TrainingPhase):
+                raise TypeError(f"phases holds {phase!r}; give TrainingPhase(length).schedule_hp(name, values).")
+        self._names = list(dict.fromkeys(name for phase in self.phases for name in phase.scheds))
+        self._sets = tuple(self._names)
         self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
         """Plan, set the first values, and begin at ``start_epoch`` where one is given."""
         opt, n_batches = self.learn.opt, sum(phase.length for phase in self.phases)
-        names = dict.fromkeys(name for phase in self.phases for name in phase.scheds)
-        self.begin({name: self._plan(name, np.array(opt.read(name))) for name in names}, n_batches)
+        plan = {name: self._plan(name, np.array(opt.read(name))) for name in self._names}
+        for name, one in plan.items():
+            check_values(name, one, n_batches, len(self.learn.layer_groups), name)
+        self.begin(plan, n_batches)
         self.jump_to_epoch(epoch if self.start_epoch is None else self.start_epoch)
         return None if self.start_epoch is None else {"epoch": self.start_epoch}
 
@@ -197,12 +242,29 @@ class GeneralScheduler(ScheduledParameters):
                 parts.append((phase.length, constant(before)))
         return join(*parts)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the place in the phases, and what they are."""
+        phases = [[phase.length, {name: _ends(sched) for name, sched in phase.scheds.items()}] for phase in self.phases]
+        return {"first": self.first, "phases": phases}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the place; phases that are others than those of the run are refused."""
+        if state["phases"] != self.state_dict()["phases"]:
+            raise MinifastError("The run was begun with other phases of GeneralScheduler; give those again.")
+        self.first = state["first"]
+
     def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""
         super().on_batch_end(train, iteration)
         if train and self.first + iteration + 1 >= self.n_batches:
             return {"stop_epoch": True, "stop_training": True}
         return None
+
+
+def _ends(sched: tuple[Any, Any, Annealing]) -> list[Any]:
+    """Return the first, middle and last value of a phase's hyper-parameter in plain numbers."""
+    start, end, anneal = sched
+    return [np.asarray(anneal(start, end, p)).tolist() for p in (0.0, 0.5, 1.0)]
 
 
 def _between(start: Any, end: Any, anneal: Annealing) -> Schedule:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,6 +32,7 @@ class ScheduledParameters(LearnerCallback):
     def __init__(self, learn: Learner, schedules: dict[str, Schedule] | None = None, n_batches: int = 1) -> None:
         super().__init__(learn)
         self.schedules = schedules or {}
+        self._sets = tuple(self.schedules)
         self.n_batches = n_batches
         self.first = 0
 
@@ -37,7 +40,6 @@ class ScheduledParameters(LearnerCallback):
         """Begin with the first of ``n_batches``."""
         opt = self.learn.opt
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
-        self._sets = tuple(self.schedules)
         self.n_batches = n_batches
         self.first = 0
         self._set(0)
@@ -71,24 +73,57 @@ class ScheduledParameters(LearnerCallback):
             self._set(self.first + iteration + 1)
 
 
-GRID = [i / 100 for i in range(101)]  # of progress, on which a schedule is looked at before it trains
+GRID = [i / 100 for i in range(101)]  # of progress, on which schedules are compared
+HIGHEST = {"lr": math.inf, "mom": 1.0, "wd": math.inf}
+MOST = 10_000  # batches of a run for which a schedule is looked at before it trains; of more a part, evenly spread
 
 
-def as_schedule(name: str, value: Any, n_groups: int) -> tuple[Schedule, list[list[float]]]:
+def as_schedule(
+    name: str, value: Any, n_batches: int, n_groups: int, called: str = ""
+) -> tuple[Schedule, list[list[float]]]:
     """Return a schedule as it is, or a number or a value for each layer group as one that stays; and its values.
 
-    The values are those of each layer group on a grid of progress.
+    The values are those of each layer group on a grid of progress. ``called`` names it in an error.
 
     Raises:
         ValueError, TypeError: it gives what ``name`` cannot be, or another number of values than layer groups.
     """
-    if not callable(value):
-        value = constant(np.asarray(value, float) if isinstance(value, (list, tuple)) else check_number(name, value))
-    values = [per_group(value(p), n_groups, f"{name} at {p:g}") for p in GRID]
-    for p, each in zip(GRID, values, strict=True):
-        for one in each:
-            check_number(f"{name} at {p:g}", one, low=0, high=1 if name == "mom" else None)
-    return value, values
+    called = called or name
+    if callable(value):
+        check_schedule(called, value)
+    else:
+        value = constant(np.asarray(value, float) if isinstance(value, (list, tuple)) else check_number(called, value))
+    check_values(name, value, n_batches, n_groups, called)
+    return value, [per_group(value(p), n_groups, called) for p in GRID]
+
+
+def check_schedule(name: str, value: Any) -> None:
+    """Refuse a function that makes schedules where a schedule is meant."""
+    maker = getattr(value, "__name__", type(value).__name__)
+    try:
+        takes = inspect.signature(value).parameters.values()
+    except ValueError:  # some of NumPy's and Python's own have none
+        takes = ()  # type: ignore[assignment]
+    needed = [p for p in takes if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
+    if len(needed) > 1 or callable(value(0.0)):
+        raise TypeError(
+            f"{name} is {maker}, which is no function of progress alone; a maker of schedules is called, "
+            f"such as one_cycle(5e-2)."
+        )
+
+
+def check_values(name: str, schedule: Schedule, n_batches: int, n_groups: int, called: str) -> None:
+    """Refuse a schedule that would train a batch with what its hyper-parameter cannot be.
+
+    Raises:
+        ValueError, TypeError: a value is not finite, a rate or decay is negative, or a momentum is not in [0, 1].
+    """
+    low, high = (0.0, HIGHEST[name]) if name in HIGHEST else (-math.inf, math.inf)
+    for i in range(0, n_batches + 1, max(1, n_batches // MOST)):
+        p = i / n_batches if n_batches else 0.0
+        for one in per_group(schedule(p), n_groups, f"{called} at {p:.4g} of the run"):
+            if not low <= one <= high:
+                check_number(f"{called} at {p:.4g} of the run", one, low=low, high=high)
 
 
 class Scheduler:
