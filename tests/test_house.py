@@ -22,6 +22,7 @@ PACKAGE = Path(minifast.__file__).parent
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["groups", "schedules", "state", "files", "suggest", "eager", "data.urls"],
+    ["data.cache"],
     ["optimizer", "policies", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
     ["data.bunch", "finder_result"],
     ["data.image_bunch"],

@@ -16,7 +16,7 @@ from conftest import write_pictures
 from PIL import Image, ImageOps
 
 from minifast import DataError, get_image_files
-from minifast.data import images
+from minifast.data import cache, images
 from minifast.data.images import Pictures, decode, list_pictures, read_picture
 
 
@@ -337,18 +337,19 @@ def test_another_size_is_another_entry_of_the_cache(tmp_path, opened):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"not a tensor", b"\x80\x04}.", {"pictures": torch.zeros(1)}, [1], None], ids=repr
+    "content",
+    [b"", b"no json", b"\x80\x04}.", b"[1]", b"null", b'{"shape": [2, 1, 28, 28]}', b'{"shape": [-1, 1]}', None],
+    ids=repr,
 )
 def test_a_cache_that_is_damaged_is_made_anew(tmp_path, empty_home, opened, content):
     write_pictures(tmp_path / "data", 2)
     wanted, _ = pictures_in(tmp_path / "data").tensors()
     (file,) = (empty_home / "cache").iterdir()
-    if isinstance(content, bytes):
-        file.write_bytes(content)
-    elif content is None:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    whole = file.read_bytes()
+    if content is None:
+        file.write_bytes(whole[: len(whole) // 2])
     else:
-        torch.save(content, file)
+        file.write_bytes(content.ljust(cache.HEADER) + whole[cache.HEADER :])
     assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
     opened.clear()
     assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
@@ -370,6 +371,41 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     write_pictures(tmp_path / "data", 2)
     assert pictures_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("coloured", [None, 0, 5, 9])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_it_is_written_in_parts_while_others_are_decoded(coloured, threads, tmp_path, monkeypatch, opened):
+    monkeypatch.setattr(cache, "PART", 3 * 28 * 28)
+    monkeypatch.setattr(Pictures, "_threads", lambda self: threads)
+    write_pictures(tmp_path / "data", 10)
+    if coloured is not None:  # from that one on the whole array has colours
+        write_pictures(tmp_path / "colour", 1, mode="RGB", seed=7)
+        (tmp_path / "colour" / "0.png").replace(tmp_path / "data" / f"{coloured}.png")
+    wanted, _ = pictures_in(tmp_path / "data").tensors()
+    opened.clear()
+    assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
+    assert opened == []
+
+
+def test_a_disk_that_fills_up_or_a_file_that_is_broken_leaves_no_part(tmp_path, monkeypatch, empty_home):
+    monkeypatch.setattr(cache, "PART", 3 * 28 * 28)
+    write_pictures(tmp_path / "data", 10)
+    written = []
+
+    def fills(file):
+        written.append(file)
+        if len(written) == 2:
+            raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fills)
+        assert pictures_in(tmp_path / "data").tensors()[0].shape == (10, 1, 28, 28)
+    assert list((empty_home / "cache").iterdir()) == []
+    (tmp_path / "data" / "8.png").write_bytes(b"broken")
+    with pytest.raises(DataError, match=r"8\.png is not a picture"):
+        pictures_in(tmp_path / "data").tensors()
+    assert list((empty_home / "cache").iterdir()) == []
 
 
 def test_a_disk_that_is_full_is_no_error(tmp_path, monkeypatch, empty_home):
