@@ -77,9 +77,9 @@ def compare(options: argparse.Namespace) -> None:
     from minifast.policies import SCHEDULES
 
     check_picture(options.out)
-    if len(set(options.schedules)) < 2:
-        raise WrongUseError("--schedules needs two or more different ones to compare.")
     recipes = {name: SCHEDULES[known(name, "--schedules")].of(options.lr) for name in options.schedules}
+    if len(recipes) < 2:
+        raise WrongUseError("--schedules needs two or more different ones to compare.")
     folder = find_data(options.data)
     without_a_display()
     data = make_data(folder, options, 0)

@@ -10,7 +10,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -76,12 +76,21 @@ class Comparison:
             if each
         }
         whole = [name for name, n in lost.items() if not n]
-        spoilt = "".join(f" The loss of {name} was NaN or infinite in {n} runs." for name, n in lost.items() if n)
+        runs = [f"{n} run{'s' * (n > 1)} of {name}" for name, n in lost.items() if n]
+        spoilt = f" The loss was NaN or infinite in {', '.join(runs)}." if runs else ""
+        first_recipe = next(iter(self.runs.values()), [])
+        if len(first_recipe) > 1 and all(run.losses == first_recipe[0].losses for run in first_recipe):
+            return (
+                "Every seed gave the same run, so nothing can be told from noise: make_learner seems to set a seed of "
+                "its own; let it take the seed as an argument and set that."
+            )
         if len(whole) < 2:
             return f"Nothing to compare: fewer than two recipes were trained to the end.{spoilt}"
         whole.sort(key=lambda name: self._sign() * fmean(self.values(name, self.by)), reverse=True)
         first, second = whole[:2]
         a, b = self.values(first, self.by), self.values(second, self.by)
+        if fmean(a) == fmean(b):
+            return f"By {self.by}, {first} and {second} are equal with {fmean(a):.4f}.{spoilt}"
         said = f"By {self.by}, {first} is first with {fmean(a):.4f}, then {second} with {fmean(b):.4f}"
         if len(a) < LEAST:
             seeds = "1 seed is" if len(a) == 1 else f"{len(a)} seeds are"
@@ -114,10 +123,10 @@ class Comparison:
 
     def plot(self, return_fig: bool | None = None, ax: Any = None) -> Figure | None:
         """Draw rates and training losses over each other: the first seed's rates, the mean of all seeds' losses."""
+        if not any(self.runs.values()):
+            raise MinifastError("No seed was trained with every recipe, so there is nothing to draw.")
         axes = plots.axes_for(ax, 2)
         for name, each in self.runs.items():
-            if not each:
-                continue
             shortest = min(len(run.losses) for run in each)
             losses = np.mean([run.losses[:shortest] for run in each], axis=0)
             plots.plot_over_batches(axes[0], range(len(each[0].lrs)), each[0].lrs, "learning rate", name)
@@ -169,8 +178,9 @@ def compare(
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"seeds is {seeds}; give a number of them, or different ones, such as [1, 2, 3].")
     check_callable("make_learner", make_learner)
-    if not isinstance(recipes, Mapping):
+    if not isinstance(recipes, Mapping) or not recipes:
         raise TypeError(f"recipes is {recipes!r}; give a dict, such as {{'low': 1e-3, 'cosine': cosine(1e-2, 0)}}.")
+    recipes = {str(name): recipe for name, recipe in recipes.items()}
     trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
     parameters = inspect.signature(make_learner).parameters
     takes_seed = "seed" in parameters or any(p.default is p.empty for p in parameters.values())
@@ -268,22 +278,24 @@ def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: in
     if not lost and not recorder.val_losses:
         raise MinifastError("A recipe trained nothing; it must fit the learner that it is given.")
     values = [math.nan] * (1 + len(recorder.metrics_names))
-    if not lost and recorder.val_losses[-1] is not None:
-        values = [recorder.val_losses[-1], *(recorder.metrics[-1] if recorder.metrics else [])]
+    reached_loss = None if lost else recorder.val_losses[-1]
+    if reached_loss is not None and math.isfinite(reached_loss):
+        values = [reached_loss, *(recorder.metrics[-1] if recorder.metrics else [])]
     reached = dict(zip(["valid_loss", *recorder.metrics_names], values, strict=True))
     return Run(seed, list(recorder.lrs), list(recorder.losses), reached, seconds)
 
 
 def spread_of(values: Sequence[float]) -> str:
-    """Write numbers as mean ± standard deviation.
+    """Write numbers as mean ± standard deviation, and how many of them are lost, which do not count.
 
-    >>> spread_of([1.0, 2.0]), spread_of([1.0]), spread_of([])
-    ('1.5000 ± 0.7071', '1.0000', '')
+    >>> spread_of([1.0, 2.0]), spread_of([1.0]), spread_of([]), spread_of([1.0, math.nan])
+    ('1.5000 ± 0.7071', '1.0000', '', '1.0000 (1 lost)')
     """
-    if not values:
-        return ""
-    deviation = f" ± {np.std(values, ddof=1):.4f}" if len(values) > 1 else ""  # NaN where one is; statistics' fails
-    return f"{np.mean(values):.4f}{deviation}"
+    kept = [value for value in values if math.isfinite(value)]
+    parts = [f"{fmean(kept):.4f}"] if kept else []
+    parts += [f"± {stdev(kept):.4f}"] if len(kept) > 1 else []
+    parts += [f"({len(values) - len(kept)} lost)"] if len(kept) < len(values) else []
+    return " ".join(parts)
 
 
 def permutation_test(a: Sequence[float], b: Sequence[float]) -> float:

@@ -184,7 +184,7 @@ class Fitting:
         cyc_len = check_count("cyc_len", cyc_len)
         if callable(max_lr):
             if cycle:
-                raise TypeError(f"{', '.join(cycle)} shape one cycle, and max_lr is a schedule; leave them out.")
+                raise TypeError(f"max_lr is a schedule, and {', '.join(cycle)} would shape one cycle; leave that out.")
             n_batches = cyc_len * len(self.data.train_dl)
             schedules, on = self._schedules(n_batches, lr=max_lr, mom=mom, wd=wd)
             scheduler: Any = ScheduledParameters(self._learner, schedules, n_batches)

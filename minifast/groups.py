@@ -15,7 +15,8 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     """Spread a learning rate over ``n`` layer groups.
 
     A number stays as it is; ``slice(a, b)`` goes from ``a`` for the first group to ``b`` for the last by equal ratios;
-    ``slice(b)`` is ``b / 10`` for all but the last; a sequence holds a rate each. All but a number become an array.
+    ``slice(b)`` is ``b / 10`` for all but the last; a sequence holds a rate each, of which some may be 0. All but a
+    number become an array.
 
     Raises:
         ValueError, TypeError: a rate is not a number above 0, or there are not as many as layer groups.
@@ -36,7 +37,12 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     if isinstance(lr, (list, tuple, np.ndarray)) and np.ndim(lr):
         if len(lr) != n:
             raise ValueError(f"{name} has {len(lr)} values for {n} layer groups; give one value, or one per group.")
-        return np.array([check_number(name, one, above=0) for one in lr])
+        rates = np.array([check_number(name, one, low=0) for one in lr])
+        if not rates.any():
+            raise ValueError(f"{name} is 0 for every layer group; give one of them a rate greater than 0.")
+        return rates
+    if lr is None:
+        raise TypeError(f"{name} is None; give a rate (what lr_find suggests is None where it says why).")
     return check_number(name, lr, above=0)
 
 

@@ -159,4 +159,5 @@ class Learner(Fitting, Predictor):
 
 
 # fastai v1 has these as functions of a learner too.
-fit_one_cycle, lr_find = Learner.fit_one_cycle, Learner.lr_find
+fit_one_cycle = Learner.fit_one_cycle
+lr_find = Learner.lr_find

@@ -65,7 +65,8 @@ def three_phases(
     """Make the learning rate of Smith's original 1cycle: up, the same line down, then down to ``lr_max / final_div``.
 
     ``pct_start`` is the share of the way up, and of the way down, so at most a half. ``final_div`` is
-    ``div_factor * 100`` unless given, so the end is a hundredth of the start.
+    ``div_factor * 100`` unless given, so the end is a hundredth of the start; at a half there is no third phase, and
+    the end is the start again.
 
     >>> f = three_phases(1.0, div_factor=10, pct_start=0.4)
     >>> [round(f(p), 4) for p in (0.0, 0.4, 0.8, 1.0)]
@@ -165,7 +166,7 @@ def create_one_cycle_lr_schedule(
     """Return a function of the step, from 0 on: up in a line for one half of ``total_steps``, down for the other.
 
     For ``LearningRateScheduler``; the steps are batches or epochs, as it is told. ``two_halves`` is the same as a
-    function of progress. The peak is on a step; after ``total_steps`` the last rate stays.
+    function of progress. The peak is on a step; before 0 and after ``total_steps`` the rate stays.
 
     >>> schedule = create_one_cycle_lr_schedule(1.0, 10, div_factor=10)
     >>> [round(schedule(step), 3) for step in (0, 5, 10, 11)]
@@ -173,7 +174,7 @@ def create_one_cycle_lr_schedule(
     """
     n = check_count("total_steps", total_steps)
     schedule = two_halves(check_number("max_lr", max_lr, above=0), div_factor, whole_batches(0.5, n), final_div)
-    return lambda step: float(schedule(min(step / n, 1.0)))
+    return lambda step: float(schedule(min(max(step, 0) / n, 1.0)))
 
 
 class Named(NamedTuple):

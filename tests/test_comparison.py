@@ -135,7 +135,7 @@ def test_the_global_generators_are_as_before() -> None:
 
 
 def runs(values: list[float], loss: float = 1.0) -> list[Run]:
-    return [Run(i, [0.1], [1.0], {"valid_loss": loss, "accuracy": value}, 1.5) for i, value in enumerate(values)]
+    return [Run(i, [0.1], [1.0 + i], {"valid_loss": loss, "accuracy": value}, 1.5) for i, value in enumerate(values)]
 
 
 def test_table_and_sentence() -> None:
@@ -166,7 +166,7 @@ def test_few_seeds_lost_runs_and_other_measures() -> None:
     assert "3 seeds are too few to tell" in Comparison({"a": runs([0.9] * 3), "b": runs([0.5] * 3)}).verdict
     lost = Comparison({"a": runs([0.9] * 6), "b": runs([0.5] * 6), "c": runs([math.nan] * 2 + [0.99] * 4)}).verdict
     assert "a is first" in lost
-    assert lost.endswith("The loss of c was NaN or infinite in 2 runs.")
+    assert lost.endswith("The loss was NaN or infinite in 2 runs of c.")
     by_loss = Comparison({"a": runs([0.9] * 6, loss=0.5), "b": runs([0.5] * 6, loss=0.2)}, by="valid_loss").verdict
     assert by_loss.startswith("By valid_loss, b is first with 0.2000, then a with 0.5000")
     with pytest.raises(ValueError, match="by is 'f1'; it must be one of 'valid_loss', 'accuracy'"):
@@ -196,9 +196,45 @@ def test_a_run_whose_loss_is_lost_counts_as_lost_and_the_others_go_on() -> None:
 
     recipes = {"good": 1e-2, "bad": lambda learn, epochs: learn.fit(epochs, 1e-2, callbacks=[Spoils()])}
     found = compare(make, recipes, epochs=1, seeds=2, silent=True)
-    assert "nan ± nan" in str(found)
+    assert str(found).count("(2 lost)") == 2
     assert all(map(math.isnan, found.values("bad", "accuracy")))
-    assert "The loss of bad was NaN or infinite in 2 runs." in found.verdict
+    assert "The loss was NaN or infinite in 2 runs of bad." in found.verdict
+
+
+def test_a_validation_loss_that_is_lost_counts_too_and_the_other_seeds_are_shown() -> None:
+    class Spoils(Callback):
+        def on_loss_begin(self, last_output, train):
+            return None if train else {"last_output": last_output * float("nan")}
+
+    count = itertools.count()
+
+    def sometimes(learn, epochs):
+        learn.fit(epochs, 1e-2, callbacks=[Spoils()] if next(count) == 1 else [])
+
+    found = compare(make, {"good": 1e-2, "bad": sometimes}, epochs=1, seeds=3, silent=True)
+    assert str(found).count("(1 lost)") == 2
+    assert "nan" not in str(found)
+    assert "NaN or infinite in 1 run of bad." in found.verdict
+
+
+def test_names_that_are_numbers_and_recipes_that_are_equal() -> None:
+    found = compare(make, {1e-2: 1e-2, 1e-3: 1e-2}, epochs=1, seeds=2, silent=True)
+    assert list(found.runs) == ["0.01", "0.001"]
+    assert found.verdict.startswith("By accuracy, 0.01 and 0.001 are equal with 0.")
+
+
+def test_seeds_that_change_nothing_are_called_so() -> None:
+    def make_one() -> Learner:
+        torch.manual_seed(0)
+        return make()
+
+    found = compare(make_one, {"a": 1e-1, "b": 1e-4}, epochs=1, seeds=7, silent=True)
+    assert found.verdict.startswith("Every seed gave the same run, so nothing can be told from noise")
+
+
+def test_nothing_is_drawn_of_no_runs() -> None:
+    with pytest.raises(MinifastError, match="No seed was trained with every recipe"):
+        Comparison({"a": [], "b": []}).plot()
 
 
 def test_ctrl_c_returns_the_pairs_that_are_done(capsys) -> None:
@@ -257,7 +293,7 @@ def test_a_function_with_a_default_for_its_epochs_trains() -> None:
 
 
 def test_names_are_shown_as_they_are_and_one_seed_is_one() -> None:
-    found = compare(make, {"<b>": 1e-2, "b": 1e-3}, epochs=1, seeds=1, silent=True)
+    found = compare(make, {"<b>": 1e-1, "b": 1e-6}, epochs=2, seeds=1, silent=True)
     assert "&lt;b&gt;" in found._repr_html_()
     assert "1 seed is too few" in found.verdict
 
@@ -302,6 +338,7 @@ def test_the_plot_shows_every_recipe() -> None:
         ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a takes no argument; a schedule takes progress"),
         ({"seeds": 0}, ValueError, "seeds is 0; it must be at least 1"),
         ({"seeds": [1, 1]}, ValueError, r"seeds is \[1, 1\]; give a number of them, or different ones"),
+        ({"recipes": {}}, TypeError, r"recipes is \{\}; give a dict"),
         ({"recipes": [1e-2]}, TypeError, r"recipes is \[0.01\]; give a dict"),
         ({"epochs": 0}, ValueError, "epochs is 0; it must be at least 1"),
     ],

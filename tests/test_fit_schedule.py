@@ -66,7 +66,7 @@ def test_values_of_layer_groups() -> None:
         ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 of the run is nan"),
         ({"lr": lambda p: "x"}, TypeError, "lr at 0 of the run is 'x'"),
         ({"lr": lambda p: [0.1, 0.2]}, ValueError, "lr at 0 of the run has 2 values for 1 layer groups"),
-        ({"lr": constant(0.0)}, ValueError, "lr is 0; it must be greater than 0"),
+        ({"lr": constant(0.0)}, ValueError, "lr is 0 for every layer group"),
         (
             {"lr": 0.1, "mom": linear(0.9, 1.2)},
             ValueError,
@@ -85,6 +85,16 @@ def test_what_a_schedule_may_not_give_is_refused_before_any_batch(schedules, err
     assert learn.history == []
 
 
+def test_a_layer_group_may_stay_at_zero_but_not_all() -> None:
+    learn = toy_learner()
+    learn.layer_groups = [learn.model[1], learn.model[3]]
+    before = learn.model[1].weight.clone()
+    learn.fit_schedule(1, lr=lambda p: np.array([0.0, 0.1]))
+    assert learn.model[1].weight.equal(before)
+    with pytest.raises(ValueError, match="lr is 0 for every layer group"):
+        learn.fit_schedule(1, lr=lambda p: np.array([0.0, 0.0]))
+
+
 def test_a_dip_of_a_single_batch_is_seen_before_it_trains() -> None:
     learn = toy_learner(n=1400)  # 70 batches, none of which a hundredth of the way falls on
     dip = 37 / 70
@@ -100,6 +110,7 @@ def test_a_dip_of_a_single_batch_is_seen_before_it_trains() -> None:
         (lambda learn: learn.fit_schedule(1, linear), "lr is linear, which is no function of progress alone"),
         (lambda learn: learn.fit_one_cycle(1, one_cycle(0.1)), "is a function, and a rate is meant; fit_schedule"),
         (lambda learn: learn.fit(1, linear(0, 0.1)), "is a function, and a rate is meant; fit_schedule"),
+        (lambda learn: learn.fit(1, None), "lr is None; give a rate"),
         (lambda learn: learn.fit(1, learn.lr_find()), "is what lr_find returned; give a rate of it"),
     ],
 )
@@ -194,7 +205,7 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
     rates, _ = learn.plot_schedule(2, slice(1e-3, 1e-1), return_fig=True).axes
     assert [line.get_ydata().max() for line in rates.lines] == pytest.approx([1e-3, 1e-1])
     assert [text.get_text() for text in rates.get_legend().get_texts()] == ["layer group 0", "layer group 1"]
-    with pytest.raises(TypeError, match="pct_start shape one cycle, and max_lr is a schedule"):
+    with pytest.raises(TypeError, match="max_lr is a schedule, and pct_start would shape one cycle"):
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
     with pytest.raises(TypeError, match="mom and wd go with a schedule as max_lr"):
         learn.plot_schedule(2, 0.1, mom=0.9)

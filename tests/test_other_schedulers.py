@@ -188,6 +188,7 @@ def in_turn(opt):
         *(lambda name=name: TorchScheduler(SCHEDULERS[name]) for name in SCHEDULERS),
         lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=13)),
         lambda: TorchScheduler(in_turn),
+        lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3)),
         lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0), by="epoch"),
     ],
 )
@@ -201,6 +202,27 @@ def test_a_run_taken_up_again_has_the_same_rates(make, tmp_path) -> None:
     with pytest.raises(OSError, match="gone"):
         begin("run", 7)
     assert begin("run").recorder.lrs == alone.recorder.lrs
+
+
+def test_a_kept_run_goes_on_with_its_own_kind_of_scheduler_only(tmp_path) -> None:
+    def begin(name, at=None):
+        learn = toy_learner(path=tmp_path)
+        learn.fit(2, callbacks=[TorchScheduler(SCHEDULERS[name]), FailsAt(at)], checkpoint="run", every=1)
+
+    one, other = list(SCHEDULERS)[:2]
+    with pytest.raises(OSError, match="gone"):
+        begin(one, 3)
+    with pytest.raises(MinifastError, match=r"The run was begun with the scheduler .*, and this is"):
+        begin(other)
+
+
+def test_a_momentum_that_is_meant_and_cannot_be_is_warned_of() -> None:
+    learn = toy_learner(opt_func=SGD)
+    with pytest.warns(UserWarning, match="SGD works without momentum here; the momentum of the schedule is left out"):
+        learn.fit_schedule(1, 0.1, mom=0.9)
+    with pytest.warns(UserWarning, match="SGD works without momentum here"):
+        learn.fit_one_cycle(1, 0.1, moms=(0.9, 0.8))
+    learn.fit_one_cycle(1, 0.1)  # of the default nothing is said, but in the plots
 
 
 def test_layer_groups_keep_their_share_of_the_rate() -> None:

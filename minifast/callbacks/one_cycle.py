@@ -81,6 +81,7 @@ class OneCycleScheduler(ScheduledParameters):
             raise ValueError(f"warmup is {warmup!r}, which {policy} has not; leave it out, or take policy='one_cycle'.")
         if form.mom is None and self.moms != (0.95, 0.85):
             raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
+        self._momentum_is_meant = self.moms != (0.95, 0.85)
         self._sets = tuple(self.plan(100))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:

@@ -152,12 +152,18 @@ class TorchScheduler(LearnerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state."""
-        state = {} if self.scheduler is None else _plain(self.scheduler.state_dict())
-        return {name: value for name, value in state.items() if is_plain(value)}
+        if self.scheduler is None:
+            return {}
+        state = _plain(self.scheduler.state_dict())
+        plain = {name: value for name, value in state.items() if is_plain(value)}
+        return {"kind": type(self.scheduler).__name__, "scheduler": plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Give the scheduler its state back."""
-        self.scheduler.load_state_dict(state)
+        """Give the scheduler its state back; another kind of scheduler is refused."""
+        kind = type(self.scheduler).__name__
+        if state["kind"] != kind:
+            raise MinifastError(f"The run was begun with the scheduler {state['kind']}, and this is {kind}; give that.")
+        self.scheduler.load_state_dict(dict(state["scheduler"]))  # a copy, out of which torch takes parts
 
 
 def _plain(value: Any) -> Any:

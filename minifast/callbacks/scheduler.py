@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,6 +30,8 @@ class ScheduledParameters(LearnerCallback):
         n_batches: how many batches the schedules span.
     """
 
+    _momentum_is_meant = True  # so that an optimizer without momentum is worth a warning
+
     def __init__(self, learn: Learner, schedules: dict[str, Schedule] | None = None, n_batches: int = 1) -> None:
         super().__init__(learn)
         self.schedules = schedules or {}
@@ -39,6 +42,8 @@ class ScheduledParameters(LearnerCallback):
     def begin(self, schedules: dict[str, Schedule], n_batches: int) -> None:
         """Begin with the first of ``n_batches``."""
         opt = self.learn.opt
+        if self._momentum_is_meant and "mom" in schedules and not opt.has_momentum:
+            warnings.warn(f"{opt.without_momentum}; the momentum of the schedule is left out.", stacklevel=2)
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         self.n_batches = n_batches
         self.first = 0
