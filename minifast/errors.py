@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -80,6 +81,21 @@ def check_callable(name: str, value: Any) -> Any:
     if not callable(value):
         raise TypeError(f"{name} is {value!r}, which cannot be called; give a function, such as torch's.")
     return value
+
+
+def import_optional(module: str, what: str, install: str) -> Any:
+    """Return a module that ``what`` needs and the rest does not, or say how to install its package.
+
+    >>> import_optional("json", "Reading", "json").loads("[1]")
+    [1]
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(
+            f"{what} needs a package that cannot be imported here ({error}); "
+            f'python -m pip install "{install}" brings it.'
+        ) from error
 
 
 def note(error: BaseException, text: str) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 import os
 import pickle
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -49,6 +50,18 @@ def write(values: Any, file: Path | IO[bytes]) -> None:
             torch.save(values, beside)
     else:
         torch.save(values, file)
+
+
+def write_rows(rows: Iterable[Sequence[Any]], file: Path) -> None:
+    """Write rows of values as CSV, whole or not at all: numbers in full, None as an empty cell."""
+    with replacing(file) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, lineterminator="\n").writerows(rows)
+
+
+def read_rows(file: Path) -> list[list[str]]:
+    """Return the rows of a CSV file as texts."""
+    with file.open(newline="", encoding="utf-8") as stream:
+        return list(csv.reader(stream))
 
 
 def _umask() -> int:

@@ -6,6 +6,8 @@ where silence is wanted. All four answer to the same names, so the loop does not
 
 from __future__ import annotations
 
+import importlib
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -28,6 +30,9 @@ class Silent:
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line of text, or with ``table=True`` a row of cells, the first of them the header."""
+
+    def show(self, draw: Callable[[], Any]) -> None:
+        """Show the matplotlib figure that ``draw`` makes, in place of the one before; where none can be, do nothing."""
 
     def epochs_done(self, epochs: int, n_epochs: int) -> None:
         """Show how many epochs are done, of how many."""
@@ -65,6 +70,8 @@ class Bars(Lines):
         self._progress_bar = fastprogress.NBProgressBar if notebook else fastprogress.ConsoleProgressBar
         self.master: Any = None
         self.child: Any = None
+        self._said = ""  # the lines below a notebook's table
+        self._picture: Any = None  # what shows a notebook's picture
 
     def start(self, n_epochs: int) -> None:
         """Draw the bar over epochs."""
@@ -97,12 +104,29 @@ class Bars(Lines):
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line or a row: into the notebook's table, or above the terminal's bar."""
         if self.master is not None and self._notebook:
+            if not table:
+                self._said += f"{line}<p>"
             self.master.write(line, table=table)
+            if table:  # fastprogress writes the table anew, without the lines
+                self.master.text += self._said
             self.master.show()
             return
         if self.child is not None:
             print("\r" + " " * self.child.max_len, end="\r")  # the bar is drawn anew below the line
         super().write(line, table)
+
+    def show(self, draw: Callable[[], Any]) -> None:
+        """Show a notebook the figure that ``draw`` makes, below the bar, in place of the one before."""
+        if not self._notebook:
+            return
+        display = importlib.import_module("IPython.display")
+        content = io.BytesIO()
+        draw().savefig(content, format="png")
+        image = display.Image(content.getvalue())
+        if self._picture is None:
+            self._picture = display.display(image, display_id=True)
+        else:
+            self._picture.update(image)
 
     def epochs_done(self, epochs: int, n_epochs: int) -> None:
         """Move the bar over epochs on."""

@@ -101,7 +101,7 @@ def test_a_notebook_is_told_by_its_shell(monkeypatch, shell, notebook) -> None:
 
 def test_all_answer_to_the_same_names() -> None:
     names = {name for name in vars(Silent) if not name.startswith("_")}
-    assert names == {"what", "describe", "start", "track", "write", "epochs_done", "close"}
+    assert names == {"what", "describe", "start", "track", "write", "show", "epochs_done", "close"}
     for kind in (Lines, Bars):
         assert {name for name in vars(kind) if not name.startswith("_")} <= names
 
