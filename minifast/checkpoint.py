@@ -84,7 +84,7 @@ def preserved(learn: Learner) -> Iterator[None]:
     what callbacks hold; the originals come back. Everything is kept in memory.
     """
     attributes = dict(vars(learn))
-    lists = [(value, list(value)) for name, value in attributes.items() if type(value) is list and name != "history"]
+    lists = [(value, list(value)) for name, value in attributes.items() if type(value) is list]
     callbacks = [*learn.callbacks, *(metric for metric in learn.metrics if isinstance(metric, Callback))]
     originals = [dict(vars(callback)) for callback in callbacks]
     position = position_of(learn.data.train_dl)

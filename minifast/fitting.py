@@ -12,11 +12,11 @@ from minifast.callback import Callback, check_callbacks
 from minifast.callbacks.checkpointer import Keeping, checkpoint_file, is_slice, plain_call
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
-from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
 from minifast.data.bunch import DataBunch
 from minifast.errors import MinifastError, check_count
 from minifast.finder_result import FinderResult
+from minifast.history import History
 from minifast.schedules import Schedule
 from minifast.state import listed
 
@@ -34,7 +34,7 @@ class Fitting:
 
     data: DataBunch
     silent: bool
-    history: list[Recorder]
+    history: History
     layer_groups: Sequence[Any]
 
     @property

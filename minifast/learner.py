@@ -16,6 +16,7 @@ from minifast.data.bunch import DataBunch
 from minifast.errors import DataError, check_callable
 from minifast.fitting import Fitting, LearningRate
 from minifast.groups import check_groups, spread
+from minifast.history import History
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
@@ -101,7 +102,7 @@ class Learner(Fitting, Predictor):
         self.layer_groups = [self.model] if layer_groups is None else check_groups(self.model, list(layer_groups))
         self.silent = silent
         self.opt: Any = None
-        self.history: list[Recorder] = []  # of every fit and finder run, the first one first
+        self.history = History()  # of every fit and finder run, the first one first
         self.recorder = Recorder(self)
 
     def __repr__(self) -> str:

@@ -20,10 +20,23 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
+KEPT = ("lrs", "moms", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
+
+
 def as_number(value: Any) -> Any:
     """Return a metric's value as a plain number where it is one, else as it is."""
     single = getattr(value, "ndim", None) == 0 or (hasattr(value, "__float__") and not hasattr(value, "ndim"))
     return value if isinstance(value, int) or not single else float(value)
+
+
+def as_plain(value: Any) -> Any:
+    """Return a value in numbers, texts, lists and dicts; of what is nothing of these, its description."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [as_plain(one) for one in value]
+    if isinstance(value, dict):
+        return {str(name): as_plain(one) for name, one in value.items()}
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def cell(value: Any) -> str:
@@ -62,7 +75,7 @@ class Recorder(LearnerCallback):
 
     _order = -10
 
-    def __init__(self, learn: Learner, add_time: bool = True, silent: bool = False) -> None:
+    def __init__(self, learn: Learner | None = None, add_time: bool = True, silent: bool = False) -> None:
         super().__init__(learn)
         self.add_time = add_time
         self.silent = silent
@@ -138,8 +151,7 @@ class Recorder(LearnerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record: lists of numbers."""
-        kept = ("lrs", "moms", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
-        return {name: list(getattr(self, name)) for name in kept}
+        return {name: list(getattr(self, name)) for name in KEPT}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take a record over, and write its rows into the table."""
@@ -147,6 +159,26 @@ class Recorder(LearnerCallback):
         vars(self).update({name: values for name, values in state.items() if name != "raw_losses"})
         for row in self.rows:
             self._write(row)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all of the record in numbers, texts, lists and dicts; ``Recorder.from_dict`` takes it back."""
+        found = self.found and {"lrs": self.found.lrs, "curves": self.found.curves, "stopped": self.found.stopped}
+        values = {"call": self.call, "names": self.names, **self.state_dict(), "losses": list(self.losses)}
+        return as_plain({**values, "without_momentum": self._without_momentum, "found": found})  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Recorder:
+        """Return a record that belongs to no learner, with all that ``to_dict`` returned; it can be plotted."""
+        names = values["names"]
+        recorder = cls(add_time=names[-1] == "time", silent=True)
+        recorder.metrics_names = names[3:-1] if recorder.add_time else names[3:]
+        recorder.load_state_dict({name: values[name] for name in KEPT})
+        recorder.call = values["call"]
+        recorder._without_momentum = values["without_momentum"]
+        if found := values["found"]:
+            curves = found["curves"]
+            recorder.found = FinderResult([found["lrs"]] * len(curves), curves, found["stopped"])
+        return recorder
 
     def on_train_end(self) -> None:
         """Drop the loss of a batch that was never stepped on, because the fit ended in it."""
