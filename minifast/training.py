@@ -56,7 +56,7 @@ def fit(
         prepare(learn, lr, wd)
         recorder = Recorder(learn)
         recorder.call = call
-        guard = Guard(learn, recorder, losses=keeping.on_nan != "ignore")
+        guard = Guard(learn, recorder, keeping.on_nan)
         last_good = LastGood(learn) if keeping.on_nan == "restore" else None
         callbacks = [*own_callbacks(learn, recorder, guard, *([last_good] if last_good else [])), *extra]
         if keeping.checkpoint is not None:
@@ -89,7 +89,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                 recorder = Recorder(learn, silent=True)
                 recorder.call = call
                 epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                guard = Guard(learn, recorder, losses=False)
+                guard = Guard(learn, recorder, "ignore")
                 others = own_callbacks(learn, recorder, guard, watching=False)
                 run(learn, epochs, [*(one for one in others if "lr" not in one._sets), finder], recorder)
     finally:

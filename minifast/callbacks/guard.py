@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 
 LAST = 20  # batches shown when a loss is not finite
+STOPS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_validate")
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
@@ -31,15 +32,16 @@ class Guard(LearnerCallback):
 
     On the CPU a loss is checked before its backward pass, so the weights stay as the batch before left them. On a
     device losses are looked at when the bar or the epoch's end reads them: nothing waits for the device, and what the
-    layers made of the batch is no longer to be known. ``losses=False`` leaves the losses to somebody else.
+    layers made of the batch is no longer to be known. ``on_nan="ignore"`` leaves the losses to somebody else, and
+    ``"end"`` ends the fit with a line where else an error is raised.
     """
 
     _order = -5
 
-    def __init__(self, learn: Learner, recorder: Recorder, losses: bool = True) -> None:
+    def __init__(self, learn: Learner, recorder: Recorder, on_nan: str = "stop") -> None:
         super().__init__(learn)
         self.recorder = recorder
-        self.losses = losses
+        self.on_nan = on_nan
         self._checked = False
         self._seen = 0
 
@@ -49,20 +51,44 @@ class Guard(LearnerCallback):
 
     def on_backward_begin(
         self, last_input: Any, last_output: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int
-    ) -> None:
+    ) -> dict[str, bool] | None:
         """Compare the first outputs with the classes; stop at a loss that is NaN or infinite."""
         if not self._checked:
             self._checked = True
             check_outputs(self.learn, last_output, last_target)
-        if self.losses and self._seen < len(raw_losses.arrived):
+        if self.on_nan == "ignore" or self._seen >= len(raw_losses.arrived):
+            return None
+        try:
             self._look(raw_losses.arrived, epoch, num_batch + 1 - len(raw_losses), (last_input, last_target))
+        except NonFiniteLossError as error:
+            if self.on_nan != "end":
+                raise
+            return self._end(error, *STOPS)
+        return None
 
-    def on_epoch_end(self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool) -> None:
+    def on_epoch_end(
+        self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool
+    ) -> dict[str, bool] | None:
         """Look at the losses that stayed on a device until now."""
-        if not self.losses:
-            return
-        self._look(raw_losses.read(), epoch, num_batch - len(raw_losses), None)
-        if not stop_training and not all_finite(self.learn.model.parameters()):
+        if self.on_nan == "ignore":
+            return None
+        try:
+            self._look(raw_losses.read(), epoch, num_batch - len(raw_losses), None)
+            if not stop_training:
+                self._look_at_weights(epoch)
+        except NonFiniteLossError as error:
+            if self.on_nan != "end":
+                raise
+            return self._end(error, "stop_training")
+        return None
+
+    def _end(self, error: NonFiniteLossError, *flags: str) -> dict[str, bool]:
+        """Say the first line of an error, and end the fit."""
+        self.recorder.pbar.write(f"{str(error).splitlines()[0]} The fit ends here.")
+        return dict.fromkeys(flags, True)
+
+    def _look_at_weights(self, epoch: int) -> None:
+        if not all_finite(self.learn.model.parameters()):
             raise NonFiniteLossError(
                 f"The weights are NaN or infinite at the end of epoch {epoch}, though each loss was finite: a gradient "
                 f"was not. Clip gradients, try a lower learning rate, and look for a root or a division of 0 in model "
@@ -70,11 +96,11 @@ class Guard(LearnerCallback):
             )
 
     def _look(self, losses: list[float], epoch: int, offset: int, batch: Any) -> None:
-        for i in range(self._seen, len(losses)):
+        seen, self._seen = self._seen, len(losses)
+        for i in range(seen, len(losses)):
             if not math.isfinite(losses[i]):
                 is_last = i == len(self.recorder.lrs)  # the recorder has all steps but the one that is to come
                 self._stop(losses[: i + 1], epoch, i + offset, batch if is_last else None)
-        self._seen = len(losses)
 
     def _stop(self, losses: list[float], epoch: int, num_batch: int, batch: Any) -> None:
         learn = self.learn
