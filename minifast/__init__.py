@@ -1,11 +1,21 @@
 """A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
 
 from minifast.callback import Callback, LearnerCallback
+from minifast.callbacks.csv_logger import CSVLogger
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateScheduler, TorchScheduler, TrainingPhase
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
+from minifast.callbacks.show_graph import ShowGraph
+from minifast.callbacks.stoppers import StopAfterNBatches, TerminateOnNaNCallback
+from minifast.callbacks.tensorboard import TensorBoardCallback
+from minifast.callbacks.tracker import (
+    EarlyStoppingCallback,
+    ReduceLROnPlateauCallback,
+    SaveModelCallback,
+    TrackerCallback,
+)
 from minifast.checkpoint import set_seed
 from minifast.comparison import Comparison, compare
 from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
@@ -23,6 +33,7 @@ from minifast.errors import (
     NonFiniteLossError,
 )
 from minifast.finder_result import FinderResult
+from minifast.history import History, read_history
 from minifast.learner import Learner, fit_one_cycle, lr_find
 from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
 from minifast.models import simple_ann, simple_cnn
@@ -63,6 +74,7 @@ __all__ = [
     "SCHEDULES",
     "AdamW",
     "AverageMetric",
+    "CSVLogger",
     "Callback",
     "CallbackError",
     "Comparison",
@@ -72,9 +84,11 @@ __all__ = [
     "DeviceDataLoader",
     "Dispatcher",
     "DownloadError",
+    "EarlyStoppingCallback",
     "FileFormatError",
     "FinderResult",
     "GeneralScheduler",
+    "History",
     "ImageDataBunch",
     "LRFinder",
     "Learner",
@@ -85,11 +99,18 @@ __all__ = [
     "OneCycleScheduler",
     "OptimWrapper",
     "Recorder",
+    "ReduceLROnPlateauCallback",
+    "SaveModelCallback",
     "ScheduledParameters",
     "Scheduler",
+    "ShowGraph",
     "SmoothenValue",
+    "StopAfterNBatches",
+    "TensorBoardCallback",
     "TensorLoader",
+    "TerminateOnNaNCallback",
     "TorchScheduler",
+    "TrackerCallback",
     "TrainingPhase",
     "URLs",
     "accuracy",
@@ -115,6 +136,7 @@ __all__ = [
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "read_history",
     "repeat",
     "set_seed",
     "simple_ann",
