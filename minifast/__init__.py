@@ -1,8 +1,13 @@
 """A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
 
 from minifast.callback import Callback, LearnerCallback
+from minifast.callbacks.accumulation import AccumulateScheduler
+from minifast.callbacks.averaging import EMACallback
 from minifast.callbacks.csv_logger import CSVLogger
+from minifast.callbacks.gradient_clipping import GradientClipping
 from minifast.callbacks.lr_finder import LRFinder
+from minifast.callbacks.mixed_precision import MixedPrecision
+from minifast.callbacks.mixup import MixUpCallback
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateScheduler, TorchScheduler, TrainingPhase
 from minifast.callbacks.recorder import Recorder
@@ -35,6 +40,7 @@ from minifast.errors import (
 from minifast.finder_result import FinderResult
 from minifast.history import History, read_history
 from minifast.learner import Learner, fit_one_cycle, lr_find
+from minifast.losses import LabelSmoothingCrossEntropy
 from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
 from minifast.models import simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
@@ -72,6 +78,7 @@ __version__ = "0.1.0"
 __all__ = [
     "EVENTS",
     "SCHEDULES",
+    "AccumulateScheduler",
     "AdamW",
     "AverageMetric",
     "CSVLogger",
@@ -84,17 +91,22 @@ __all__ = [
     "DeviceDataLoader",
     "Dispatcher",
     "DownloadError",
+    "EMACallback",
     "EarlyStoppingCallback",
     "FileFormatError",
     "FinderResult",
     "GeneralScheduler",
+    "GradientClipping",
     "History",
     "ImageDataBunch",
     "LRFinder",
+    "LabelSmoothingCrossEntropy",
     "Learner",
     "LearnerCallback",
     "LearningRateScheduler",
     "MinifastError",
+    "MixUpCallback",
+    "MixedPrecision",
     "NonFiniteLossError",
     "OneCycleScheduler",
     "OptimWrapper",

@@ -33,6 +33,20 @@ def all_finite(values: Iterable[Any]) -> bool:
 
 
 @contextmanager
+def uncompiled(model: nn.Module) -> Iterator[None]:
+    """Let a model run as it was before it was compiled, with the hooks that were set since."""
+    modules = [module for module in model.modules() if "_compiled_call_impl" in vars(module)]
+    kept = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, compiled in zip(modules, kept, strict=True):
+            module._compiled_call_impl = compiled
+
+
+@contextmanager
 def first_output(model: nn.Module) -> Iterator[list[str]]:
     """Yield a list that will hold the first innermost module whose output is not finite, when ``model`` is called.
 
@@ -78,7 +92,7 @@ def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targe
     if buffer:
         yield f"The buffer {buffer} is not finite any more, which spoils validation: load a saved model."
     model.zero_grad()
-    with first_output(model) as found:
+    with uncompiled(model), first_output(model) as found:
         output = model(*as_inputs(inputs))
     if found:
         yield f"The first output that is not finite is that of {found[0]}."

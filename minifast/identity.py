@@ -30,8 +30,9 @@ def identity(learn: Learner) -> dict[str, dict[str, Any]]:
     settings = {name: value for name, value in opt.param_groups[0].items() if name not in SET_BY_RUNS}
     if "betas" in settings:
         settings["betas"] = list(settings["betas"][1:])  # the first is the momentum, which schedules set
+    precision = {} if learn.precision is None else {"precision": str(learn.precision)}
     found: dict[str, dict[str, Any]] = {
-        "model": {**shapes, "layers": described(model)},
+        "model": {**shapes, "layers": described(model), **precision},
         "loss": {"function": described(learn.loss_func)},
         "opt": {
             "kind": type(opt).__name__,

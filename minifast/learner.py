@@ -21,9 +21,10 @@ from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
 from minifast.state import listed
+from minifast.techniques import Techniques
 
 
-class Learner(Fitting, Predictor):
+class Learner(Fitting, Techniques, Predictor):
     """Trains ``model`` on ``data``.
 
     Args:
@@ -101,6 +102,7 @@ class Learner(Fitting, Predictor):
         self.callbacks = check_callbacks(listed(callbacks))
         self.layer_groups = [self.model] if layer_groups is None else check_groups(self.model, list(layer_groups))
         self.silent = silent
+        self.precision: torch.dtype | None = None  # of the forward pass; None is float32
         self.opt: Any = None
         self.history = History()  # of every fit and finder run, the first one first
         self.recorder = Recorder(self)

@@ -44,7 +44,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
     state = dispatch.state
     state.begin_batch(xb, yb, train=True)
     dispatch("on_batch_begin")
-    state.last_output = learn.model(*as_inputs(state.last_input))
+    state.last_output = learn.output_of(state.last_input)
     dispatch("on_loss_begin")
     state.last_loss = learn.loss_func(state.last_output, *as_inputs(state.last_target))
     state.raw_losses.append(state.last_loss)
@@ -70,7 +70,7 @@ def validate(learn: Any, dl: Any, dispatch: Dispatcher, with_loss: bool = True) 
     for xb, yb in state.pbar.track(dl):
         state.begin_batch(xb, yb, train=False)
         dispatch("on_batch_begin", metrics=True)
-        state.last_output = learn.model(*as_inputs(state.last_input))
+        state.last_output = learn.output_of(state.last_input)
         dispatch("on_loss_begin")
         if with_loss:
             state.last_loss = learn.loss_func(state.last_output, *as_inputs(state.last_target))

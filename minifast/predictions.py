@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from minifast import loop
 from minifast.callback import Callback
@@ -16,9 +15,10 @@ from minifast.checkpoint import evaluating
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_count
+from minifast.losses import activation_of, item_losses
 from minifast.metrics import as_metric, name_of
 from minifast.progress import Silent
-from minifast.state import State, listed
+from minifast.state import State, as_inputs, listed
 from minifast.summary import summary
 
 
@@ -39,37 +39,17 @@ class Collector(Callback):
         return {"stop_epoch": True} if len(self.outputs) == self.n_batch else None
 
 
-def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
-    """Return what belongs to a loss: softmax to cross entropy, exp to NLL, a sigmoid to binary cross entropy.
+def as_float32(values: Any) -> Any:
+    """Return tensors in half precision, and tuples, lists and dicts of them, as float32; all else as it is.
 
-    >>> activation_of(nn.CrossEntropyLoss())(torch.tensor([[0.0, 0.0]]))
-    tensor([[0.5000, 0.5000]])
+    >>> as_float32([torch.ones(2, dtype=torch.bfloat16), torch.tensor(3)])
+    [tensor([1., 1.]), tensor(3)]
     """
-    if isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy:
-        return lambda output: output.softmax(1)
-    if isinstance(loss_func, nn.NLLLoss) or loss_func is functional.nll_loss:
-        return torch.exp
-    if isinstance(loss_func, nn.BCEWithLogitsLoss) or loss_func is functional.binary_cross_entropy_with_logits:
-        return torch.sigmoid
-    return lambda output: output
-
-
-def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each item, ``(n,)`` for losses of a number an item.
-
-    >>> item_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
-    tensor([0., 4.])
-    """
-    losses: Any
-    if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
-        each: Any = copy.copy(loss_func)
-        each.reduction = "none"
-        losses = each(outputs, targets)
-    elif getattr(loss_func, "__module__", "") == functional.__name__:
-        losses = loss_func(outputs, targets, reduction="none")
-    else:
-        losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
-    return losses  # type: ignore[no-any-return]
+    if isinstance(values, Tensor):
+        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
+    if type(values) in (tuple, list):
+        return type(values)(map(as_float32, values))
+    return {name: as_float32(value) for name, value in values.items()} if type(values) is dict else values
 
 
 class Predictor:
@@ -80,6 +60,21 @@ class Predictor:
     loss_func: Callable[..., Any]
     metrics: list[Any]
     callbacks: list[Callback]
+    precision: torch.dtype | None
+
+    def in_precision(self) -> Any:
+        """Return the context in which the model's forward pass runs: torch's autocast, unless it is float32."""
+        if self.precision is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.data.device.type, self.precision)
+
+    def output_of(self, inputs: Any) -> Any:
+        """Return the model's output for the inputs of a batch, in float32 whatever the precision of the pass."""
+        if self.precision is None:
+            return self.model(*as_inputs(inputs))
+        with self.in_precision():
+            output = self.model(*as_inputs(inputs))
+        return as_float32(output)
 
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
         """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""
@@ -133,7 +128,7 @@ class Predictor:
             (class, its number, probabilities) for classes; (output, output, output) otherwise.
         """
         with evaluating(self.model), torch.no_grad():
-            output = activation_of(self.loss_func)(self.model(self.data.encode(item)))[0].cpu()
+            output = activation_of(self.loss_func)(self.output_of(self.data.encode(item)))[0].cpu()
         if self.data.classes is None:
             return output, output, output
         number = output.argmax()

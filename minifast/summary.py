@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.checkpoint import evaluating
+from minifast.diagnosis import uncompiled
 from minifast.state import as_inputs
 
 
@@ -44,7 +45,7 @@ def summary(model: nn.Module, x: Any) -> str:
     leaves = [module for module in model.modules() if not list(module.children())]
     hooks = [module.register_forward_hook(note) for module in leaves]
     try:
-        with evaluating(model):
+        with evaluating(model), uncompiled(model):
             model(*as_inputs(x))
     finally:
         for hook in hooks:

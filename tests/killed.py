@@ -19,22 +19,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import Callback, DataBunch, Learner, TensorLoader, accuracy
+from minifast import AccumulateScheduler, DataBunch, Learner, TensorLoader, accuracy
 
 N_BATCHES, EPOCHS = 10, 5
-
-
-class Accumulate(Callback):
-    """Steps every third batch."""
-
-    def __init__(self) -> None:
-        self.waiting = 0
-
-    def on_backward_end(self):
-        self.waiting = (self.waiting + 1) % 3
-        if self.waiting:
-            return {"skip_step": True, "skip_zero": True}
-        return None
 
 
 def noisy(batch):
@@ -59,7 +46,7 @@ def learner(kind: str, folder: Path) -> Learner:
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
     sgd = {"opt_func": lambda params, lr: torch.optim.SGD(params, lr, momentum=0.9)} if kind == "SGD" else {}
-    callbacks = [Accumulate()] if kind == "accumulation" else []
+    callbacks = [AccumulateScheduler(n_step=3)] if kind == "accumulation" else []
     return Learner(data, model, metrics=[accuracy], callbacks=callbacks, silent=True, **sgd)
 
 

@@ -21,7 +21,7 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["groups", "schedules", "state", "files", "suggest", "eager", "data.urls"],
+    ["groups", "schedules", "state", "files", "suggest", "eager", "losses", "data.urls"],
     ["data.cache"],
     ["optimizer", "policies", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
     ["data.bunch", "finder_result"],
@@ -31,9 +31,13 @@ FLOORS = [
     ["loop", "summary", "identity"],
     ["callbacks.csv_logger", "callbacks.show_graph", "callbacks.stoppers", "callbacks.tensorboard"],
     ["callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
-    ["callbacks.checkpointer", "callbacks.other_schedulers", "callbacks.tracker", "history"],
+    [
+        *("callbacks.checkpointer", "callbacks.other_schedulers", "callbacks.accumulation", "callbacks.averaging"),
+        *("callbacks.gradient_clipping", "callbacks.mixed_precision", "callbacks.mixup", "callbacks.tracker"),
+        "history",
+    ],
     ["predictions", "training"],
-    ["fitting"],
+    ["fitting", "techniques"],
     ["learner"],
     ["comparison"],
     ["__init__"],
@@ -43,6 +47,7 @@ FLOORS = [
 ]
 
 PUBLIC = [
+    "AccumulateScheduler",
     "AdamW",
     "AverageMetric",
     "CSVLogger",
@@ -55,18 +60,23 @@ PUBLIC = [
     "DeviceDataLoader",
     "Dispatcher",
     "DownloadError",
+    "EMACallback",
     "EVENTS",
     "EarlyStoppingCallback",
     "FileFormatError",
     "FinderResult",
     "GeneralScheduler",
     "History",
+    "GradientClipping",
     "ImageDataBunch",
     "LRFinder",
+    "LabelSmoothingCrossEntropy",
     "Learner",
     "LearnerCallback",
     "LearningRateScheduler",
     "MinifastError",
+    "MixUpCallback",
+    "MixedPrecision",
     "NonFiniteLossError",
     "OneCycleScheduler",
     "OptimWrapper",
@@ -166,6 +176,7 @@ ONE_CYCLE = {
 }
 MONITOR = {"learn": None, "monitor": "valid_loss", "mode": "auto"}  # a learner may be left out
 FINDER = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100, "stop_div": True}
+MIXUP = {"alpha": 0.4, "stack_x": False, "stack_y": True}
 # fastai v1's parameters in their order, with their defaults; what we have beside them comes after and may be left out.
 SIGNATURES = {
     "Learner.fit": {"epochs": REQUIRED, "lr": 3e-3, "wd": None, "callbacks": None},
@@ -180,6 +191,10 @@ SIGNATURES = {
     "Learner.save": {"file": REQUIRED, "return_path": False, "with_opt": True},
     "Learner.load": {"file": REQUIRED, "device": None, "strict": True, "with_opt": None},
     "Learner.summary": {},
+    "Learner.clip_grad": {"clip": 0.1},
+    "Learner.to_fp16": {"loss_scale": None, "max_noskip": 1000},
+    "Learner.to_fp32": {},
+    "Learner.mixup": MIXUP,
     "Recorder.plot": {"skip_start": 10, "skip_end": 5, "suggestion": False},
     "Recorder.plot_lr": {"show_moms": False},
     "Recorder.plot_losses": {"skip_start": 0, "skip_end": 0},
@@ -194,6 +209,11 @@ SIGNATURES = {
     "CSVLogger": {"learn": None, "filename": "history", "append": False},
     "CSVLogger.read_logged_file": {},
     "ShowGraph": {"learn": None},
+    "GradientClipping": {"learn": None, "clip": 0.0},
+    "AccumulateScheduler": {"learn": None, "n_step": 1, "drop_last": False},
+    "MixedPrecision": {"learn": None, "loss_scale": None, "max_noskip": 1000},
+    "MixUpCallback": {"learn": None, **MIXUP},
+    "LabelSmoothingCrossEntropy": {"eps": 0.1, "reduction": "mean"},
     "Scheduler": {"vals": REQUIRED, "n_iter": REQUIRED, "func": None},
     "SmoothenValue": {"beta": REQUIRED},
     "AverageMetric": {"func": REQUIRED},
@@ -372,7 +392,20 @@ def test_a_learner_takes_what_the_design_says():
 
 
 @pytest.mark.parametrize(
-    "name", ["fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary"]
+    "name",
+    [
+        "fit",
+        "fit_one_cycle",
+        "lr_find",
+        "validate",
+        "get_preds",
+        "predict",
+        "save",
+        "load",
+        "summary",
+        "clip_grad",
+        "mixup",
+    ],
 )
 def test_methods_are_methods_of_the_class_itself(name):
     owner = next(one for one in minifast.Learner.__mro__ if name in vars(one))

@@ -10,6 +10,7 @@ import torch
 from conftest import FailsAt, rates_used, toy_learner
 
 from minifast import (
+    AccumulateScheduler,
     Callback,
     GeneralScheduler,
     Learner,
@@ -165,13 +166,9 @@ def test_a_scheduler_that_watches_is_given_the_validation_loss() -> None:
 
 
 def test_it_steps_where_the_optimizer_stepped() -> None:
-    class Accumulate(Callback):
-        def on_backward_end(self, iteration):
-            return {"skip_step": True, "skip_zero": True} if iteration % 2 == 0 else None
-
     halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5))
-    learn = fitted(2, Accumulate(), halving)
-    assert learn.recorder.lrs == pytest.approx([1e-2, 1e-2, 5e-3, 5e-3, 2.5e-3, 2.5e-3])
+    learn = fitted(2, AccumulateScheduler(n_step=2), halving)
+    assert learn.recorder.lrs == pytest.approx([1e-2, 1e-2, 5e-3, 2.5e-3, 2.5e-3, 1.25e-3])
 
 
 def in_turn(opt):

@@ -15,7 +15,8 @@ from minifast.callback import LearnerCallback
 from minifast.checkpoint import model_preserved
 from minifast.diagnosis import all_finite, diagnose
 from minifast.errors import DataError, NonFiniteLossError
-from minifast.state import Losses
+from minifast.losses import unmixed
+from minifast.state import Losses, as_inputs
 
 if TYPE_CHECKING:
     from minifast.callbacks.recorder import Recorder
@@ -108,7 +109,7 @@ class Guard(LearnerCallback):
         said: list[str] = []
         if batch is not None:
             # The message matters more than what it says of layers, and may be all that memory is left for.
-            with contextlib.suppress(Exception), model_preserved(learn.model):
+            with contextlib.suppress(Exception), model_preserved(learn.model), learn.in_precision():
                 said.extend(diagnose(learn.model, learn.loss_func, *batch))
         way_out = "try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data"
         if any(line.startswith("The batch's") for line in said):
@@ -177,12 +178,13 @@ def _few(names: Any) -> str:
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """Refuse outputs of another width than there are classes, or of another shape than real targets."""
-    if type(learn.loss_func) in REAL_LOSSES and getattr(output, "shape", None) != getattr(target, "shape", None):
+    loss_func, target = unmixed(learn.loss_func), as_inputs(target)[0]
+    if type(loss_func) in REAL_LOSSES and getattr(output, "shape", None) != getattr(target, "shape", None):
         raise DataError(
             f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
-            f"{type(learn.loss_func).__name__} would broadcast; give both the same shape."
+            f"{type(loss_func).__name__} would broadcast; give both the same shape."
         )
-    if not _is_cross_entropy(learn.loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
+    if not _is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
     if n_classes is not None and n_outputs != n_classes:

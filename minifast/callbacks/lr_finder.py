@@ -86,7 +86,7 @@ class LRFinder(ScheduledParameters):
         best = self.best_loss
         return 4 * best if best > 0 else best + 3 * max(self.losses[0] - best, -best)
 
-    def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
+    def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> dict[str, bool] | None:
         """Set the rate of the next step; give up where there are none."""
         if not train:
             return None

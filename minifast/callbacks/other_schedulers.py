@@ -259,9 +259,9 @@ class GeneralScheduler(ScheduledParameters):
             raise MinifastError("The run was begun with other phases of GeneralScheduler; give those again.")
         self.first = state["first"]
 
-    def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
+    def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""
-        super().on_batch_end(train, iteration)
+        super().on_batch_end(train, iteration, skip_step)
         if train and self.first + iteration + 1 >= self.n_batches:
             return {"stop_epoch": True, "stop_training": True}
         return None

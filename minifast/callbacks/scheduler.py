@@ -22,7 +22,8 @@ class ScheduledParameters(LearnerCallback):
     """Sets the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
 
     ``f(1)`` is set after the last batch; when the fit ends, the learner puts back what was before. Momentum is left
-    alone where the optimizer works without.
+    alone where the optimizer works without. After a batch without a step of the optimizer the values stay as they are:
+    where gradients are accumulated, a step trains at the values of the first of its batches, as one big batch would.
 
     Args:
         learn: the learner.
@@ -72,9 +73,9 @@ class ScheduledParameters(LearnerCallback):
         """Set the first values."""
         self.begin(self.schedules, self.n_batches)
 
-    def on_batch_end(self, train: bool, iteration: int) -> Any:
-        """Set the values of the next batch."""
-        if train:
+    def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> Any:
+        """Set the values of the next batch, where the optimizer made a step."""
+        if train and not skip_step:
             self._set(self.first + iteration + 1)
 
 

@@ -1,0 +1,104 @@
+"""Losses: label smoothing, the loss of mixed items, and what a loss says of a model's outputs."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from minifast.errors import check_number
+
+
+class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
+    """Cross entropy against targets of ``1 - eps`` for the class and ``eps`` spread evenly over all classes.
+
+    That is torch's ``CrossEntropyLoss(label_smoothing=eps)`` under fastai v1's name, and v1's formula; the classes are
+    in dimension 1, where v1 had the last. The validation loss is smoothed too, so it is higher than without.
+
+    Args:
+        eps: how much to spread, in [0, 1].
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+
+    Source: C. Szegedy et al., "Rethinking the Inception architecture for computer vision" (2016), section 7.
+
+    >>> loss = LabelSmoothingCrossEntropy(eps=0.2)
+    >>> loss(torch.tensor([[2.0, 0.0]]), torch.tensor([0]))
+    tensor(0.3269)
+    """
+
+    def __init__(self, eps: float = 0.1, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction, label_smoothing=check_number("eps", eps, low=0, high=1))
+
+
+class MixUpLoss(nn.Module):
+    """The loss of items that are mixed of two: ``share`` of the loss against ``target``, the rest against ``other``.
+
+    Without ``other``, as in validation, it is the loss itself.
+
+    Args:
+        loss_func: the loss of (output, target). Its ``reduction`` is kept; a function without one is called item by
+            item.
+
+    >>> loss = MixUpLoss(nn.MSELoss())
+    >>> outputs, ones, zeros = torch.ones(2), torch.ones(2), torch.zeros(2)
+    >>> loss(outputs, ones, zeros, torch.tensor([0.75, 0.5])), loss(outputs, ones)
+    (tensor(0.3750), tensor(0.))
+    """
+
+    def __init__(self, loss_func: Any) -> None:
+        super().__init__()
+        self.loss_func = loss_func
+        self.reduction = getattr(loss_func, "reduction", "mean")
+
+    def forward(self, output: Tensor, target: Tensor, other: Any = None, share: Any = None) -> Tensor:
+        """Return the loss of a batch; ``share`` is ``(n,)``."""
+        if other is None:
+            plain: Tensor = self.loss_func(output, target)
+            return plain
+        first, second = (item_losses(self.loss_func, output, each) for each in (target, other))
+        losses = torch.lerp(second, first, share.view(-1, *[1] * (first.ndim - 1)).to(first.dtype))
+        return losses.sum() if self.reduction == "sum" else losses.mean()
+
+
+def unmixed(loss_func: Any) -> Any:
+    """Return the loss that mixed items are trained with, as it is for others."""
+    return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
+
+
+def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
+    """Return what belongs to a loss: softmax to cross entropy, exp to NLL, a sigmoid to binary cross entropy.
+
+    >>> activation_of(nn.CrossEntropyLoss())(torch.tensor([[0.0, 0.0]]))
+    tensor([[0.5000, 0.5000]])
+    """
+    loss_func = unmixed(loss_func)
+    if isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy:
+        return lambda output: output.softmax(1)
+    if isinstance(loss_func, nn.NLLLoss) or loss_func is functional.nll_loss:
+        return torch.exp
+    if isinstance(loss_func, nn.BCEWithLogitsLoss) or loss_func is functional.binary_cross_entropy_with_logits:
+        return torch.sigmoid
+    return lambda output: output
+
+
+def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each item, ``(n,)`` for losses of a number an item.
+
+    >>> item_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    tensor([0., 4.])
+    """
+    losses: Any
+    loss_func = unmixed(loss_func)
+    if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
+        each: Any = copy.copy(loss_func)
+        each.reduction = "none"
+        losses = each(outputs, targets)
+    elif getattr(loss_func, "__module__", "") == functional.__name__:
+        losses = loss_func(outputs, targets, reduction="none")
+    else:
+        losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
+    return losses  # type: ignore[no-any-return]
