@@ -182,6 +182,16 @@ def test_a_callback_of_the_learner_does_not_touch_what_is_no_training() -> None:
     assert learn.loss_func is loss_func
 
 
+def test_items_are_mixed_once_and_the_loss_is_put_back() -> None:
+    learn = toy_learner().mixup()
+    loss_func = learn.loss_func
+    with pytest.raises(DataError, match="targets of a batch are a tuple"):
+        learn.fit(1, callbacks=MixUpCallback())
+    assert learn.loss_func is loss_func
+    learn.mixup(0.2).fit(1)
+    assert (learn.mix_up_callback.alpha, len(learn.callback_fns)) == (0.2, 1)
+
+
 # --- label smoothing
 
 

@@ -51,7 +51,7 @@ class MixUpCallback(LearnerCallback):
         """Mix a training batch with a shuffled copy of itself."""
         if not train:
             return None
-        if self.stack_y and self._loss_func is None:
+        if self.stack_y and not isinstance(self.learn.loss_func, MixUpLoss):
             self._loss_func = self.learn.loss_func
             self.learn.loss_func = MixUpLoss(self._loss_func)
         n = len(last_input)
