@@ -154,6 +154,8 @@ class Callback:
     _watches: bool = False
     _sets: tuple[str, ...] = ()  # hyper-parameters of the optimizer that the learner puts back when the fit ends
 
+    _settings: tuple[str, ...] = ()  # attributes that a kept run and one that goes on with it must have in common
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         check_contract(cls)
@@ -196,7 +198,17 @@ class Callback:
         return {name: value for name, value in vars(self).items() if is_plain(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned."""
+        """Take over what ``state_dict`` returned.
+
+        Raises:
+            CallbackError: it is of a run in which this callback was set otherwise.
+        """
+        for name in self._settings:
+            if state[name] != getattr(self, name):
+                raise CallbackError(
+                    f"The run was begun with {name}={state[name]!r} of {type(self).__name__}, and here it is "
+                    f"{getattr(self, name)!r}; give it as it was, or name another checkpoint."
+                )
         vars(self).update(state)
 
 

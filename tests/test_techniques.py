@@ -11,6 +11,7 @@ from minifast import (
     EVENTS,
     AccumulateScheduler,
     Callback,
+    CallbackError,
     EMACallback,
     GradientClipping,
     Learner,
@@ -69,6 +70,22 @@ def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, how, batc
     finished = learner(how, tmp_path)
     finished.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
     assert outcome(finished) == outcome(alone)
+
+
+@pytest.mark.parametrize(
+    ("was", "is_", "words"),
+    [
+        (GradientClipping(clip=0.1), GradientClipping(clip=0.2), "clip=0.1 of GradientClipping, and here it is 0.2"),
+        (AccumulateScheduler(n_step=2), AccumulateScheduler(n_step=3), "n_step=2 of AccumulateScheduler"),
+        (MixUpCallback(alpha=0.1), MixUpCallback(alpha=0.2), "alpha=0.1 of MixUpCallback, and here it is 0.2"),
+        (EMACallback(decay=0.9), EMACallback(), "decay=0.9 of EMACallback, and here it is 0.999"),
+    ],
+)
+def test_a_run_goes_on_as_it_was_set_only(tmp_path, was, is_, words) -> None:
+    toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
+    toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
+    with pytest.raises(CallbackError, match=f"The run was begun with {words}"):
+        toy_learner(path=tmp_path).fit(2, callbacks=is_, checkpoint="run")
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -40,6 +40,7 @@ class AccumulateScheduler(LearnerCallback):
     """
 
     _order = -40  # before those that look at the gradients of a step
+    _settings = ("n_step", "drop_last")
 
     def __init__(self, learn: Learner | None = None, n_step: int = 1, drop_last: bool = False) -> None:
         super().__init__(learn)

@@ -41,6 +41,7 @@ class EMACallback(LearnerCallback):
 
     _order = 5_000  # after those that change weights when a step is made
     _watches = True
+    _settings = ("decay",)
 
     def __init__(self, learn: Learner | None = None, decay: float = 0.999) -> None:
         super().__init__(learn)
@@ -95,12 +96,8 @@ class EMACallback(LearnerCallback):
             self._swap()
         self._begin()
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return what the model does not hold: the averages, or the weights."""
-        return {"steps": self._steps, "others": self._others, "swapped": self._swapped}
-
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take it over; the model must hold the rest."""
-        devices = [one.device for one in self._tensors()]
-        self._others = [one.to(device, copy=True) for one, device in zip(state["others"], devices, strict=False)]
-        self._steps, self._swapped = state["steps"], state["swapped"]
+        super().load_state_dict(state)
+        pairs = zip(self._others, self._tensors(), strict=False)  # none, where no step was made
+        self._others = [kept.to(held.device, copy=True) for kept, held in pairs]

@@ -26,6 +26,8 @@ class GradientClipping(LearnerCallback):
     Source: R. Pascanu et al., "On the difficulty of training recurrent neural networks" (2013), section 3.2.
     """
 
+    _settings = ("clip",)
+
     def __init__(self, learn: Learner | None = None, clip: float = 0.0) -> None:
         super().__init__(learn)
         self.clip = check_number("clip", clip, low=0)

@@ -21,10 +21,10 @@ class MixedPrecision(LearnerCallback):
     """Runs the forward pass in float16, and backward from a scaled loss, by torch's autocast and GradScaler.
 
     Weights, gradients, the loss and what callbacks see of outputs are float32 (fastai v1 held the weights twice);
-    gradients come unscaled to callbacks with an ``_order`` over -30, such as ``GradientClipping``. A step whose gradients overflow is not made: schedules
-    stand still in it, and the scale is halved. The scale is kept from fit to fit and in checkpoints.
-    ``Learner.to_fp16`` is the short way. To know whether to step, the device is waited for once a step; ``to_bf16``
-    needs none of this.
+    gradients come unscaled to callbacks with an ``_order`` over -30, such as ``GradientClipping``. A step whose
+    gradients overflow is not made: schedules stand still in it, and the scale is halved. The scale is kept from fit to
+    fit and in checkpoints. ``Learner.to_fp16`` is the short way. To know whether to step, the device is waited for once
+    a step; ``Learner.to_bf16`` needs none of this.
 
     Args:
         learn: the learner.

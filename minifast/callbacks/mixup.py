@@ -38,6 +38,8 @@ class MixUpCallback(LearnerCallback):
     Source: H. Zhang et al., "mixup: Beyond empirical risk minimization" (2018).
     """
 
+    _settings = ("alpha", "stack_x", "stack_y")
+
     def __init__(
         self, learn: Learner | None = None, alpha: float = 0.4, stack_x: bool = False, stack_y: bool = True
     ) -> None:
