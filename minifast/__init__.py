@@ -23,10 +23,13 @@ from minifast.callbacks.tracker import (
 )
 from minifast.checkpoint import set_seed
 from minifast.comparison import Comparison, compare
+from minifast.data.augment import get_transforms
 from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import get_image_files
 from minifast.data.loader import DeviceDataLoader, TensorLoader
+from minifast.data.normalize import channel_view, denormalize, normalize
+from minifast.data.tensor_bunch import TensorDataBunch
 from minifast.data.urls import URLs, untar_data
 from minifast.dispatcher import Dispatcher
 from minifast.errors import (
@@ -119,6 +122,7 @@ __all__ = [
     "SmoothenValue",
     "StopAfterNBatches",
     "TensorBoardCallback",
+    "TensorDataBunch",
     "TensorLoader",
     "TerminateOnNaNCallback",
     "TorchScheduler",
@@ -132,19 +136,23 @@ __all__ = [
     "annealing_linear",
     "annealing_no",
     "annealing_poly",
+    "channel_view",
     "compare",
     "constant",
     "cosine",
     "create_one_cycle_lr_schedule",
+    "denormalize",
     "error_rate",
     "exponential",
     "fit_one_cycle",
     "flat_cosine",
     "get_image_files",
+    "get_transforms",
     "imagenet_stats",
     "join",
     "linear",
     "lr_find",
+    "normalize",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",

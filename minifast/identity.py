@@ -50,6 +50,7 @@ def identity(learn: Learner) -> dict[str, dict[str, Any]]:
                 f"batches of {name}": len(loader),
                 f"loader of {name}": [type(part).__name__ for part in parts_of(loader)],
                 f"checksum of {name} items": checksum(items),
+                f"transforms of {name}": [described(tfm) for tfm in getattr(loader, "tfms", ())],
             }
     return {part: {name: one for name, one in values.items() if is_plain(one)} for part, values in found.items()}
 

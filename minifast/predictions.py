@@ -125,12 +125,16 @@ class Predictor:
         """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.
 
         Returns:
-            (class, its number, probabilities) for classes; (output, output, output) otherwise.
+            (class, its number, probabilities) for classes; where an item has several, (those above a half, 1 for each
+            of them and 0 for the others, probabilities); (output, output, output) otherwise.
         """
         with evaluating(self.model), torch.no_grad():
             output = activation_of(self.loss_func)(self.output_of(self.data.encode(item)))[0].cpu()
         if self.data.classes is None:
             return output, output, output
+        if self.data.labels is not None and self.data.labels.kind == "classes":
+            chosen = (output > 0.5).float()
+            return [self.data.classes[int(i)] for i in chosen.nonzero()], chosen, output
         number = output.argmax()
         return self.data.classes[int(number)], number, output
 

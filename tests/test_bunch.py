@@ -20,7 +20,7 @@ from minifast import (
     imagenet_stats,
     simple_ann,
 )
-from minifast.data.bunch import MSELossFlat
+from minifast.data.losses import MSELossFlat
 
 
 class Labelled(TensorDataset):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast import plots
+from minifast.data.augment import Seeded
+from minifast.data.labels import Labels
 from minifast.data.loader import (
     BatchLoader,
     DeviceDataLoader,
-    Normalize,
+    EpochOrder,
     Transform,
     as_pictures,
     default_device,
@@ -23,6 +25,8 @@ from minifast.data.loader import (
     is_picture,
     position_of,
 )
+from minifast.data.losses import loss_for
+from minifast.data.normalize import Normalize, channel_view
 from minifast.errors import DataError, MinifastError, check_count
 
 if TYPE_CHECKING:
@@ -38,14 +42,6 @@ class DatasetType(Enum):
     Train = 1
     Valid = 2
     Test = 3
-
-
-class MSELossFlat(nn.MSELoss):
-    """The mean squared error of outputs and targets laid flat, so that (n, 1) and (n,) fit each other."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Return the error."""
-        return super().forward(input.flatten(), target.flatten())
 
 
 class DataBunch:
@@ -67,6 +63,9 @@ class DataBunch:
     >>> len(data.train_dl), data.loss_func
     (5, CrossEntropyLoss())
     """
+
+    labels: Labels | None = None  # what they were made from, where they came as labels
+    test_labelled = True  # whether the targets of the test part say anything
 
     def __init__(
         self,
@@ -99,7 +98,7 @@ class DataBunch:
             self.add_tfm(tfm)
         self.path = Path(path)
         self.classes = list(classes) if classes is not None else _classes_of(self.train_ds)
-        self.loss_func = loss_func if loss_func is not None else _loss_for(self.train_ds, self.classes)
+        self.loss_func = loss_func if loss_func is not None else loss_for(self.train_ds, self.classes)
         self.norm: Normalize | None = None
 
     @classmethod
@@ -114,20 +113,38 @@ class DataBunch:
         num_workers: int = 0,
         dl_tfms: Sequence[Transform] | None = None,
         device: torch.device | str | None = None,
+        seed: int | None = None,
         **dl_kwargs: Any,
     ) -> DataBunch:
-        """Make a bunch from torch data sets; training items are shuffled, and the last batch dropped if not full."""
+        """Make a bunch from torch data sets; training items are shuffled, and the last batch dropped if not full.
+
+        Args:
+            train_ds, valid_ds, test_ds: the data sets, which have a length and items ``(x, y)``.
+            path: where the learner's files go.
+            bs, val_bs: items a batch in training, and otherwise.
+            num_workers: processes that read items. Each has seeds of its own, for Python, NumPy and torch.
+            dl_tfms, device: as for ``DataBunch``.
+            seed: makes the order of an epoch, and the workers' seeds, a function of it and of the epoch; by default
+                they come from torch's generator.
+            dl_kwargs: for torch's DataLoaders, such as ``collate_fn``.
+        """
         check_count("bs", bs)
         val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
         common = {"num_workers": num_workers, **dl_kwargs}
-        train_dl: Any = DataLoader(train_ds, bs, shuffle=True, drop_last=len(train_ds) >= bs, **common)
+        order: dict[str, Any] = {"shuffle": True}
+        if seed is not None:
+            order = {"sampler": EpochOrder(len(train_ds), check_count("seed", seed, least=0))}
+            common["generator"] = torch.Generator().manual_seed(seed)
+        train_dl: Any = DataLoader(train_ds, bs, drop_last=len(train_ds) >= bs, **order, **common)
         valid_dl, test_dl = (None if ds is None else DataLoader(ds, val_bs, **common) for ds in (valid_ds, test_ds))
         return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path)
 
     @property
     def c(self) -> int | None:
-        """The number of classes, or None where the data have none."""
-        return None if self.classes is None else len(self.classes)
+        """How many outputs a model needs: one a class, or a number; None where the data do not say."""
+        if self.classes is not None:
+            return len(self.classes)
+        return None if self.labels is None else self.labels.c
 
     @property
     def train_ds(self) -> Any:
@@ -146,8 +163,13 @@ class DataBunch:
 
     @property
     def batch_size(self) -> Any:
-        """The number of items in a training batch."""
+        """The number of items in a training batch; where it is set, in those of all parts."""
         return getattr(self.train_dl, "batch_size", None)
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        for dl in self.dls:
+            dl.batch_size = check_count("batch_size", value)
 
     @property
     def dls(self) -> list[Any]:
@@ -194,6 +216,56 @@ class DataBunch:
         for dl in {id(dl): dl for dl in self.dls}.values():  # one loader may serve two parts
             dl.add_tfm(tfm)
 
+    def _add_ds_tfms(self, tfms: tuple[list[Transform], list[Transform]], seed: int) -> None:
+        """Add transforms of training, and those of the other parts; they draw from generators of their own."""
+        train, valid = tfms
+        for dl, own in zip(self.dls, (train, valid, valid), strict=False):
+            if own:
+                dl.add_tfm(Seeded(own, seed))
+
+    def batch_stats(
+        self, funcs: Sequence[Callable[..., Tensor]] | None = None, ds_type: DatasetType = DatasetType.Train
+    ) -> list[Tensor]:
+        """Return the mean and the standard deviation of each channel of one batch, as the model gets it, on the CPU.
+
+        Args:
+            funcs: other functions of values ``(channels, values)`` and the dimension to reduce, 1.
+            ds_type: which part.
+
+        Raises:
+            DataError: the inputs are not floats ``(n, channels, ...)``.
+        """
+        x, _ = self.one_batch(ds_type, denorm=False)
+        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
+            what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            raise DataError(f"The inputs are {what}; a mean and a deviation are for floats (n, channels, ...).")
+        return [func(channel_view(x), 1) for func in (funcs or (torch.mean, torch.std))]
+
+    def sanity_check(self) -> None:
+        """Read a batch of each part, and refuse one that cannot be read or trained on.
+
+        Raises:
+            DataError: a batch cannot be made, its inputs are not finite, or a target is none of the classes.
+        """
+        for ds_type in DatasetType:
+            name = ds_type.name.lower()
+            if getattr(self, f"{name}_dl") is None:
+                continue
+            try:
+                x, y = self.one_batch(ds_type, denorm=False)
+            except Exception as error:
+                raise DataError(
+                    f"The {name} part gives no batch: {error} Look at its items, one by one, and at their shapes."
+                ) from error
+            if isinstance(x, Tensor) and not x.isfinite().all():
+                raise DataError(f"The first batch of the {name} part has inputs that are NaN or infinite; mend them.")
+            of_class = self.classes is not None and isinstance(y, Tensor) and y.dtype is torch.int64 and y.ndim == 1
+            if of_class and not (int(y.min()) >= 0 and int(y.max()) < len(self.classes or ())):
+                raise DataError(
+                    f"The first batch of the {name} part has targets from {int(y.min())} to {int(y.max())}, and there "
+                    f"are {self.c} classes, 0 to {(self.c or 0) - 1}; number them so."
+                )
+
     def normalize(self, stats: Stats | None = None) -> DataBunch:
         """Subtract the mean and divide by the standard deviation of each channel, in all parts; return the bunch.
 
@@ -205,12 +277,9 @@ class DataBunch:
         """
         if self.norm is not None:
             raise MinifastError("These data are normalised already; make a new DataBunch to normalise otherwise.")
-        x, _ = self.one_batch(cpu=False)
-        if stats is None:
-            dims = [d for d in range(x.ndim) if d != 1]
-            mean, std = x.mean(dims), x.std(dims)
-        else:
-            mean, std = (torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in stats)
+        x, _ = self.one_batch()
+        found = self.batch_stats() if stats is None else stats
+        mean, std = (torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in found)
         if any(part.ndim > 1 or part.numel() not in (1, x.shape[1]) for part in (mean, std)):
             raise DataError(
                 f"stats holds {mean.numel()} means and {std.numel()} standard deviations, but the data have "
@@ -230,7 +299,7 @@ class DataBunch:
         return transformed
 
     def show_batch(self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False) -> Any:
-        """Draw ``rows`` × ``rows`` pictures of one batch with their classes.
+        """Draw ``rows`` × ``rows`` pictures of one batch with their classes, or what else their targets are.
 
         Raises:
             DataError: the items are no pictures.
@@ -239,15 +308,27 @@ class DataBunch:
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
             raise DataError("These items are no pictures (n, 1 or 3, height, width), so there is nothing to draw.")
         n = min(check_count("rows", rows) ** 2, len(x))
-        pictures = [picture.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in x[:n]]
-        titles = [str(self.classes[int(i)]) if self.classes is not None else f"{i:.3g}" for i in y[:n]]
+        pictures = [picture.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in x[:n].float()]
+        titles = [
+            "" if ds_type is DatasetType.Test and not self.test_labelled else self.title(target) for target in y[:n]
+        ]
         figure: Figure = plots.plot_images(pictures, titles)
         return plots.finish(figure.axes, return_fig)
+
+    def title(self, target: Any) -> str:
+        """Return what an item's target says: a class, several classes, or numbers."""
+        if self.classes is None:
+            return ", ".join(f"{value:.3g}" for value in torch.as_tensor(target).flatten().tolist())
+        if getattr(target, "ndim", 0):
+            return ", ".join(str(self.classes[int(i)]) for i in (target > 0.5).nonzero())
+        return str(self.classes[int(target)])
 
     def __repr__(self) -> str:
         parts = [("train", self.train_dl), ("valid", self.valid_dl), ("test", self.test_dl)]
         counts = ", ".join(f"{name}: {len(dl)} batches" for name, dl in parts if dl is not None)
-        return f"{type(self).__name__}({counts}; classes: {self.classes}; device: {self.device}; path: {self.path})"
+        about = "" if self.labels is None else f"{self.labels}; "
+        about += f"classes: {self.classes}; device: {self.device}; path: {self.path}"
+        return f"{type(self).__name__}({counts}; {about})"
 
 
 def _has_length(dl: Any) -> bool:
@@ -263,15 +344,3 @@ def _classes_of(dataset: Any) -> list[Any] | None:
         dataset = getattr(dataset, "dataset", None)  # a Subset's whole
     classes = getattr(dataset, "classes", None)
     return None if classes is None else list(classes)
-
-
-def _loss_for(dataset: Any, classes: Any) -> nn.Module | None:
-    if classes is not None:
-        return nn.CrossEntropyLoss()
-    try:
-        target = torch.as_tensor(dataset[0][1])
-    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
-        return None
-    if target.is_floating_point():
-        return MSELossFlat()
-    return nn.CrossEntropyLoss() if target.ndim == 0 else None

@@ -2,26 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
+from minifast.data.augment import check_tfms
 from minifast.data.bunch import DataBunch
 from minifast.data.images import BUDGET, Pictures, Size, check_size, list_pictures, read_picture
-from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, is_picture, order_of
-from minifast.errors import DataError, check_count, check_number, did_you_mean
+from minifast.data.labels import Labels, as_labels
+from minifast.data.loader import draw_seed
+from minifast.data.losses import LOSSES
+from minifast.data.picture_sets import Parts, existing, labelled, listed, loaders_of, split
+from minifast.data.tables import column, column_name, read_csv
+from minifast.errors import DataError, check_count, note
+
+if TYPE_CHECKING:
+    from typing import Unpack
+
+
+class PictureOptions(TypedDict, total=False):
+    """What all ways to make an ``ImageDataBunch`` have in common; ``from_folder`` says what each is."""
+
+    test: str | None
+    classes: Sequence[Any] | None
+    size: Size
+    bs: int
+    val_bs: int | None
+    num_workers: int | None
+    device: torch.device | str | None
+    memory: int
+    ds_tfms: Any
 
 
 class ImageDataBunch(DataBunch):
-    """Pictures with a class each: floats ``(n, 3, height, width)`` in [0, 1]."""
+    """Pictures with a class each, several classes, or numbers: floats ``(n, 3, height, width)`` in [0, 1].
+
+    A picture is seen as its camera was held, of an animation the first frame, and what is transparent in its own
+    colour.
+    """
 
     size: Size = None
+    test_labelled = False
 
     @classmethod
     def from_folder(
@@ -39,6 +64,7 @@ class ImageDataBunch(DataBunch):
         num_workers: int | None = None,
         device: torch.device | str | None = None,
         memory: int = BUDGET,
+        ds_tfms: Any = None,
     ) -> ImageDataBunch:
         """Take pictures from folders: ``path/train/CLASS/…`` and ``path/valid/CLASS/…``.
 
@@ -60,6 +86,9 @@ class ImageDataBunch(DataBunch):
             num_workers: processes that read a set that does not fit into memory.
             device: where training happens; by default the GPU if there is one.
             memory: how many bytes decoded pictures may take.
+            ds_tfms: transforms of whole batches on the device, a pair: those of training and those of validation, such
+                as ``get_transforms()``. What they draw comes from ``seed``. One of torchvision's is run on each
+                picture by itself; any other is a function of a batch ``(x, y)`` that returns both.
 
         Raises:
             DataError: a folder is missing or empty, a class stands only in the validation folder, a file is no picture
@@ -67,53 +96,221 @@ class ImageDataBunch(DataBunch):
         """
         path = Path(path).expanduser()
         size = check_size(size)
-        check_count("bs", bs)
-        val_bs = 2 * bs if val_bs is None else check_count("val_bs", val_bs)
-        if num_workers is not None:
-            check_count("num_workers", num_workers, least=0)
-        seed = int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+        seed = draw_seed(seed)
         if valid_pct is None:
             roots = [existing(path, train, "train"), existing(path, valid, "valid")]
             train_set, names = labelled(roots[:1], classes, str(roots[0].absolute()), size)
             valid_set, _ = labelled(roots[1:], names, str(roots[1].absolute()), size, refuse_others=classes is None)
-            valid_set.reference = train_set.first()
-            parts: list[tuple[Pictures, list[int] | None]] = [(train_set, None), (valid_set, None)]
+            parts: Parts = [(train_set, None), (valid_set, None)]
         else:
-            check_number("valid_pct", valid_pct, above=0, high=0.99)
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
             apart = {test} if test is not None and roots == [path] else set()
             train_set, names = labelled(roots, classes, f"{path.absolute()} all", size, apart)
-            if len(train_set) < 2:
-                raise DataError(f"{path} has 1 picture, which training and validation cannot share; add some.")
-            order = order_of(len(train_set), seed, 0).tolist()
-            n_valid = max(1, int(len(order) * valid_pct))
-            parts = [(train_set, order[n_valid:]), (train_set, order[:n_valid])]
+            parts = split(train_set, valid_pct, seed, path)
+        return cls._of(path, parts, names, None, seed, test, size, bs, val_bs, num_workers, device, memory, ds_tfms)
+
+    @classmethod
+    def from_lists(
+        cls,
+        path: str | Path,
+        fnames: Iterable[str | Path],
+        labels: Any,
+        valid_pct: float = 0.2,
+        seed: int | None = None,
+        label_delim: str | None = None,
+        **options: Unpack[PictureOptions],
+    ) -> ImageDataBunch:
+        """Take picture files, and a label for each: a class, several classes, or numbers.
+
+        Names, whole numbers and bools are a class each; lists of names, and rows of 0 and 1, several classes; floats
+        real numbers. The bunch says which it is.
+
+        Args:
+            path: the folder of the data. Names of files that lead nowhere from here are looked for in it.
+            fnames: the files.
+            labels: the label of each.
+            valid_pct: the share of validation pictures, chosen at random.
+            seed: of that choice and of the order of training; by default drawn from torch's generator.
+            label_delim: what stands between the classes in a text.
+            options: as for ``from_folder``: ``test classes size bs val_bs num_workers device memory ds_tfms``.
+
+        Raises:
+            DataError: a file is missing, or is no picture; a label is missing or none of ``classes``.
+        """
+        path = Path(path).expanduser()
+        if not path.is_dir():
+            raise DataError(f"There is no folder {path}; check the path.")
+        files = list(fnames)
+        rest: dict[str, Any] = {**options}
+        pictures = Pictures(f"{path.absolute()} list", rest.pop("size", None))
+        pictures.add(listed(files, path), 0)
+        if len(labels) != len(files):
+            raise DataError(f"There are {len(files)} files and {len(labels)} labels; give a label for each file.")
+        seed = draw_seed(seed)
+        found = as_labels(labels, rest.pop("classes", None), label_delim, lambda i: f"The picture {files[i]}")
+        pictures.labels = found.targets
+        parts = split(pictures, valid_pct, seed, path)
+        return cls._of(path, parts, found.classes, found, seed, size=pictures.size, **rest)
+
+    @classmethod
+    def from_csv(
+        cls,
+        path: str | Path,
+        folder: str | Path | None = None,
+        label_delim: str | None = None,
+        csv_labels: str | Path = "labels.csv",
+        valid_pct: float = 0.2,
+        seed: int | None = None,
+        fn_col: int | str = 0,
+        label_col: int | str | Sequence[int | str] = 1,
+        suffix: str = "",
+        delimiter: str | None = None,
+        header: int | str | None = "infer",
+        **options: Unpack[PictureOptions],
+    ) -> ImageDataBunch:
+        """Take pictures and labels from a CSV file, ``path/csv_labels``.
+
+        A column of whole numbers is read as classes, and one of numbers with a point as real numbers.
+
+        Args:
+            path: the folder of the data.
+            folder: the pictures' folder in it.
+            label_delim: what stands between several classes of a picture.
+            csv_labels: the file.
+            valid_pct, seed: as for ``from_lists``.
+            fn_col: the column of the files, by place or name.
+            label_col: that of the labels, or several columns: of 0 and 1 for classes of these names, of real numbers.
+            suffix: the end of the files' names, where the table leaves it out, such as ``".jpg"``.
+            delimiter: what stands between two fields; by default a comma.
+            header: the row of the columns' names; by default the first; None where there is none.
+            options: as for ``from_lists``.
+
+        Raises:
+            DataError: as ``from_lists``, and where the file is missing, or has not these columns.
+        """
+        path = Path(path).expanduser()
+        table = read_csv(path / csv_labels, delimiter, header)
+        return cls.from_df(path, table, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **options)
+
+    @classmethod
+    def from_df(
+        cls,
+        path: str | Path,
+        df: Any,
+        folder: str | Path | None = None,
+        label_delim: str | None = None,
+        valid_pct: float = 0.2,
+        seed: int | None = None,
+        fn_col: int | str = 0,
+        label_col: int | str | Sequence[int | str] = 1,
+        suffix: str = "",
+        **options: Unpack[PictureOptions],
+    ) -> ImageDataBunch:
+        """Take pictures and labels from a table: a data frame of pandas, or anything with columns; see ``from_csv``."""
+        place = Path(path).expanduser() / (folder or "")
+        names = column(df, fn_col, "fn_col")
+        for i, name in enumerate(names):
+            if not isinstance(name, (str, int, Path)):
+                raise DataError(f"Row {i} of the table names no file ({name!r}); name one, or leave the row out.")
+        labels: list[Any]
+        if not isinstance(label_col, (int, str)):
+            chosen = [column_name(df, one, "label_col") for one in label_col]
+            labels = [list(row) for row in zip(*(column(df, one, "label_col") for one in label_col), strict=True)]
+            if options.get("classes") is None and all(one in (0, 1) for row in labels for one in row):
+                options["classes"] = chosen
+        else:
+            labels = column(df, label_col, "label_col")
+        files = [place / f"{name}{suffix}" for name in names]
+        return cls.from_lists(path, files, labels, valid_pct, seed, label_delim, **options)
+
+    @classmethod
+    def from_name_func(
+        cls,
+        path: str | Path,
+        fnames: Iterable[str | Path],
+        label_func: Callable[[Path], Any],
+        valid_pct: float = 0.2,
+        seed: int | None = None,
+        **options: Unpack[PictureOptions],
+    ) -> ImageDataBunch:
+        """Take picture files, such as ``get_image_files(path)``; ``label_func`` says each one's label from its path."""
+        files = list(map(Path, fnames))
+        labels = []
+        for file in files:
+            try:
+                labels.append(label_func(file))
+            except Exception as error:
+                note(error, f"This was label_func of {file}.")
+                raise
+        return cls.from_lists(path, files, labels, valid_pct, seed, **options)
+
+    @classmethod
+    def from_name_re(
+        cls,
+        path: str | Path,
+        fnames: Iterable[str | Path],
+        pat: str,
+        valid_pct: float = 0.2,
+        seed: int | None = None,
+        **options: Unpack[PictureOptions],
+    ) -> ImageDataBunch:
+        """Take picture files; a label is what the first group of the regular expression ``pat`` finds in the path.
+
+        Raises:
+            DataError: ``pat`` has no group, or a path does not match it.
+        """
+        pattern = re.compile(pat)
+        if not pattern.groups:
+            raise DataError(f"pat is {pat!r}, which has no group; put the label in parentheses, as r'([^/]+)_' does.")
+
+        def label_of(file: Path) -> str:
+            match = pattern.search(file.as_posix())
+            if match is None or match[1] is None:
+                raise DataError(f"pat, {pat!r}, finds no label in {file.as_posix()}; mend it, or leave the file out.")
+            return match[1]
+
+        return cls.from_name_func(path, fnames, label_of, valid_pct, seed, **options)
+
+    @classmethod
+    def _of(
+        cls,
+        path: Path,
+        parts: Parts,
+        classes: list[Any] | None,
+        labels: Labels | None,
+        seed: int,
+        test: str | None = None,
+        size: Size = None,
+        bs: int = 64,
+        val_bs: int | None = None,
+        num_workers: int | None = None,
+        device: torch.device | str | None = None,
+        memory: int = BUDGET,
+        ds_tfms: Any = None,
+    ) -> ImageDataBunch:
+        """Make loaders of the parts, all in memory or all from files."""
+        check_count("bs", bs)
+        val_bs = 2 * bs if val_bs is None else check_count("val_bs", val_bs)
+        if num_workers is not None:
+            check_count("num_workers", num_workers, least=0)
+        tfms = check_tfms(ds_tfms)
+        train_set = parts[0][0]
         if test is not None:
             folder = existing(path, test, "test")
             test_set = Pictures(str(folder.absolute()), size)
             test_set.add(list_pictures(folder, recurse=True), 0)
             if not len(test_set):
                 raise DataError(f"The test folder {folder} has no pictures; add some, or leave test out.")
-            test_set.reference = train_set.first()
+            if labels is not None:
+                test_set.labels = torch.zeros_like(labels.targets[:1]).expand(len(test_set), *labels.targets.shape[1:])
             parts.append((test_set, None))
-        n_train = len(train_set if parts[0][1] is None else parts[0][1])
-        if n_train < bs:
-            warnings.warn(
-                f"There are {n_train} training pictures, fewer than bs={bs}: each epoch is one batch.", stacklevel=2
-            )
-        in_memory = sum({id(pictures): pictures.bytes_decoded() for pictures, _ in parts}.values()) <= memory
-        loaders: list[Any] = []
-        for i, (pictures, indices) in enumerate(parts):
-            batch_size = val_bs if i else bs
-            if in_memory:
-                x, y = pictures.tensors() if indices is None else (part[indices] for part in pictures.tensors())
-                loaders.append(TensorLoader(x, y, batch_size, not i, seed, device, classes=names))
-            else:
-                chosen = pictures if indices is None else pictures.chosen(indices)
-                loaders.append(file_loader(chosen, batch_size, not i, seed, num_workers, device))
-        test_dl = loaders[2] if test is not None else None
-        data = cls(loaders[0], loaders[1], test_dl, device, path=path, classes=names)
-        data.size = size
+        for pictures, _ in parts[1:]:
+            pictures.reference = train_set.first()
+        train_dl, valid_dl, test_dl = loaders_of(parts, classes, seed, bs, val_bs, num_workers, device, memory)
+        loss = None if labels is None else LOSSES[labels.kind]()
+        data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
+        data.size, data.labels = size, labels
+        data._add_ds_tfms(tfms, seed)
         return data
 
     def encode(self, item: Any) -> Tensor:
@@ -123,91 +320,3 @@ class ImageDataBunch(DataBunch):
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
         return super().encode(item)
-
-
-def existing(path: Path, name: str, part: str) -> Path:
-    """Return the folder ``name`` in ``path``, or say which there are."""
-    if not path.is_dir():
-        raise DataError(f"There is no folder {path}; check the path.")
-    folder = path / name
-    if not folder.is_dir():
-        there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        way_out = "" if part == "test" else ", or give valid_pct=0.2 to choose validation pictures at random"
-        raise DataError(
-            f"{path} has no folder {name}; it has {', '.join(there) or 'no folders'}.{did_you_mean(name, there)} "
-            f"Name the right one ({part}=...){way_out}."
-        )
-    return folder
-
-
-def labelled(
-    roots: Sequence[Path],
-    classes: Sequence[str] | None,
-    name: str,
-    size: Size,
-    apart: Collection[str] = (),
-    refuse_others: bool | None = None,
-) -> tuple[Pictures, list[str]]:
-    """Return the pictures under the class folders of ``roots``, and the classes.
-
-    ``apart`` are folders that are no classes. ``refuse_others`` is given for a validation set, where a class may have
-    no pictures: whether folders other than ``classes`` are an error.
-    """
-    for root in roots:
-        if not root.is_dir():
-            raise DataError(f"There is no folder {root}; check the path.")
-    where = " and ".join(map(str, roots))
-    entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(apart))
-    if "models" in folders and not any(
-        list_pictures(root / "models", True) for root in roots if (root / "models").is_dir()
-    ):
-        folders.remove("models")  # where a learner keeps its files
-    names = folders if classes is None else list(classes)
-    if not names:
-        raise DataError(f"{where} has no class folders; put the pictures of each class in a folder of its own.")
-    if twice := [one for one in names if names.count(one) > 1]:
-        raise DataError(f"classes names {twice[0]} twice; name each class once.")
-    if refuse_others and (extra := sorted(set(folders) - set(names))):
-        raise DataError(
-            f"The class {extra[0]} stands in {where} but not in the training folder, so it cannot be learnt; "
-            f"add training pictures of it, or remove the folder."
-        )
-    pictures = Pictures(name, size)
-    for label, folder in enumerate(names):
-        before = len(pictures)
-        for root in roots:
-            if (root / folder).is_dir():
-                pictures.add(list_pictures(root / folder, recurse=True), label)
-        if refuse_others is None and folder not in folders:
-            raise DataError(
-                f"{where} has no folder {folder}; it has {', '.join(folders)}.{did_you_mean(folder, folders)}"
-            )
-        if refuse_others is None and len(pictures) == before:
-            raise DataError(f"The class folder {roots[0] / folder} has no pictures; add some, or remove the folder.")
-    if not len(pictures):
-        raise DataError(f"{where} has no pictures; add some.")
-    return pictures, names
-
-
-def file_loader(
-    pictures: Pictures, bs: int, train: bool, seed: int, workers: int | None, device: torch.device | str | None
-) -> DeviceDataLoader:
-    """Return a loader that reads pictures as they are needed, in the order in which memory would give them."""
-    workers = min(8, os.cpu_count() or 1) if workers is None else workers
-    dl: Any = DataLoader(
-        pictures,  # type: ignore[arg-type]  # it has a length and items, all that a map-style data set is
-        bs,
-        sampler=EpochOrder(len(pictures), seed) if train else None,
-        drop_last=train and len(pictures) >= bs,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # so that starting workers draws from no global generator
-    )
-    return DeviceDataLoader(dl, device, [scaled])
-
-
-def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    """Turn a batch of uint8 pictures into floats in [0, 1]."""
-    x, y = batch
-    return as_pictures(x) if is_picture(x) else x, y

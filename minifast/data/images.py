@@ -26,6 +26,8 @@ SUFFIXES = frozenset(
 BUDGET = 2 * 2**30  # bytes of decoded pictures that are held in memory unless told otherwise
 TINY = 16 * 2**10  # bytes of a file below which the interpreter's lock makes threads slower than none
 
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # an EXIF orientation, and the PIL Transpose that undoes it
+
 Size = int | tuple[int, int] | None
 
 
@@ -72,7 +74,7 @@ class Pictures:
         self.size = check_size(size)
         self.reference: tuple[str, int, int] | None = None
         self.listing: list[tuple[str, int, int]] = []
-        self.labels: list[int] = []
+        self.labels: Any = []  # a list of class numbers, or a tensor with a target a row
 
     def add(self, listing: Iterable[tuple[str, int, int]], label: int) -> None:
         """Add files of one label."""
@@ -83,9 +85,9 @@ class Pictures:
     def chosen(self, indices: Iterable[int]) -> Pictures:
         """Return some of the files as a set of their own, to be read as they are needed."""
         part = Pictures(self.name, self.size)
-        for i in indices:
-            part.listing.append(self.listing[i])
-            part.labels.append(self.labels[i])
+        chosen = list(indices)
+        part.listing = [self.listing[i] for i in chosen]
+        part.labels = self.labels[chosen] if isinstance(self.labels, Tensor) else [self.labels[i] for i in chosen]
         return part
 
     def __getstate__(self) -> dict[str, Any]:
@@ -95,7 +97,7 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.listing)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, int]:
+    def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         """Return a picture, uint8 ``(channels, height, width)``, and its label; for torch's DataLoader."""
         picture = read_picture(self.listing[i][0], self.size)
         check_same_size(self.first(), self.listing[i][0], picture)
@@ -111,7 +113,7 @@ class Pictures:
             with cache.Copy(self._file, self._fingerprint) as copy:
                 self._kept = decode([name for name, _, _ in self.listing], self.size, self._threads(), copy)
         check_same_size(self.first(), self.listing[0][0], self._kept[0])
-        return self._kept, torch.tensor(self.labels, dtype=torch.int64)
+        return self._kept, torch.as_tensor(self.labels, dtype=None if len(self.labels) else torch.int64)
 
     @cached_property
     def _file(self) -> Path | None:
@@ -119,7 +121,7 @@ class Pictures:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return _digest(repr((self.listing, self.size)))
+        return _digest(repr((self.listing, self.size, "upright")))  # changed whenever pixels are read otherwise
 
     @cached_property
     def _kept(self) -> Tensor | None:
@@ -210,18 +212,37 @@ def _content(file: Any) -> io.BytesIO:
 
 
 def _pixels(image: Any, size: tuple[int, int] | None, name: str) -> np.ndarray[Any, Any]:
+    image.load()  # first, for some notes stand behind the pixels, and a file that is cut off is not of a strange mode
+    orientation = _orientation(image)
     if image.mode not in ("L", "RGB"):
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first.")
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("L" if image.mode == "1" else "RGB")
+        try:
+            if image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            image = image.convert("L" if image.mode == "1" else "RGB")  # what is transparent keeps its colour
+        except ValueError as error:
+            raise DataError(
+                f"{name} has colours of a kind (mode {image.mode}) that is not read; save it as RGB."
+            ) from error
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
     if size is not None:
         from PIL import Image, ImageOps
 
         image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _orientation(image: Any) -> Any:
+    # How a camera was held; where nothing was noted, which is most often, nothing is parsed.
+    if "exif" not in image.info:
+        return None
+    try:
+        return image.getexif().get(274)
+    except Exception:  # whatever a damaged note raises, the pixels may be whole
+        return None
 
 
 def decode(

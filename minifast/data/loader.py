@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from minifast.errors import DataError, check_count
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # of a batch (x, y)
+LOADER_ARGUMENTS = [  # that a DataLoader keeps under their own names
+    *("dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
+    *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "in_order"),
+]
 
 
 def default_device() -> torch.device:
@@ -31,6 +36,11 @@ def order_of(n: int, seed: int, epoch: int) -> Tensor:
     """
     generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
     return torch.randperm(n, generator=generator)
+
+
+def draw_seed(seed: int | None) -> int:
+    """Return a seed, by default one drawn from torch's generator."""
+    return int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
 
 
 def to_device(values: Any, device: torch.device) -> Any:
@@ -116,6 +126,37 @@ class DeviceDataLoader(BatchLoader):
             # Its text has the worker's frames; its own would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
 
+    @property
+    def batch_size(self) -> Any:
+        """The number of items in a batch; it may be set where a DataLoader of torch's is inside."""
+        return self.dl.batch_size
+
+    @batch_size.setter
+    def batch_size(self, value: int) -> None:
+        self.dl = self.new(batch_size=check_count("batch_size", value)).dl
+
+    def new(self, **kwargs: Any) -> DeviceDataLoader:
+        """Return a loader of the same data set, device and transforms, with other arguments of torch's DataLoader.
+
+        >>> loader = DeviceDataLoader(DataLoader(range(10), batch_size=2), device="cpu")
+        >>> [len(x) for x in loader.new(batch_size=4)]
+        [4, 4, 2]
+
+        Raises:
+            DataError: what is inside is no DataLoader of torch's, or one that has its batches from a sampler.
+        """
+        if not isinstance(self.dl, DataLoader) or self.dl.batch_size is None:
+            kind = type(self.dl).__name__ + (" with batches of its own" if isinstance(self.dl, DataLoader) else "")
+            raise DataError(f"The loader is a {kind}; only a DataLoader of torch's that makes batches is made anew.")
+        old = {name: getattr(self.dl, name) for name in LOADER_ARGUMENTS}
+        if not kwargs.keys() & {"shuffle", "batch_sampler"}:
+            old["sampler"] = copy.copy(self.dl.sampler)  # with a place of its own
+        if "batch_sampler" in kwargs:
+            del old["batch_size"], old["drop_last"]
+        if kwargs.get("num_workers") == 0:
+            del old["prefetch_factor"], old["persistent_workers"]
+        return DeviceDataLoader(DataLoader(**{**old, **kwargs}), self.device, self.tfms)
+
     def __getattr__(self, name: str) -> Any:
         if name == "dl":  # not set yet, as in unpickling
             raise AttributeError(name)
@@ -163,9 +204,13 @@ class TensorLoader(BatchLoader):
         self.y = y.to(self.device)
         self.dataset = Items(self.x, self.y, classes)
         self.shuffle = shuffle
-        self.drop_last = shuffle and len(x) >= bs
-        self.seed = int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+        self.seed = draw_seed(seed)
         self.epoch = 0
+
+    @property
+    def drop_last(self) -> bool:
+        """Whether a last batch that is not full is left out."""
+        return self.shuffle and len(self.x) >= self.batch_size
 
     def __len__(self) -> int:
         n, bs = len(self.x), self.batch_size
@@ -231,23 +276,6 @@ class Items:
 def is_picture(x: Tensor) -> bool:
     """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
     return x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
-
-
-class Normalize:
-    """A transform of batches: subtracts a mean and divides by a standard deviation, one for each channel."""
-
-    def __init__(self, mean: Tensor, std: Tensor) -> None:
-        self.mean = mean
-        self.std = std
-
-    def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        """Return the batch normalised."""
-        x, y = batch
-        return (x - self.mean) / self.std, y
-
-    def undo(self, x: Tensor) -> Tensor:
-        """Return the batch as it was."""
-        return x * self.std + self.mean
 
 
 def position_of(loader: Any) -> list[dict[str, Any]]:

@@ -1,0 +1,32 @@
+"""Which loss belongs to which targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class MSELossFlat(nn.MSELoss):
+    """The mean squared error of outputs and targets laid flat, so that (n, 1) and (n,) fit each other."""
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        """Return the error."""
+        return super().forward(input.flatten(), target.flatten())
+
+
+LOSSES = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # by kind of label
+
+
+def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
+    """Return the loss that fits the targets of a data set, or None where they do not say."""
+    if classes is not None:
+        return nn.CrossEntropyLoss()
+    try:
+        target = torch.as_tensor(dataset[0][1])
+    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
+        return None
+    if target.is_floating_point():
+        return MSELossFlat()
+    return nn.CrossEntropyLoss() if target.ndim == 0 else None
