@@ -212,19 +212,14 @@ def _content(file: Any) -> io.BytesIO:
 
 
 def _pixels(image: Any, size: tuple[int, int] | None, name: str) -> np.ndarray[Any, Any]:
-    image.load()  # first, for some notes stand behind the pixels, and a file that is cut off is not of a strange mode
+    image.load()  # first, for some files have the note on how they are held behind the pixels
     orientation = _orientation(image)
     if image.mode not in ("L", "RGB"):
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first.")
-        try:
-            if image.mode == "P" and "transparency" in image.info:
-                image = image.convert("RGBA")
-            image = image.convert("L" if image.mode == "1" else "RGB")  # what is transparent keeps its colour
-        except ValueError as error:
-            raise DataError(
-                f"{name} has colours of a kind (mode {image.mode}) that is not read; save it as RGB."
-            ) from error
+        if image.mode == "P" and "transparency" in image.info:
+            image = image.convert("RGBA")
+        image = image.convert("L" if image.mode == "1" else "RGB")  # what is transparent keeps its colour
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if size is not None:

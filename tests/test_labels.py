@@ -1,0 +1,183 @@
+"""Labels as targets: what kind they are is read from type, shape and values, and what cannot be learnt is named."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from minifast import DataError
+from minifast.data.labels import as_labels
+
+CASES = [  # labels, kind, targets, classes
+    (["b", "a", "b"], "class", [1, 0, 1], ["a", "b"]),
+    (("b", "a"), "class", [1, 0], ["a", "b"]),
+    ([10, 9, 10], "class", [1, 0, 1], [9, 10]),
+    ([True, False], "class", [1, 0], [False, True]),
+    (np.array(["b", "a"]), "class", [1, 0], ["a", "b"]),
+    (np.array(["b", "a"], object), "class", [1, 0], ["a", "b"]),
+    (np.array([3, 1], np.uint8), "class", [1, 0], [1, 3]),
+    (np.array([[3], [1]]), "class", [1, 0], [1, 3]),
+    (torch.tensor([3, 1]), "class", [1, 0], [1, 3]),
+    ([torch.tensor(3), torch.tensor(1)], "class", [1, 0], [1, 3]),
+    ([np.int64(3), np.int64(1)], "class", [1, 0], [1, 3]),
+    ([0.5, 2.0], "number", [0.5, 2.0], None),
+    ([0, 2.5], "number", [0.0, 2.5], None),
+    ([0.0, 1.0], "number", [0.0, 1.0], None),
+    ([np.float32(0.5)], "number", [0.5], None),
+    (np.array([0.5, 2], np.float64), "number", [0.5, 2], None),
+    (torch.tensor([0.5, 2]).half(), "number", [0.5, 2], None),
+    (np.array([[0.5], [2]]), "number", [[0.5], [2]], None),
+    (torch.tensor([[0.5, 1], [2, 0]]), "number", [[0.5, 1], [2, 0]], None),
+    ([(0.5, 1), (2, 0)], "number", [[0.5, 1], [2, 0]], None),
+    ([["b", "a"], [], ["b"]], "classes", [[1, 1], [0, 0], [0, 1]], ["a", "b"]),
+    ([{"b"}, ("a", "b")], "classes", [[0, 1], [1, 1]], ["a", "b"]),
+    ([[7], [9, 7]], "classes", [[1, 0], [1, 1]], [7, 9]),
+    ([[7, 8], [9, 7]], "classes", [[1, 1, 0], [1, 0, 1]], [7, 8, 9]),
+    ([[0, 1], [1, 1]], "classes", [[0, 1], [1, 1]], [0, 1]),
+    (np.array([[0, 1], [1, 1]]), "classes", [[0, 1], [1, 1]], [0, 1]),
+    (np.array([[0, 1], [1, 1]], bool), "classes", [[0, 1], [1, 1]], [0, 1]),
+    (torch.tensor([[0.0, 1], [1, 1]]), "classes", [[0, 1], [1, 1]], [0, 1]),
+]
+
+
+@pytest.mark.parametrize(("labels", "kind", "targets", "classes"), CASES, ids=lambda case: repr(case)[:40])
+def test_the_kind_of_labels_is_read_from_them(labels, kind, targets, classes):
+    found = as_labels(labels)
+    assert (found.kind, found.targets.tolist(), found.classes) == (kind, targets, classes)
+    assert found.targets.dtype is (torch.int64 if kind == "class" else torch.float32)
+
+
+class Column:
+    """As in a data frame: no list, but a way to an array."""
+
+    def to_numpy(self):
+        return np.array(["b", "a"], object)
+
+
+def test_a_column_of_a_data_frame_is_a_list_of_its_values():
+    assert as_labels(Column()).classes == ["a", "b"]
+
+
+def test_pandas_columns_are_read():
+    pandas = pytest.importorskip("pandas")
+    assert as_labels(pandas.Series(["b", "a"])).targets.tolist() == [1, 0]
+    assert as_labels(pandas.Series(["b", "a"], dtype="category")).classes == ["a", "b"]
+    assert as_labels(pandas.Series([0.5, 1])).kind == "number"
+    with pytest.raises(DataError, match=r"^item 1 has no label"):
+        as_labels(pandas.Series(["b", None]))
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["a", "b"], "each target is one of 2 classes, for the labels are names"),
+        ([3, 4, 5], "each target is one of 3 classes, for the labels are whole numbers"),
+        ([True, False], "each target is one of 2 classes, for the labels are bools"),
+        ([0.5], "each target is a real number, for the labels are floats"),
+        ([[0.5, 1.5]], "each target is 2 real numbers, for the labels are floats"),
+        ([["a"], ["a", "b"]], "each target is any of 2 classes, for the labels are lists of names"),
+        (np.eye(3), "each target is any of 3 classes, for the labels are rows of 0 and 1"),
+    ],
+    ids=lambda case: repr(case)[:30],
+)
+def test_it_says_how_it_understood_them(labels, said):
+    assert str(as_labels(labels)) == said
+
+
+def test_texts_are_split_and_blanks_are_no_class():
+    found = as_labels(["haze  primary", "", None, "primary"], delim=" ")
+    assert (found.classes, found.targets.tolist()) == (["haze", "primary"], [[1, 1], [0, 0], [0, 0], [0, 1]])
+    assert as_labels(["a|b", "c"], delim="|").classes == ["a", "b", "c"]
+
+
+# --- classes that are given
+
+
+def test_classes_have_the_order_that_is_given():
+    assert as_labels(["a", "b"], ["b", "a", "c"]).targets.tolist() == [1, 0]
+    assert as_labels(["a", "b"], ["b", "a", "c"]).c == 3
+    assert as_labels([["a"], ["b"]], ["b", "a"]).targets.tolist() == [[0, 1], [1, 0]]
+    assert as_labels([7, 5], [7, 5]).targets.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [[1, 0], [True, False], torch.tensor([1, 0])], ids=str)
+def test_whole_numbers_are_the_places_of_classes_with_names(labels):
+    found = as_labels(labels, ["cat", "dog"])
+    assert (found.targets.tolist(), found.classes) == ([1, 0], ["cat", "dog"])
+    with pytest.raises(DataError, match=r"^item 0 has the label 2, which is not among the classes 0, 1\."):
+        as_labels([2, 0], ["cat", "dog"])
+
+
+def test_a_label_that_is_no_class_is_named_with_its_item():
+    with pytest.raises(DataError, match=r"^picture 1 has the label 'dgo', .* classes cat, dog\. Did you mean dog\?"):
+        as_labels(["cat", "dgo"], ["cat", "dog"], item="picture {}".format)
+    with pytest.raises(DataError, match=r"^item 1 has the label 'c'"):
+        as_labels([["a"], ["a", "c"]], ["a", "b"])
+
+
+def test_columns_are_named_all():
+    assert as_labels(np.eye(2), ["a", "b"]).classes == ["a", "b"]
+    with pytest.raises(DataError, match=r"classes names 3 classes, and the labels have 2 columns"):
+        as_labels(np.eye(2), ["a", "b", "c"])
+
+
+def test_a_class_is_named_once():
+    with pytest.raises(DataError, match=r"^classes names a twice"):
+        as_labels(["a"], ["a", "b", "a"])
+
+
+def test_real_numbers_have_no_classes():
+    with pytest.raises(DataError, match=r"^The labels are floats.*leave classes out"):
+        as_labels([0.5], ["a"])
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    "labels", [["a", None, "b"], ["a", float("nan"), "b"], ["a", "", "b"], [0.5, float("nan")], [0.5, None], [1, None]]
+)
+def test_a_missing_label_is_named(labels):
+    with pytest.raises(DataError, match=r"^item 1 has no label that could be learnt"):
+        as_labels(labels)
+
+
+def test_missing_labels_are_counted():
+    with pytest.raises(DataError, match=r"^item 0 has no label that could be learnt \(nan\), nor have 2 more; "):
+        as_labels(np.array([np.nan, 1, np.inf, np.nan]))
+
+
+@pytest.mark.parametrize("labels", [["a", 1], [object()], ["a", ["b"]], np.array([1 + 2j]), [{"a": 1}]], ids=repr)
+def test_labels_of_several_kinds_or_of_none_are_refused(labels):
+    with pytest.raises(DataError, match=r"^The labels are of several kinds, or of none that is known"):
+        as_labels(labels)
+
+
+@pytest.mark.parametrize("labels", [np.array([[0, 2], [1, 1]]), np.array([["a", "b"]])], ids=str)
+def test_columns_that_are_neither_numbers_nor_classes_are_refused(labels):
+    with pytest.raises(DataError, match=r"^The labels are 2 columns of .*; give floats .* or 0s and 1s"):
+        as_labels(labels)
+
+
+@pytest.mark.parametrize("labels", [[], np.zeros((2, 2, 2)), np.float32(1)], ids=["none", "cube", "one"])
+def test_labels_are_one_for_each_item(labels):
+    with pytest.raises(DataError, match=r"^The labels have the shape"):
+        as_labels(np.asarray(labels))
+
+
+def test_lists_of_floats_are_of_one_length():
+    with pytest.raises(DataError, match=r"^The labels are lists of floats of different lengths"):
+        as_labels([[0.5], [0.5, 1.5]])
+
+
+def test_no_class_at_all_is_refused():
+    with pytest.raises(DataError, match=r"^No item has a label"):
+        as_labels(["", ""], delim=" ")
+
+
+def test_a_delimiter_is_a_text_and_columns_have_none():
+    with pytest.raises(TypeError, match=r"^label_delim is ''; it must be"):
+        as_labels(["a"], delim="")
+    with pytest.raises(DataError, match=r"leave label_delim out"):
+        as_labels(np.eye(2), delim=" ")
