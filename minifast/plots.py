@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -118,12 +119,13 @@ def plot_images(pictures: Sequence[Any], titles: Sequence[str], figsize: tuple[f
 
     columns = max(1, math.isqrt(len(pictures) - 1) + 1)
     rows = -(-len(pictures) // columns)
-    figure, grid = plt.subplots(
-        rows, columns, figsize=figsize or (1.4 * columns, 1.6 * rows), squeeze=False, layout="constrained"
-    )
+    titles = [textwrap.fill(title, 14) for title in titles]  # as many letters as a picture is wide
+    lines = 1 + max((title.count("\n") for title in titles), default=0)
+    size = figsize or (1.4 * columns, (1.4 + 0.2 * lines) * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
     for ax in grid.flat:
         ax.axis("off")
     for ax, picture, title in zip(grid.flat, pictures, titles, strict=False):
         ax.imshow(picture)
-        ax.set_title(title)
+        ax.set_title(title, fontsize="medium")
     return figure

@@ -203,6 +203,16 @@ def test_pictures_are_shown_with_what_their_targets_say(folder, labels, titles):
     assert {ax.get_title() for ax in figure.axes if ax.images} == titles
 
 
+def test_long_titles_are_broken_between_words_and_stay_over_their_pictures(folder):
+    figure = from_lists(folder, [["green hill", "red house", "yellow sun"]] * N, bs=8).show_batch(return_fig=True)
+    figure.draw_without_rendering()
+    shown = [ax for ax in figure.axes if ax.images]
+    assert {ax.get_title() for ax in shown} == {"green hill,\nred house,\nyellow sun"}
+    boxes = [ax.title.get_window_extent() for ax in shown]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[i + 1 :])
+    assert not any(ax.images[0].get_window_extent().overlaps(box) for ax in shown for box in boxes)
+
+
 # --- from tables
 
 
