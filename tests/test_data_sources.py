@@ -127,6 +127,7 @@ def test_missing_files_are_named_and_counted(folder):
         ImageDataBunch.from_lists(folder / "lost", ["0.png"], [0], **OPTIONS)
     with pytest.raises(DataError, match=r"^There are 10 files and 2 labels"):
         from_lists(folder, ["a", "b"])
+    assert from_lists(folder, iter(NAMES)).classes == ["cat", "dog"]
     with pytest.raises(DataError, match=r"^The picture .*3\.png has no label"):
         from_lists(folder, [*NAMES[:3], None, *NAMES[4:]])
 

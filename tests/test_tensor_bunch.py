@@ -126,7 +126,8 @@ def test_the_loss_is_chosen_by_the_targets_and_it_trains(y, loss, c, said):
     learn.fit(1)
     assert learn.validate()[0] > 0
     assert len(learn.get_preds()[0]) == 10
-    assert len(learn.predict(X[0].astype(np.float32))) == 3
+    for item in (X[0], X[0].tolist(), torch.from_numpy(X[0]), [1, 2, 3, 4]):
+        assert len(learn.predict(item)) == 3
 
 
 def test_a_line_is_learnt():

@@ -144,6 +144,7 @@ class ImageDataBunch(DataBunch):
         rest: dict[str, Any] = {**options}
         pictures = Pictures(f"{path.absolute()} list", rest.pop("size", None))
         pictures.add(listed(files, path), 0)
+        labels = labels if hasattr(labels, "__len__") else list(labels)
         if len(labels) != len(files):
             raise DataError(f"There are {len(files)} files and {len(labels)} labels; give a label for each file.")
         seed = draw_seed(seed)
@@ -187,6 +188,12 @@ class ImageDataBunch(DataBunch):
 
         Raises:
             DataError: as ``from_lists``, and where the file is missing, or has not these columns.
+
+        >>> from minifast.data.drawn import draw_sample, home
+        >>> path = draw_sample(home() / "data" / "small", n_train=60, n_valid=20)
+        >>> data = ImageDataBunch.from_csv(path, bs=16, device="cpu")
+        >>> data.classes, len(data.train_ds), len(data.valid_ds)
+        ([0, 1], 64, 16)
         """
         path = Path(path).expanduser()
         table = read_csv(path / csv_labels, delimiter, header)

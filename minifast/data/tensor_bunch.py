@@ -122,6 +122,11 @@ class TensorDataBunch(DataBunch):
         data._add_ds_tfms(tfms, seed)
         return data
 
+    def encode(self, item: Any) -> Tensor:
+        """Return one item, an array, a tensor or a list, as the batch of one that the model takes."""
+        x = torch.as_tensor(item)
+        return super().encode(x.float() if x.is_floating_point() or self.train_dl.x.is_floating_point() else x)
+
 
 def as_inputs(x: Any, name: str) -> Tensor:
     """Return inputs as a tensor: floats as float32, a table's columns too, whole numbers as they are.
