@@ -23,6 +23,16 @@ from minifast.callbacks.tracker import (
 )
 from minifast.checkpoint import set_seed
 from minifast.comparison import Comparison, compare
+from minifast.confusion import (
+    AUROC,
+    ConfusionMatrix,
+    FBeta,
+    KappaScore,
+    MatthewsCorreff,
+    Precision,
+    Recall,
+    auc_roc_score,
+)
 from minifast.data.augment import get_transforms
 from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
 from minifast.data.image_bunch import ImageDataBunch
@@ -42,9 +52,19 @@ from minifast.errors import (
 )
 from minifast.finder_result import FinderResult
 from minifast.history import History, read_history
+from minifast.interpretation import ClassificationInterpretation, Interpretation
 from minifast.learner import Learner, fit_one_cycle, lr_find
 from minifast.losses import LabelSmoothingCrossEntropy
-from minifast.metrics import AverageMetric, accuracy, add_metrics, error_rate
+from minifast.metrics import (
+    AverageMetric,
+    accuracy,
+    accuracy_thresh,
+    add_metrics,
+    dice,
+    error_rate,
+    fbeta,
+    top_k_accuracy,
+)
 from minifast.models import simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.policies import (
@@ -57,6 +77,23 @@ from minifast.policies import (
     three_phases_momentum,
     two_halves,
     warm_restarts,
+)
+from minifast.regression import (
+    RMSE,
+    ExplainedVariance,
+    ExpRMSPE,
+    R2Score,
+    exp_rmspe,
+    explained_variance,
+    mae,
+    mean_absolute_error,
+    mean_squared_error,
+    mean_squared_logarithmic_error,
+    mse,
+    msle,
+    r2_score,
+    rmse,
+    root_mean_squared_error,
 )
 from minifast.schedules import (
     annealing_cos,
@@ -79,7 +116,9 @@ from minifast.suggest import suggest_lr
 __version__ = "0.1.0"
 
 __all__ = [
+    "AUROC",
     "EVENTS",
+    "RMSE",
     "SCHEDULES",
     "AccumulateScheduler",
     "AdamW",
@@ -87,7 +126,9 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "CallbackError",
+    "ClassificationInterpretation",
     "Comparison",
+    "ConfusionMatrix",
     "DataBunch",
     "DataError",
     "DatasetType",
@@ -96,23 +137,32 @@ __all__ = [
     "DownloadError",
     "EMACallback",
     "EarlyStoppingCallback",
+    "ExpRMSPE",
+    "ExplainedVariance",
+    "FBeta",
     "FileFormatError",
     "FinderResult",
     "GeneralScheduler",
     "GradientClipping",
     "History",
     "ImageDataBunch",
+    "Interpretation",
+    "KappaScore",
     "LRFinder",
     "LabelSmoothingCrossEntropy",
     "Learner",
     "LearnerCallback",
     "LearningRateScheduler",
+    "MatthewsCorreff",
     "MinifastError",
     "MixUpCallback",
     "MixedPrecision",
     "NonFiniteLossError",
     "OneCycleScheduler",
     "OptimWrapper",
+    "Precision",
+    "R2Score",
+    "Recall",
     "Recorder",
     "ReduceLROnPlateauCallback",
     "SaveModelCallback",
@@ -130,20 +180,26 @@ __all__ = [
     "TrainingPhase",
     "URLs",
     "accuracy",
+    "accuracy_thresh",
     "add_metrics",
     "annealing_cos",
     "annealing_exp",
     "annealing_linear",
     "annealing_no",
     "annealing_poly",
+    "auc_roc_score",
     "channel_view",
     "compare",
     "constant",
     "cosine",
     "create_one_cycle_lr_schedule",
     "denormalize",
+    "dice",
     "error_rate",
+    "exp_rmspe",
+    "explained_variance",
     "exponential",
+    "fbeta",
     "fit_one_cycle",
     "flat_cosine",
     "get_image_files",
@@ -152,12 +208,21 @@ __all__ = [
     "join",
     "linear",
     "lr_find",
+    "mae",
+    "mean_absolute_error",
+    "mean_squared_error",
+    "mean_squared_logarithmic_error",
+    "mse",
+    "msle",
     "normalize",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
+    "r2_score",
     "read_history",
     "repeat",
+    "rmse",
+    "root_mean_squared_error",
     "set_seed",
     "simple_ann",
     "simple_cnn",
@@ -165,6 +230,7 @@ __all__ = [
     "suggest_lr",
     "three_phases",
     "three_phases_momentum",
+    "top_k_accuracy",
     "two_halves",
     "untar_data",
     "warm_restarts",

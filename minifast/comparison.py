@@ -21,8 +21,9 @@ from minifast.checkpoint import random_states, set_random_states, set_seed
 from minifast.data.loader import go_to, position_of
 from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word, note
 from minifast.learner import Learner
-from minifast.metrics import name_of
+from minifast.metrics import columns_of
 from minifast.progress import make_bar
+from minifast.tables import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -109,10 +110,7 @@ class Comparison:
 
     def __str__(self) -> str:
         """Write table and verdict as text."""
-        rows = self.rows()
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(cell.ljust(n) for cell, n in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([*lines, self.verdict])
+        return f"{text_table(self.rows())}\n{self.verdict}"
 
     __repr__ = __str__
 
@@ -228,7 +226,7 @@ def check_learner(learn: Any, by: str | None) -> None:
     if not learn.data.valid_dl:
         raise MinifastError("There are no validation data to compare by; give the DataBunch a valid_dl.")
     if by is not None:
-        check_word("by", by, ["valid_loss", *map(name_of, learn.metrics)])
+        check_word("by", by, ["valid_loss", *columns_of(learn.metrics)])
 
 
 def check_recipes(learn: Learner, recipes: Mapping[str, Any], epochs: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minifast.callback import is_plain
 from minifast.data.loader import parts_of
-from minifast.metrics import name_of
+from minifast.metrics import columns_of
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -41,7 +41,7 @@ def identity(learn: Learner) -> dict[str, dict[str, Any]]:
             **settings,
         },
         "data": {"classes": data.classes},
-        "metrics": {"names": list(map(name_of, learn.metrics))},
+        "metrics": {"names": columns_of(learn.metrics)},
     }
     for name, loader in (("training", data.train_dl), ("validation", data.valid_dl)):
         if loader:

@@ -1,16 +1,18 @@
-"""Metrics: functions of (output, target), and their mean over a validation set."""
+"""Metrics: functions of (output, target), their mean over a validation set, and objects that do their own sums."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from minifast.callback import Callback, snake_case
 from minifast.errors import did_you_mean
-from minifast.state import WeightedMean, as_inputs, n_items
+from minifast.state import WeightedMean, as_inputs, n_items, on_cpu
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def accuracy(input: Tensor, targs: Tensor) -> Tensor:
@@ -35,6 +37,84 @@ def error_rate(input: Tensor, targs: Tensor) -> Tensor:
     tensor(0.5000)
     """
     return 1 - accuracy(input, targs)
+
+
+def top_k_accuracy(input: Tensor, targs: Tensor, k: int = 5) -> Tensor:
+    """Return the share of items whose target is among the ``k`` highest outputs.
+
+    Args:
+        input: outputs ``(n, ..., classes)``.
+        targs: class numbers ``(n, ...)``.
+        k: from 1 to the number of classes.
+
+    Raises:
+        ValueError: there are fewer than ``k`` classes.
+
+    >>> import torch
+    >>> top_k_accuracy(torch.tensor([[0.1, 0.2, 0.7], [0.7, 0.2, 0.1]]), torch.tensor([1, 2]), k=2)
+    tensor(0.5000)
+    """
+    if not 1 <= k <= input.shape[-1]:
+        raise ValueError(f"k is {k}, but there are {input.shape[-1]} classes; say partial(top_k_accuracy, k=2).")
+    best = input.topk(k, dim=-1).indices
+    return (best == targs.view(*input.shape[:-1], 1)).any(dim=-1).float().mean()
+
+
+def accuracy_thresh(y_pred: Tensor, y_true: Tensor, thresh: float = 0.5, sigmoid: bool = True) -> Tensor:
+    """Return the share of labels that are right, where each item may have several.
+
+    Args:
+        y_pred: outputs ``(n, labels)``; ``sigmoid`` turns them into probabilities first.
+        y_true: ones and zeros ``(n, labels)``.
+        thresh: the probability from which a label is predicted.
+
+    >>> import torch
+    >>> accuracy_thresh(torch.tensor([[2.0, -2.0], [2.0, -2.0]]), torch.tensor([[1, 0], [1, 1]]))
+    tensor(0.7500)
+    """
+    probabilities = y_pred.sigmoid() if sigmoid else y_pred
+    return ((probabilities > thresh) == y_true.bool()).float().mean()
+
+
+def fbeta(
+    y_pred: Tensor, y_true: Tensor, thresh: float = 0.2, beta: float = 2, eps: float = 1e-9, sigmoid: bool = True
+) -> Tensor:
+    """Return the mean over the items of the F score of their labels, with recall weighted ``beta`` times precision.
+
+    Args:
+        y_pred: outputs ``(n, labels)``; ``sigmoid`` turns them into probabilities first.
+        y_true: ones and zeros ``(n, labels)``.
+        thresh: the probability from which a label is predicted.
+        beta: the weight.
+        eps: keeps the score of an item without labels, predicted or true, at 0.
+
+    >>> import torch
+    >>> fbeta(torch.tensor([[2.0, 2.0, -2.0]]), torch.tensor([[1, 0, 0]]), beta=1)
+    tensor(0.6667)
+    """
+    probabilities = y_pred.sigmoid() if sigmoid else y_pred
+    predicted, actual = (probabilities > thresh).float(), y_true.float()
+    right = (predicted * actual).sum(dim=1)
+    weight = beta**2
+    return ((1 + weight) * right / (weight * actual.sum(dim=1) + predicted.sum(dim=1) + eps)).mean()
+
+
+def dice(input: Tensor, targs: Tensor, iou: bool = False, eps: float = 1e-8) -> Tensor:
+    """Return the mean over the items of the dice coefficient of a mask, or with ``iou`` of intersection over union.
+
+    Args:
+        input: outputs ``(n, 2, height, width)``: background, foreground.
+        targs: zeros and ones ``(n, height, width)`` or ``(n, 1, height, width)``.
+        eps: keeps divisions by 0 away; two empty masks agree, which counts as 1.
+
+    >>> import torch
+    >>> dice(torch.tensor([[[[0.0, 0.0]], [[1.0, 1.0]]]]), torch.tensor([[[1, 0]]]))
+    tensor(0.6667)
+    """
+    predicted, actual = input.argmax(dim=1).flatten(1), targs.flatten(1)
+    both, sizes = (predicted * actual).sum(dim=1).float(), (predicted + actual).sum(dim=1).float()
+    shares = both / (sizes - both + eps) if iou else 2 * both / (sizes + eps)
+    return shares.masked_fill(sizes == 0, 1.0).mean()
 
 
 def add_metrics(last_metrics: Sequence[Any], mets: Any) -> dict[str, list[Any]]:
@@ -69,6 +149,74 @@ class AverageMetric(Callback):
         return add_metrics(last_metrics, self.mean.read())
 
 
+class UpdatedMetric(Callback):
+    """An object with ``reset``, ``update(output, *targets)`` and ``compute`` as a metric, such as any of torchmetrics.
+
+    It is moved to the device of the outputs at the first batch of a validation and is empty again after the last. A
+    collection of torchmetrics gives a column each.
+    """
+
+    def __init__(self, metric: Any) -> None:
+        self.metric = metric
+        self._begun = False
+
+    @property
+    def columns(self) -> list[str]:
+        """The names of the values that it adds."""
+        if not isinstance(self.metric, nn.ModuleDict):
+            return [name_of(self.metric)]
+        return [snake_case(name) if name == type(one).__name__ else name for name, one in self.metric.items()]
+
+    def on_epoch_begin(self) -> None:
+        """Expect a first batch; a run that validates nothing leaves the object alone."""
+        self._begun = False
+
+    def on_batch_end(self, last_output: Any, last_target: Any) -> None:
+        """Add a batch."""
+        if not self._begun:
+            self._begun = True
+            self.metric.reset()
+            if isinstance(last_output, Tensor) and hasattr(self.metric, "to"):
+                self.metric.to(last_output.device)
+        self.metric.update(last_output, *as_inputs(last_target))
+
+    def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
+        """Hand back the values, plain numbers or lists of such, and forget the batches."""
+        several = isinstance(self.metric, nn.ModuleDict)
+        members = list(self.metric.values()) if several else [self.metric]
+        if not self._begun:
+            return add_metrics(last_metrics, [None] * len(members))
+        values = [as_plain(one.compute()) for one in members]
+        self.metric.reset()
+        return add_metrics(last_metrics, values)
+
+
+def as_plain(value: Any) -> Any:
+    """Return a metric's value without tensors: a number, or a list where there are several.
+
+    >>> import torch
+    >>> as_plain(torch.tensor(0.5)), as_plain(torch.tensor([0.5, 1.0])), as_plain({"cat": torch.tensor(1)})
+    (0.5, [0.5, 1.0], [1])
+    """
+    if isinstance(value, dict):
+        return [as_plain(one) for one in value.values()]
+    if isinstance(value, (list, tuple)):
+        return [as_plain(one) for one in value]
+    if isinstance(value, Tensor):
+        return on_cpu(value).tolist()
+    return value
+
+
+def over_all(measure: Callable[[], Callback]) -> Callable[[Function], Function]:
+    """Mark a function that is no mean over items: as a metric it is ``measure()``, over all predictions at once."""
+
+    def mark(function: Function) -> Function:
+        vars(function)["over_all"] = measure
+        return function
+
+    return mark
+
+
 def name_of(metric: Any) -> str:
     """Return the name of a metric's column: its ``name``, its function's name, or its class's in snake case.
 
@@ -82,17 +230,41 @@ def name_of(metric: Any) -> str:
     return str(getattr(metric, "__name__", snake_case(type(metric).__name__)))
 
 
+def columns_of(metrics: Sequence[Any]) -> list[str]:
+    """Return the names of all values that metrics add to a row of the table, mostly one each.
+
+    >>> columns_of([accuracy, error_rate])
+    ['accuracy', 'error_rate']
+    """
+    names: list[str] = []
+    for metric in map(as_metric, metrics):
+        own = hasattr(type(metric), "columns")
+        names += metric.columns if own else [name_of(metric)]  # type: ignore[attr-defined]
+    return names
+
+
 def as_metric(metric: Any) -> Callback:
-    """Return a metric as a callback: a function is averaged over the batches, a callback is taken as it is.
+    """Return a metric as a callback.
+
+    A function is averaged over the batches, or measured over all predictions if it is one of those of minifast's that
+    are no mean; an object with ``reset``, ``update`` and ``compute`` does its own sums; a callback is taken as it is.
 
     Raises:
-        TypeError: it is neither, or a class where an instance is wanted.
+        TypeError: it is none of these, or a class where an instance is wanted.
     """
-    if isinstance(metric, type) and issubclass(metric, Callback):
+    if isinstance(metric, type):
         raise TypeError(f"metrics holds the class {metric.__name__}; give an instance of it: {metric.__name__}().")
     if isinstance(metric, Callback):
         return metric
+    if all(hasattr(metric, name) for name in ("reset", "update", "compute")):
+        return UpdatedMetric(metric)
     if not callable(metric):
-        hint = did_you_mean(metric, [accuracy.__name__, error_rate.__name__]) if isinstance(metric, str) else ""
+        known = [one.__name__ for one in (accuracy, error_rate, top_k_accuracy, accuracy_thresh, fbeta, dice)]
+        hint = did_you_mean(metric, known) if isinstance(metric, str) else ""
         raise TypeError(f"metrics holds {metric!r}, which is not callable; give a function of (output, target).{hint}")
-    return AverageMetric(metric)
+    measure = getattr(metric.func if isinstance(metric, partial) else metric, "over_all", None)
+    if measure is None:
+        return AverageMetric(metric)
+    made: Any = measure()
+    made.name = name_of(metric)
+    return made  # type: ignore[no-any-return]

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDTH, HEIGHT = 6.0, 4.0  # inches, of one pair of axes
+GLYPH = 0.62  # the width of a character on average, of its height
+LONGEST = 24  # characters of a name beside an axis
 NAMES = {"lr": "learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
@@ -113,19 +115,87 @@ def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[float], label:
     ax.set_ylabel(label)
 
 
-def plot_images(pictures: Sequence[Any], titles: Sequence[str], figsize: tuple[float, float] | None = None) -> Figure:
-    """Draw pictures, arrays ``(height, width, channels)`` in [0, 1], in a square of rows, a title over each."""
+def shortened(text: str, n: int) -> str:
+    """Cut a text to ``n`` characters, in its middle, where names that begin or end alike differ least.
+
+    >>> shortened("german_shorthaired_pointer", 12), shortened("beagle", 12)
+    ('german…ointer', 'beagle')
+    """
+    return text if len(text) <= n else f"{text[: n - n // 2]}…{text[-(n // 2) :]}"
+
+
+def fitting(texts: Sequence[str], width: float, largest: float = 12.0, smallest: float = 6.0) -> tuple[float, int]:
+    """Return the font size at which the longest text is ``width`` points wide, and how many characters fit then."""
+    longest = max(map(len, texts), default=0)
+    size = min(largest, max(smallest, width / (GLYPH * max(longest, 1))))
+    return size, max(3, int(width / (GLYPH * size)))
+
+
+def plot_images(
+    pictures: Sequence[Any],
+    titles: Sequence[str],
+    figsize: tuple[float, float] | None = None,
+    colors: Sequence[str | None] | None = None,
+    heading: str = "",
+) -> Figure:
+    """Draw pictures, arrays ``(height, width, channels)`` in [0, 1], in a square of rows, a title over each.
+
+    Titles are made as small as they must be to fit over their pictures, and cut where that would be too small to read.
+    """
     import matplotlib.pyplot as plt
 
     columns = max(1, math.isqrt(len(pictures) - 1) + 1)
     rows = -(-len(pictures) // columns)
-    titles = [textwrap.fill(title, 14) for title in titles]  # as many letters as a picture is wide
-    lines = 1 + max((title.count("\n") for title in titles), default=0)
-    size = figsize or (1.4 * columns, (1.4 + 0.2 * lines) * rows)
-    figure, grid = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
+    titles = ["\n".join(textwrap.fill(line, 14) for line in title.splitlines()) for title in titles]
+    n_lines = max((title.count("\n") for title in titles), default=0)
+    width, height = figsize or (1.4 * columns, (1.6 + 0.2 * n_lines) * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    lines = [line for title in titles for line in title.splitlines()]
+    size, n = fitting(lines, 72 * 0.95 * width / columns)
     for ax in grid.flat:
         ax.axis("off")
-    for ax, picture, title in zip(grid.flat, pictures, titles, strict=False):
+    for ax, picture, title, color in zip(grid.flat, pictures, titles, colors or [None] * len(titles), strict=False):
         ax.imshow(picture)
-        ax.set_title(title, fontsize="medium")
+        text = "\n".join(shortened(line, n) for line in title.splitlines())
+        ax.set_title(text, fontsize=size, **({"color": color} if color else {}))
+    figure.suptitle(heading)
     return figure
+
+
+def matrix_axes(
+    labels: Sequence[str], figsize: tuple[float, float] | None = None, dpi: float | None = None
+) -> list[Axes]:
+    """Return new axes for a matrix over ``labels``, as large as its rows and names need."""
+    import matplotlib.pyplot as plt
+
+    side = 2.5 + 0.08 * min(LONGEST, max(map(len, labels))) + 0.3 * len(labels)
+    figure = plt.figure(figsize=figsize or (min(side, 20.0), min(side, 20.0)), dpi=dpi, layout="constrained")
+    return [figure.add_subplot()]
+
+
+def plot_matrix(
+    ax: Axes, values: Any, labels: Sequence[str], texts: Sequence[Sequence[str]] | None, cmap: Any, title: str
+) -> None:
+    """Draw a square matrix, labels on both sides, with a text in each cell where it is not too small to read."""
+    n = len(labels)
+    image = ax.imshow(values, cmap=cmap)
+    box = ax.get_window_extent()
+    cell = min(box.width, box.height) / ax.figure.dpi * 72 / n  # points
+    names = [shortened(label, LONGEST) for label in labels]
+    size = max(4.0, min(10.0, 0.8 * cell))
+    flat = max(map(len, names)) * GLYPH * size <= 0.9 * cell
+    ax.set_xticks(range(n), names, rotation=0 if flat else 90, fontsize=size)
+    ax.set_yticks(range(n), names, fontsize=size)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("actual")
+    ax.set_title(title)
+    if texts is None:
+        return
+    size, n_fit = fitting([text for row in texts for text in row], 0.9 * cell, smallest=4.0)
+    if max(len(text) for row in texts for text in row) > n_fit:
+        return
+    shades = image.to_rgba(np.asarray(values, float))[..., :3] @ [0.299, 0.587, 0.114]  # how light a cell is to the eye
+    for i, row in enumerate(texts):
+        for j, text in enumerate(row):
+            color = ("0.75" if text == "0" else "black") if shades[i, j] > 0.5 else "white"
+            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=color)

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from minifast import loop
+from minifast import loop, plots
 from minifast.callback import Callback
+from minifast.callbacks.recorder import as_number
 from minifast.checkpoint import evaluating
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_count
+from minifast.interpretation import ClassificationInterpretation
 from minifast.losses import activation_of, item_losses
-from minifast.metrics import as_metric, name_of
+from minifast.metrics import as_metric, columns_of
 from minifast.progress import Silent
 from minifast.state import State, as_inputs, listed
 from minifast.summary import summary
+from minifast.tables import text_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from minifast.learner import Learner
 
 
 class Collector(Callback):
@@ -80,7 +88,7 @@ class Predictor:
         """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""
         dl = self.data.dl(DatasetType.Valid) if dl is None else dl
         wrapped = [as_metric(metric) for metric in (self.metrics if metrics is None else listed(metrics))]
-        state = State(1, Silent(), wrapped, list(map(name_of, wrapped)))
+        state = State(1, Silent(), wrapped, columns_of(wrapped))
         dispatch = Dispatcher(state, self.callbacks, wrapped)
         with evaluating(self.model):
             dispatch("on_train_begin", metrics=True)
@@ -90,9 +98,7 @@ class Predictor:
                 raise DataError("There is no batch to validate on; give data with at least one item.")
             state.last_metrics = [loss]
             dispatch("on_epoch_end", metrics=True)
-        return [
-            value.item() if isinstance(value, Tensor) and value.ndim == 0 else value for value in state.last_metrics
-        ]
+        return [*map(as_number, state.last_metrics)]
 
     def get_preds(
         self,
@@ -137,6 +143,40 @@ class Predictor:
             return [self.data.classes[int(i)] for i in chosen.nonzero()], chosen, output
         number = output.argmax()
         return self.data.classes[int(number)], number, output
+
+    def show_results(
+        self, ds_type: DatasetType = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
+    ) -> Figure | None:
+        """Show targets and predictions of one batch: ``rows`` × ``rows`` pictures, or a table of ``rows`` other items.
+
+        The titles of pictures are the target and the prediction, green where they agree and red where not. Of the test
+        part there are only predictions, since its targets need not be known.
+        """
+        check_count("rows", rows)
+        x, y = self.data.one_batch(ds_type, denorm=False, cpu=False)
+        with evaluating(self.model), torch.no_grad():
+            preds = activation_of(self.loss_func)(self.model(*as_inputs(x))).cpu()
+        pictures = self.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
+        shown = []
+        for prediction, target in zip(preds[: rows if pictures is None else rows**2], y.cpu(), strict=False):
+            is_class = not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1
+            predicted = self.data.label_of(prediction.argmax() if is_class and len(prediction) > 1 else prediction)
+            shown.append((self.data.label_of(target.squeeze()), predicted))
+        known = ds_type is not DatasetType.Test
+        if pictures is None:
+            header = ["item", *(["target"] if known else []), "prediction"]
+            cells = [[str(i), *(pair if known else pair[1:])] for i, pair in enumerate(shown)]
+            print(text_table([header, *cells]))
+            return None
+        titles = [f"{target}\n{predicted}" if known else predicted for target, predicted in shown]
+        categories = known and not y.is_floating_point()
+        colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in shown]
+        figure = plots.plot_images(pictures, titles, None, colors, "target\nprediction" if known else "prediction")
+        return plots.finish(figure.axes, return_fig)
+
+    def interpret(self, ds_type: DatasetType = DatasetType.Valid) -> ClassificationInterpretation:
+        """Return what a classifier gets wrong in a part of the data; see ``ClassificationInterpretation``."""
+        return ClassificationInterpretation.from_learner(cast("Learner", self), ds_type)
 
     def summary(self) -> str:
         """Return a table of the model's layers with output shapes and parameters, for one batch of the data."""

@@ -83,19 +83,24 @@ def listed(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
 
 
-def read_floats(values: Tensor) -> list[float]:
-    """Return a tensor's numbers: the one place where a fit waits for its device, at an epoch's end or to redraw a bar.
+def on_cpu(values: Tensor) -> Tensor:
+    """Return a tensor on the CPU: the one place where a fit waits for its device, at an epoch's end or to redraw a bar.
 
     Here waiting is meant, so it is no error under ``torch.cuda.set_sync_debug_mode("error")``.
     """
     if not values.is_cuda:
-        return values.flatten().tolist()
+        return values.cpu()
     mode = torch.cuda.get_sync_debug_mode()
     torch.cuda.set_sync_debug_mode("default")
     try:
-        return values.flatten().tolist()
+        return values.cpu()
     finally:
         torch.cuda.set_sync_debug_mode(mode)
+
+
+def read_floats(values: Tensor) -> list[float]:
+    """Return a tensor's numbers, see ``on_cpu``."""
+    return on_cpu(values).flatten().tolist()
 
 
 class WeightedMean:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from minifast.checkpoint import evaluating
 from minifast.diagnosis import uncompiled
 from minifast.state import as_inputs
+from minifast.tables import text_table
 
 
 class Table(str):
@@ -50,14 +51,6 @@ def summary(model: nn.Module, x: Any) -> str:
     finally:
         for hook in hooks:
             hook.remove()
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            text.rjust(width) if i > 1 else text.ljust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Table("\n".join([*lines, f"{total:,} parameters, {trainable:,} of them trainable"]))
+    return Table(f"{text_table(rows, right=2)}\n{total:,} parameters, {trainable:,} of them trainable")

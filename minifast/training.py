@@ -20,7 +20,7 @@ from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, NonFiniteLossError, check_number, note
 from minifast.finder_result import FinderResult
 from minifast.groups import per_group
-from minifast.metrics import as_metric, name_of
+from minifast.metrics import as_metric, columns_of
 from minifast.progress import make_bar
 from minifast.state import State
 
@@ -141,7 +141,7 @@ def own_callbacks(learn: Learner, *first: Callback, watching: bool = True) -> li
 def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Recorder) -> None:
     """Let the loop run, with its record in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric) for metric in learn.metrics]
-    state = State(epochs, make_bar(learn.silent), metrics, list(map(name_of, metrics)))
+    state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics))
     for callback in callbacks:
         if isinstance(callback, LearnerCallback):
             callback.adopt(learn)

@@ -42,9 +42,11 @@ def as_plain(value: Any) -> Any:
 def cell(value: Any) -> str:
     """Write a value as the table shows it.
 
-    >>> cell(3), cell(0.5), cell(None)
-    ('3', '0.500000', '#na#')
+    >>> cell(3), cell(0.5), cell(None), cell([0.5, 1.0])
+    ('3', '0.500000', '#na#', '[0.500000, 1.000000]')
     """
+    if isinstance(value, list):
+        return f"[{', '.join(map(cell, value))}]"
     return "#na#" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
 
 

@@ -21,9 +21,8 @@ from minifast.data.loader import (
     Transform,
     as_pictures,
     default_device,
-    go_to,
     is_picture,
-    position_of,
+    left_in_place,
 )
 from minifast.data.losses import loss_for
 from minifast.data.normalize import Normalize, channel_view
@@ -196,12 +195,8 @@ class DataBunch:
             DataError: there is no such part, or it has no batch.
         """
         loader = self.dl(ds_type)
-        position = position_of(loader)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                batch = next(iter(loader), None)
-        finally:
-            go_to(loader, position)
+        with left_in_place(loader):
+            batch = next(iter(loader), None)
         if batch is None:
             raise DataError(f"The {ds_type.name.lower()} part of these data has no batch; give it at least one item.")
         x, y = batch
@@ -304,24 +299,39 @@ class DataBunch:
         Raises:
             DataError: the items are no pictures.
         """
-        x, y = self.one_batch(ds_type)
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
+        n = check_count("rows", rows) ** 2
+        x, y = self.one_batch(ds_type, denorm=False, cpu=False)
+        pictures = self.pictures(x[:n] if isinstance(x, Tensor) else x)
+        if pictures is None:
             raise DataError("These items are no pictures (n, 1 or 3, height, width), so there is nothing to draw.")
-        n = min(check_count("rows", rows) ** 2, len(x))
-        pictures = [picture.clamp(0, 1).permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in x[:n].float()]
-        titles = [
-            "" if ds_type is DatasetType.Test and not self.test_labelled else self.title(target) for target in y[:n]
-        ]
+        hidden = ds_type is DatasetType.Test and not self.test_labelled
+        titles = ["" if hidden else self.label_of(target) for target in y[:n]]
         figure: Figure = plots.plot_images(pictures, titles)
         return plots.finish(figure.axes, return_fig)
 
-    def title(self, target: Any) -> str:
-        """Return what an item's target says: a class, several classes, or numbers."""
-        if self.classes is None:
-            return ", ".join(f"{value:.3g}" for value in torch.as_tensor(target).flatten().tolist())
-        if getattr(target, "ndim", 0):
-            return ", ".join(str(self.classes[int(i)]) for i in (target > 0.5).nonzero())
-        return str(self.classes[int(target)])
+    def pictures(self, x: Any) -> list[Any] | None:
+        """Return a batch as the model takes it as pictures to draw, arrays ``(height, width, 3)`` in [0, 1].
+
+        None if it has none: pictures are ``(n, 1 or 3, height, width)``.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
+            return None
+        x = x.detach().float() if self.norm is None else self.norm.undo(x.detach().float())
+        return [picture.permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in x.clamp(0, 1).cpu()]
+
+    def label_of(self, target: Any) -> str:
+        """Return a target in words: its class, the classes of a row of ones and zeros, or its numbers.
+
+        >>> data = DataBunch([(torch.zeros(2, 3), torch.tensor([0, 1]))], device="cpu", classes=["cat", "dog"])
+        >>> data.label_of(torch.tensor(1)), data.label_of(torch.tensor([1.0, 1.0])), data.label_of(torch.tensor(0.25))
+        ('dog', 'cat, dog', '0.25')
+        """
+        target = torch.as_tensor(target)
+        if self.classes is not None and target.shape == (len(self.classes),):
+            return ", ".join(str(name) for name, there in zip(self.classes, target > 0.5, strict=True) if there)
+        if self.classes is not None and target.ndim == 0 and not target.is_floating_point():
+            return str(self.classes[int(target)])
+        return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())
 
     def __repr__(self) -> str:
         parts = [("train", self.train_dl), ("valid", self.valid_dl), ("test", self.test_dl)]

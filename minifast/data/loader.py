@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -313,6 +314,17 @@ def go_to(loader: Any, position: list[dict[str, Any]]) -> None:
                 generator.setstate(value)
             else:
                 part.__dict__[name] = value
+
+
+@contextmanager
+def left_in_place(loader: Any) -> Iterator[None]:
+    """Put a loader back where it was in its orders, and torch's generator with it."""
+    position = position_of(loader)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        go_to(loader, position)
 
 
 def parts_of(loader: Any) -> list[Any]:
