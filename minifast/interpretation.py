@@ -13,6 +13,7 @@ from minifast.confusion import count_pairs
 from minifast.data.bunch import DatasetType
 from minifast.data.loader import go_to, left_in_place, position_of
 from minifast.errors import DataError, check_count
+from minifast.state import n_items
 from minifast.tables import text_table
 
 if TYPE_CHECKING:
@@ -86,18 +87,21 @@ class Interpretation:
         return values, indices
 
     def inputs(self, indices: Tensor) -> list[Any]:
-        """Return the items of these numbers as the model takes them, by going over the data once more."""
+        """Return the items of these numbers as the model takes them, by going over the data once more.
+
+        None stands for one that is no tensor.
+        """
         loader = self.learn.data.dl(self.ds_type)
         wanted, found, first = indices.tolist(), {}, 0
         with left_in_place(loader):
             position, generator = self._begin
             go_to(loader, position)
             torch.set_rng_state(generator)
-            for x, _ in loader:
+            for x, y in loader:
                 for i in wanted:
-                    if first <= i < first + len(x):
-                        found[i] = x[i - first].cpu()
-                first += len(x)
+                    if first <= i < first + n_items(y):
+                        found[i] = x[i - first].cpu() if isinstance(x, Tensor) else None
+                first += n_items(y)
                 if len(found) == len(wanted):
                     break
         return [found[i] for i in wanted]
@@ -137,8 +141,12 @@ class ClassificationInterpretation(Interpretation):
             )
         self.y_true = y_true.flatten()
         self.pred_class = preds.argmax(dim=1)
-        classes = learn.data.classes
-        self.classes = [str(name) for name in (range(preds.shape[1]) if classes is None else classes)]
+        classes = range(preds.shape[1]) if learn.data.classes is None else learn.data.classes
+        if len(classes) != preds.shape[1]:
+            raise DataError(
+                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; give it one for each."
+            )
+        self.classes = [str(name) for name in classes]
 
     def confusion_matrix(self, slice_size: int = 1) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the counts ``[actual, predicted]``; ``slice_size``, as fastai v1 has it, does nothing."""

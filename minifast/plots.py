@@ -158,7 +158,7 @@ def plot_images(
         ax.imshow(picture)
         text = "\n".join(shortened(line, n) for line in title.splitlines())
         ax.set_title(text, fontsize=size, **({"color": color} if color else {}))
-    figure.suptitle(heading)
+    figure.suptitle(heading, fontsize=10)
     return figure
 
 

@@ -9,7 +9,19 @@ import pytest
 import torch
 from conftest import toy_data, toy_learner
 
-from minifast import AverageMetric, Callback, Learner, accuracy, add_metrics, error_rate, simple_ann
+from minifast import (
+    AverageMetric,
+    Callback,
+    Learner,
+    accuracy,
+    accuracy_thresh,
+    add_metrics,
+    dice,
+    error_rate,
+    fbeta,
+    simple_ann,
+    top_k_accuracy,
+)
 from minifast.errors import DataError
 from minifast.metrics import as_metric, name_of
 
@@ -59,6 +71,47 @@ def test_each_position_of_a_sequence_counts():
 
 def test_the_result_is_one_number_as_a_tensor():
     assert accuracy(OUTPUTS, torch.zeros(4, dtype=torch.int64)).shape == ()
+
+
+# --- the other means
+
+
+def test_the_target_counts_among_the_best():
+    targets = torch.tensor([2, 1, 1, 0])
+    found = [top_k_accuracy(OUTPUTS, targets, k).item() for k in (1, 2, 3)]
+    assert found == [accuracy(OUTPUTS, targets).item(), 0.75, 1.0]
+    assert top_k_accuracy(OUTPUTS.view(2, 2, 3), targets.view(2, 2), 2).item() == 0.75
+    with pytest.raises(ValueError, match=r"k is 5, but there are 3 classes; say partial\(top_k_accuracy, k=2\)"):
+        top_k_accuracy(OUTPUTS, targets)
+
+
+LABELS = torch.tensor([[1, 0, 1], [0, 0, 1], [0, 0, 0]])
+LOGITS = torch.tensor([[2.0, -1.0, 0.1], [-2.0, 1.0, 3.0], [-3.0, -3.0, -3.0]])
+
+
+@pytest.mark.parametrize("sigmoid", [True, False])
+@pytest.mark.parametrize("thresh", [0.2, 0.5, 0.9])
+def test_labels_are_right_from_a_probability_on(sigmoid, thresh):
+    outputs = LOGITS if sigmoid else LOGITS.sigmoid()
+    found = accuracy_thresh(outputs, LABELS, thresh, sigmoid).item()
+    assert found == pytest.approx(sum(map(int, ((LOGITS.sigmoid() > thresh) == LABELS.bool()).flatten())) / 9)
+
+
+@pytest.mark.parametrize("beta", [1, 2])
+def test_the_f_score_is_the_mean_of_the_items(beta):
+    # Above 0.5 the items predict labels 0 and 2 of 0 and 2, labels 1 and 2 of 2, and none of none.
+    precision, recall = 1 / 2, 1 / 1
+    second = (1 + beta**2) * precision * recall / (beta**2 * precision + recall)
+    assert fbeta(LOGITS, LABELS, 0.5, beta).item() == pytest.approx((1 + second + 0) / 3)
+    assert fbeta(LOGITS.sigmoid(), LABELS, 0.5, beta, sigmoid=False).item() == pytest.approx((1 + second) / 3)
+
+
+def test_masks_overlap_by_item_and_empty_ones_agree():
+    predicted = torch.tensor([[[1, 1], [0, 0]], [[0, 0], [0, 0]]])
+    outputs = torch.nn.functional.one_hot(predicted, 2).permute(0, 3, 1, 2).float()
+    actual = torch.tensor([[[1, 0], [1, 0]], [[0, 0], [0, 0]]])
+    assert dice(outputs, actual).item() == pytest.approx((2 * 1 / 4 + 1) / 2)
+    assert dice(outputs, actual[:, None], iou=True).item() == pytest.approx((1 / 3 + 1) / 2)
 
 
 # --- the mean over a validation set
