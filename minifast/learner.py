@@ -33,8 +33,9 @@ class Learner(Fitting, Techniques, Predictor):
         opt_func: makes the optimizer from parameters and ``lr=``; any torch optimizer. By default AdamW with betas
             (0.9, 0.99).
         loss_func: of (output, target); by default chosen from the data, cross entropy for classes.
-        metrics: functions of (output, target), averaged over the validation set, or callbacks that hand back
-            ``add_metrics(last_metrics, value)`` at the end of an epoch.
+        metrics: functions of (output, target), averaged over the validation set; objects with ``reset``, ``update`` and
+            ``compute``, such as those of torchmetrics; or callbacks that hand back ``add_metrics(last_metrics, value)``
+            at the end of an epoch.
         wd: weight decay, decoupled from the gradient.
         bn_wd: whether weight decay applies to normalisations and biases too.
         path: where files go; by default ``data.path``.
