@@ -155,7 +155,7 @@ class Predictor:
         check_count("rows", rows)
         x, y = self.data.one_batch(ds_type, denorm=False, cpu=False)
         with evaluating(self.model), torch.no_grad():
-            preds = activation_of(self.loss_func)(self.model(*as_inputs(x))).cpu()
+            preds = activation_of(self.loss_func)(self.output_of(x)).cpu()
         pictures = self.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
         shown = []
         for prediction, target in zip(preds[: rows if pictures is None else rows**2], y.cpu(), strict=False):
