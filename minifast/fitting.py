@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 LearningRate = float | slice | Sequence[float]
-DEFAULT_RATE = 3e-3
+DEFAULT_RATE = slice(3e-3)  # for one layer group 0.003; of several, all but the last have a tenth
 
 
 class Fitting:
@@ -275,8 +275,9 @@ class Fitting:
         return {name: schedule for name, (schedule, _) in both.items()}, {name: on for name, (_, on) in both.items()}
 
     def _say_default(self, max_lr: LearningRate) -> None:
-        """Say which rate it is where it may not have been chosen."""
-        if isinstance(max_lr, float) and max_lr == DEFAULT_RATE and not self.silent:
+        """Say which rate it is where it was not chosen."""
+        if isinstance(max_lr, slice) and max_lr == DEFAULT_RATE and not self.silent:
             found = [run.found.suggestion for run in self.history if run.found and run.found.suggestion]
             rest = f"; lr_find suggests {found[-1]:.2g}" if found else "; lr_find() suggests one for this model"
-            print(f"The highest learning rate is {DEFAULT_RATE}{rest}.")
+            tenth = ", a tenth of it for all layer groups but the last" if len(self.layer_groups) > 1 else ""
+            print(f"The highest learning rate is {DEFAULT_RATE.stop}{tenth}{rest}.")

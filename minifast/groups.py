@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from minifast.errors import check_number
+from minifast.errors import check_count, check_number
 
 
 def spread(lr: Any, n: int, name: str = "lr") -> Any:
@@ -16,7 +17,7 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
 
     A number stays as it is; ``slice(a, b)`` goes from ``a`` for the first group to ``b`` for the last by equal ratios;
     ``slice(b)`` is ``b / 10`` for all but the last; a sequence holds a rate each, of which some may be 0. All but a
-    number become an array.
+    number become an array, or for a slice over one group the number ``b``.
 
     Raises:
         ValueError, TypeError: a rate is not a number above 0, or there are not as many as layer groups.
@@ -31,9 +32,9 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     if isinstance(lr, slice):
         stop = check_number(name, lr.stop, above=0)
         start = stop / 10 if lr.start is None else check_number(name, lr.start, above=0)
-        if n == 1 or lr.start is None:
-            return np.array([start] * (n - 1) + [stop])
-        return np.geomspace(start, stop, n)
+        if n == 1:
+            return stop
+        return np.array([start] * (n - 1) + [stop]) if lr.start is None else np.geomspace(start, stop, n)
     if isinstance(lr, (list, tuple, np.ndarray)) and np.ndim(lr):
         if len(lr) != n:
             raise ValueError(f"{name} has {len(lr)} values for {n} layer groups; give one value, or one per group.")
@@ -47,10 +48,10 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
 
 
 def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:
-    """Return ``groups`` if they hold the model's trainable parameters, all of them and no others.
+    """Return ``groups`` if they hold the model's trainable parameters, all of them, each once, and no others.
 
     Raises:
-        ValueError: a parameter is not the model's, or is in no group and would not be trained.
+        ValueError: a parameter is not the model's, is in two groups, or is in none and would not be trained.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     grouped = {id(parameter) for group in groups for parameter in group.parameters()}
@@ -60,7 +61,92 @@ def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:
         if parameter.requires_grad and id(parameter) not in grouped:
             name = names[id(parameter)]
             raise ValueError(f"{name} is in none of layer_groups and would not be trained; put its layer into one.")
+    owner: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        for parameter in group.parameters():
+            if owner.setdefault(id(parameter), i) != i:
+                raise ValueError(
+                    f"{names[id(parameter)]} is in two layer groups, {owner[id(parameter)]} and {i}, and can have one "
+                    f"learning rate only; put all layers that share it into one group."
+                )
     return groups
+
+
+def split_model(model: nn.Module, split_on: Any) -> list[nn.Module]:
+    """Cut a model into layer groups before each of some of its modules.
+
+    Args:
+        model: the model.
+        split_on: the modules, or a function of the model that returns them. Their order is the model's.
+
+    Returns:
+        A Sequential for each group, of the largest parts of the model that lie in it whole. What a cut part itself
+        holds beside its layers goes into the group that is open where it begins.
+
+    Raises:
+        TypeError, ValueError: something is no module, or none of the model's, or there is nothing to cut before.
+
+    >>> model = nn.Sequential(nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3)), nn.ReLU(), nn.Linear(3, 2))
+    >>> [len(list(group.parameters())) for group in split_model(model, lambda model: (model[0][1], model[2]))]
+    [2, 2, 2]
+    """
+    found = split_on if isinstance(split_on, nn.Module) or not callable(split_on) else split_on(model)
+    before = list(found) if isinstance(found, (list, tuple)) else [found]
+    own = {id(module) for module in model.modules()}
+    for module in before:
+        if not isinstance(module, nn.Module):
+            raise TypeError(
+                f"split_on names {module!r}, which is no module; name the modules that a new layer group begins with, "
+                f"or give a function of the model that returns them, such as lambda model: [model[-1]]."
+            )
+        if id(module) not in own:
+            raise ValueError(f"split_on names a {type(module).__name__} that is no part of the model; name its own.")
+    if not before:
+        raise ValueError("split_on names no module; name those that a new layer group begins with.")
+    cuts, seen = {id(module) for module in before}, set()
+    groups: list[list[nn.Module]] = [[]]
+
+    def visit(module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        if id(module) in cuts and groups[-1]:
+            groups.append([])
+        if not any(id(inner) in cuts for inner in module.modules() if inner is not module):
+            groups[-1].append(module)
+            return
+        if beside := list(module.parameters(recurse=False)):
+            groups[-1].append(nn.ParameterList(beside))
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return check_groups(model, [nn.Sequential(*parts) for parts in groups])
+
+
+def freeze_to(groups: Sequence[nn.Module], n: int, train_bn: bool) -> None:
+    """Freeze the layer groups before the ``n``-th, but with ``train_bn`` for their BatchNorms; let the others train.
+
+    The gradients of what is frozen go.
+
+    Raises:
+        ValueError, TypeError: there is no ``n``-th group.
+
+    >>> groups = [nn.Linear(2, 2), nn.Linear(2, 2)]
+    >>> freeze_to(groups, -1, train_bn=True)
+    >>> [group.weight.requires_grad for group in groups]
+    [False, True]
+    """
+    count = len(groups)
+    if check_count("n", n, least=-count) >= count:
+        raise ValueError(f"n is {n}; there are {count} layer groups, the first of them 0, so it must be below {count}.")
+    for i, group in enumerate(groups):
+        for module in group.modules():
+            trains = i >= n % count or (train_bn and isinstance(module, nn.modules.batchnorm._BatchNorm))
+            for parameter in module.parameters(recurse=False):
+                parameter.requires_grad_(trains)
+                if not trains:
+                    parameter.grad = None
 
 
 def per_group(value: Any, n: int, name: str) -> list[float]:

@@ -26,13 +26,14 @@ SET_BY_RUNS = {"params", "lr", "momentum", "weight_decay", "fused", "foreach"}
 def identity(learn: Learner) -> dict[str, dict[str, Any]]:
     """Return what a run must have in common with one that is to go on, by part and name."""
     model, opt, data = learn.model, learn.opt.opt, learn.data
+    frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     shapes = {name: list(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
     settings = {name: value for name, value in opt.param_groups[0].items() if name not in SET_BY_RUNS}
     if "betas" in settings:
         settings["betas"] = list(settings["betas"][1:])  # the first is the momentum, which schedules set
     precision = {} if learn.precision is None else {"precision": str(learn.precision)}
     found: dict[str, dict[str, Any]] = {
-        "model": {**shapes, "layers": described(model), **precision},
+        "model": {**shapes, "layers": described(model), "frozen": frozen, **precision},
         "loss": {"function": described(learn.loss_func)},
         "opt": {
             "kind": type(opt).__name__,

@@ -15,13 +15,20 @@ from minifast.callbacks.recorder import Recorder
 from minifast.data.bunch import DataBunch
 from minifast.errors import DataError, check_callable
 from minifast.fitting import Fitting, LearningRate
-from minifast.groups import check_groups, spread
+from minifast.groups import check_groups, freeze_to, split_model, spread
 from minifast.history import History
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
 from minifast.state import listed
 from minifast.techniques import Techniques
+
+
+def check_data(data: Any) -> DataBunch:
+    """Return ``data`` if it is a DataBunch."""
+    if not isinstance(data, DataBunch):
+        raise TypeError(f"data is a {type(data).__name__}; give a DataBunch, such as DataBunch(train_dl, valid_dl).")
+    return data
 
 
 class Learner(Fitting, Techniques, Predictor):
@@ -38,11 +45,13 @@ class Learner(Fitting, Techniques, Predictor):
             at the end of an epoch.
         wd: weight decay, decoupled from the gradient.
         bn_wd: whether weight decay applies to normalisations and biases too.
+        train_bn: whether the BatchNorms of frozen layer groups go on being trained.
         path: where files go; by default ``data.path``.
         model_dir: the folder in ``path`` for ``save`` and ``load``.
         callback_fns: functions of a learner that make a callback, called anew for each fit.
         callbacks: callbacks for every fit.
-        layer_groups: parts of the model that may have learning rates of their own; by default one of all.
+        layer_groups: parts of the model that may have learning rates of their own; by default one of all. ``split``
+            makes them from a few cuts.
         silent: show no bar and no table.
 
     Raises:
@@ -70,6 +79,7 @@ class Learner(Fitting, Techniques, Predictor):
         metrics: Collection[Any] | Callable[..., Any] | None = None,
         wd: float | Sequence[float] = 1e-2,
         bn_wd: bool = True,
+        train_bn: bool = True,
         path: str | Path | None = None,
         model_dir: str | Path = "models",
         callback_fns: Collection[Callable[..., Callback]] | Callable[..., Callback] | None = None,
@@ -77,10 +87,7 @@ class Learner(Fitting, Techniques, Predictor):
         layer_groups: Sequence[nn.Module] | None = None,
         silent: bool = False,
     ) -> None:
-        if not isinstance(data, DataBunch):
-            raise TypeError(
-                f"data is a {type(data).__name__}; give a DataBunch, such as DataBunch(train_dl, valid_dl)."
-            )
+        check_data(data)
         if not isinstance(model, nn.Module):
             raise TypeError(
                 f"model is {model!r}; give an instance of a torch nn.Module, such as simple_cnn((3, 16, 2))."
@@ -97,6 +104,7 @@ class Learner(Fitting, Techniques, Predictor):
             as_metric(metric)
         self.wd = wd
         self.bn_wd = bn_wd
+        self.train_bn = train_bn
         self.path = Path(data.path if path is None else path)
         self.model_dir = Path(model_dir)
         self.callback_fns = check_callback_fns(listed(callback_fns))
@@ -121,6 +129,61 @@ class Learner(Fitting, Techniques, Predictor):
         ``slice(last)`` gives all groups but the last a tenth.
         """
         return spread(lr, len(self.layer_groups), name)
+
+    def split(self, split_on: Callable[[Any], Any] | Sequence[nn.Module] | nn.Module) -> Learner:
+        """Cut the model into layer groups, ``learn.layer_groups``, and return the learner.
+
+        The next fit makes a new optimizer for them, without the state of the one before: split before you train.
+
+        Args:
+            split_on: the modules that a new group begins with, in the model's order, or a function of the model that
+                returns them.
+
+        Raises:
+            TypeError, ValueError: something is no module of the model, or two groups share a parameter.
+
+        >>> from minifast import DataBunch, simple_ann
+        >>> items = [(torch.randn(8, 10), torch.randint(2, (8,)))] * 2
+        >>> data = DataBunch(items, device="cpu", classes=["a", "b"])
+        >>> learn = Learner(data, simple_ann(10, 2), silent=True).split(lambda model: [model[3]])
+        >>> learn.freeze()
+        >>> learn.fit_one_cycle(1, slice(1e-4, 1e-2))
+        >>> learn.lr_range(slice(1e-4, 1e-2)).tolist()
+        [0.0001, 0.01]
+        """
+        self.layer_groups = split_model(self.model, split_on)
+        self.opt = None
+        return self
+
+    def freeze_to(self, n: int) -> None:
+        """Freeze the layer groups before the ``n``-th, counted from 0, or below 0 from the end; the others train.
+
+        BatchNorms of frozen groups go on being trained with the learner's ``train_bn``, as in fastai v1, and their
+        running statistics move in any case (``BnFreeze`` holds those of frozen ones). The optimizer stays, where v1
+        makes a new one: what is trained further goes on with its momentum, what is frozen keeps its own, and is neither
+        stepped nor decayed.
+
+        Raises:
+            ValueError: there is no ``n``-th group.
+        """
+        freeze_to(self.layer_groups, n, self.train_bn)
+
+    def freeze(self) -> None:
+        """Freeze all layer groups but the last, see ``freeze_to``.
+
+        Raises:
+            ValueError: there is one group only.
+        """
+        if len(self.layer_groups) < 2:
+            raise ValueError(
+                "There is one layer group, so nothing comes before the last; cut the model first, for instance "
+                "learn.split(lambda model: [model[-1]])."
+            )
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Let all layer groups train."""
+        self.freeze_to(0)
 
     def save(
         self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True

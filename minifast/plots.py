@@ -73,10 +73,24 @@ def plot_finder(
 
 
 def plot_over_batches(
-    ax: Axes, batches: Sequence[int], values: Sequence[float], label: str, legend: str | None = None
+    ax: Axes, batches: Sequence[int], values: Sequence[Any], label: str, legend: str | None = None
 ) -> None:
-    """Draw a value a training batch; of one batch alone a point."""
-    ax.plot(batches, values, label=legend, marker="o" if len(values) == 1 else None)
+    """Draw a value a training batch, or one for each layer group: a line for those that have the same.
+
+    Of one batch alone it is a point.
+    """
+    marker = "o" if len(values) == 1 else None
+    if len(values) and isinstance(values[0], Sequence):
+        lines: dict[tuple[float, ...], list[int]] = {}
+        for i, line in enumerate(zip(*values, strict=True)):
+            lines.setdefault(line, []).append(i)
+        for line, groups in lines.items():
+            names = f"layer group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
+            ax.plot(batches, line, label=f"{names}: up to {max(line):.2g}", marker=marker)
+        if len(lines) > 1:
+            ax.legend()
+    else:
+        ax.plot(batches, values, label=legend, marker=marker)
     ax.set_xlabel("training batch")
     ax.set_ylabel(label)
 
@@ -84,12 +98,10 @@ def plot_over_batches(
 def plot_hyperparameters(
     values: dict[str, list[Any]], title: str = "", return_fig: bool | None = None, ax: Any = None
 ) -> Figure | None:
-    """Draw hyper-parameters over the training batches side by side; of several layer groups a line each."""
+    """Draw hyper-parameters over the training batches side by side."""
     axes = axes_for(ax, len(values))
     for one, (name, each) in zip(axes, values.items(), strict=True):
         plot_over_batches(one, range(len(each)), each, NAMES.get(name, name))
-        if len(one.lines) > 1:
-            one.legend([f"layer group {i}" for i in range(len(one.lines))])
         one.set_title(title)
     return finish(axes, return_fig)
 

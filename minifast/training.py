@@ -112,7 +112,7 @@ def _shake(learn: Learner, times: int) -> None:
 
 
 def planned(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[str, list[Any]], str]:
-    """Return what a scheduler would set for each batch, by hyper-parameter, and what is to be said of the momentum."""
+    """Return what a scheduler would set for each batch and layer group, and what is to be said of the momentum."""
     opt = learn.opt
     learn.opt = None  # a new one is made, and nothing is set in the learner's own
     try:
@@ -122,7 +122,8 @@ def planned(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[
         without = learn.opt.without_momentum
     finally:
         learn.opt = opt
-    return {name: [one[name] for one in values] for name in scheduler.schedules}, without
+    n = len(learn.layer_groups)
+    return {name: [per_group(one[name], n, name) for one in values] for name in scheduler.schedules}, without
 
 
 def own_callbacks(learn: Learner, *first: Callback, watching: bool = True) -> list[Callback]:

@@ -204,7 +204,10 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
     learn.layer_groups = [learn.model[1], learn.model[3]]
     rates, _ = learn.plot_schedule(2, slice(1e-3, 1e-1), return_fig=True).axes
     assert [line.get_ydata().max() for line in rates.lines] == pytest.approx([1e-3, 1e-1])
-    assert [text.get_text() for text in rates.get_legend().get_texts()] == ["layer group 0", "layer group 1"]
+    assert [text.get_text() for text in rates.get_legend().get_texts()] == [
+        "layer group 0: up to 0.001",
+        "layer group 1: up to 0.1",
+    ]
     with pytest.raises(TypeError, match="max_lr is a schedule, and pct_start would shape one cycle"):
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
     with pytest.raises(TypeError, match="mom and wd go with a schedule as max_lr"):

@@ -122,6 +122,7 @@ class Checkpointer(LearnerCallback):
                 name = min(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
                 was, is_ = (reprlib.repr(one.get(name, "absent")) for one in (theirs, mine))
                 seed = " Where the split is drawn, give it a seed." if name.startswith("checksum") else ""
+                seed += " Freeze what it was begun with: freeze, freeze_to, unfreeze." if name == "frozen" else ""
                 raise MinifastError(
                     f"{self.file} holds another run: its {part} has {name} = {was}, and here it is {is_}.{seed} Name "
                     f"another checkpoint (a run that is to be longer is a second fit with a name of its own), or give "

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
-KEPT = ("lrs", "moms", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
+KEPT = ("lrs", "moms", "group_lrs", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
 
 
 def as_number(value: Any) -> Any:
@@ -65,6 +65,7 @@ class Recorder(LearnerCallback):
     """Keeps what happened in a fit, writes the table and draws the plots; ``learn.recorder`` is the last fit's.
 
     A value a training batch: ``lrs`` and ``moms`` (those that the optimizer's step used; of the last layer group),
+    ``group_lrs`` (a list with the rate of each layer group; empty where there is one group),
     ``raw_losses`` and ``losses`` (their moving average, beta 0.98, corrected for its start). A value an epoch:
     ``val_losses`` (None where validation was skipped), ``metrics`` (a list of values), ``nb_batches``, ``rows`` (the
     table's numbers under ``names``, the time in seconds). ``call`` is what the run was asked to do.
@@ -84,6 +85,7 @@ class Recorder(LearnerCallback):
         self.metrics_names: list[str] = []
         self.lrs: list[float] = []
         self.moms: list[float] = []
+        self.group_lrs: list[list[float]] = []
         self.val_losses: list[float | None] = []
         self.metrics: list[list[Any]] = []
         self.nb_batches: list[int] = []
@@ -92,6 +94,7 @@ class Recorder(LearnerCallback):
         self.call: dict[str, Any] = {}
         self.found: FinderResult | None = None  # what the finder found, where this is its run
         self._without_momentum = ""
+        self._several = False  # whether there are layer groups to tell apart
         self._losses = Losses()
         self._added_names: list[str] = []
 
@@ -120,6 +123,7 @@ class Recorder(LearnerCallback):
         self.metrics_names = [*metrics_names, *self._added_names]
         self._losses = raw_losses
         self._without_momentum = self.learn.opt.without_momentum
+        self._several = len(self.learn.layer_groups) > 1
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
         if not self.silent:
             pbar.write(self.names, table=True)
@@ -133,6 +137,8 @@ class Recorder(LearnerCallback):
         opt = self.learn.opt
         self.lrs.append(opt.lr)
         self.moms.append(opt.mom)
+        if self._several:
+            self.group_lrs.append(opt.read("lr"))
 
     def on_epoch_end(self, epoch: int, num_batch: int, last_metrics: list[Any]) -> None:
         """Record the epoch and write its row."""
@@ -224,12 +230,14 @@ class Recorder(LearnerCallback):
     ) -> Figure | None:
         """Draw the learning rate of each batch and, with ``show_moms``, the momentum beside it (``ax`` is then two).
 
+        Layer groups that were trained at different rates have a line each; the momentum is the last group's.
         An optimizer that works without momentum has none to draw; the title says so.
         """
         self._need_batches()
         axes = plots.axes_for(ax, 2 if show_moms else 1)
         batches = cut(range(len(self.lrs)), skip_start, skip_end)
-        plots.plot_over_batches(axes[0], batches, cut(self.lrs, skip_start, skip_end), "learning rate")
+        rates = cut(self.group_lrs or self.lrs, skip_start, skip_end)
+        plots.plot_over_batches(axes[0], batches, rates, "learning rate")
         if show_moms:
             plots.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
             axes[1].set_title(self._without_momentum)

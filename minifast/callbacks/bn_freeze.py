@@ -1,0 +1,33 @@
+"""Frozen BatchNorms that stand still altogether."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from minifast.callback import LearnerCallback
+
+
+class BnFreeze(LearnerCallback):
+    """Holds the running statistics of frozen BatchNorms, which move in training otherwise.
+
+    A frozen one has parameters and none of them trains, so the learner needs ``train_bn=False``, or they are frozen by
+    hand. It then normalises by its running statistics, in training as in validation.
+
+    >>> import torch
+    >>> from minifast import *
+    >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["a", "b"])
+    >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+    >>> learn = Learner(data, model, train_bn=False, callback_fns=[BnFreeze], silent=True).split([model[1]])
+    >>> learn.freeze()
+    >>> learn.fit(1, 1e-2)
+    >>> model[0].running_mean.tolist()
+    [0.0, 0.0, 0.0, 0.0]
+    """
+
+    def on_epoch_begin(self) -> None:
+        """Put frozen BatchNorms into evaluation mode."""
+        for module in self.learn.model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                parameters = list(module.parameters())
+                if parameters and not any(parameter.requires_grad for parameter in parameters):
+                    module.eval()
