@@ -1,8 +1,11 @@
 """A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
 
+from minifast import models
+from minifast.bodies import create_body
 from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.accumulation import AccumulateScheduler
 from minifast.callbacks.averaging import EMACallback
+from minifast.callbacks.bn_freeze import BnFreeze
 from minifast.callbacks.csv_logger import CSVLogger
 from minifast.callbacks.gradient_clipping import GradientClipping
 from minifast.callbacks.lr_finder import LRFinder
@@ -51,6 +54,7 @@ from minifast.errors import (
     NonFiniteLossError,
 )
 from minifast.finder_result import FinderResult
+from minifast.heads import AdaptiveConcatPool2d, create_head
 from minifast.history import History, read_history
 from minifast.interpretation import ClassificationInterpretation, Interpretation
 from minifast.learner import Learner, fit_one_cycle, lr_find
@@ -112,6 +116,7 @@ from minifast.schedules import (
 )
 from minifast.state import EVENTS, SmoothenValue
 from minifast.suggest import suggest_lr
+from minifast.transfer import cnn_learner
 
 __version__ = "0.1.0"
 
@@ -122,7 +127,9 @@ __all__ = [
     "SCHEDULES",
     "AccumulateScheduler",
     "AdamW",
+    "AdaptiveConcatPool2d",
     "AverageMetric",
+    "BnFreeze",
     "CSVLogger",
     "Callback",
     "CallbackError",
@@ -189,9 +196,12 @@ __all__ = [
     "annealing_poly",
     "auc_roc_score",
     "channel_view",
+    "cnn_learner",
     "compare",
     "constant",
     "cosine",
+    "create_body",
+    "create_head",
     "create_one_cycle_lr_schedule",
     "denormalize",
     "dice",
@@ -212,6 +222,7 @@ __all__ = [
     "mean_absolute_error",
     "mean_squared_error",
     "mean_squared_logarithmic_error",
+    "models",
     "mse",
     "msle",
     "normalize",

@@ -1,14 +1,15 @@
-"""Small models to begin with."""
+"""Small models to begin with; and those of torchvision.models, which is imported when one is asked for."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 
-from minifast.errors import check_count
+from minifast.errors import check_count, did_you_mean
 
 
 def simple_cnn(
@@ -83,3 +84,19 @@ def simple_ann(
     for before, after in itertools.pairwise([n_in, *sizes]):
         layers += [nn.Linear(before, after), activation()]
     return nn.Sequential(*layers, nn.Linear([n_in, *sizes][-1], n_out))
+
+
+def __getattr__(name: str) -> Any:
+    if not name.startswith("_"):
+        from torchvision import models
+
+        if hasattr(models, name):
+            return getattr(models, name)
+        raise AttributeError(f"There is no model {name}.{did_you_mean(name, dir(models))}")
+    raise AttributeError(f"minifast.models has no {name}.")
+
+
+def __dir__() -> list[str]:
+    from torchvision import models
+
+    return sorted({*globals(), *dir(models)})

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from torch import nn
 
 import minifast
 from minifast import DatasetType
@@ -23,13 +24,14 @@ FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
-    ["optimizer", "policies", "diagnosis", "models", "progress", "plots", "data.drawn", "data.loader", "data.images"],
+    ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
+    ["data.drawn", "data.loader", "data.images"],
     ["data.augment", "data.picture_sets", "finder_result"],
     ["data.bunch"],
     ["data.image_bunch", "data.tensor_bunch"],
     ["callback"],
-    ["dispatcher", "metrics", "checkpoint", "callbacks.scheduler"],
-    ["confusion", "identity", "loop", "regression", "summary"],
+    ["dispatcher", "metrics", "checkpoint", "callbacks.bn_freeze", "callbacks.scheduler"],
+    ["bodies", "confusion", "identity", "loop", "regression", "summary"],
     ["callbacks.csv_logger", "callbacks.show_graph", "callbacks.stoppers", "callbacks.tensorboard"],
     ["interpretation", "callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
     [
@@ -40,7 +42,7 @@ FLOORS = [
     ["predictions", "training"],
     ["fitting", "techniques"],
     ["learner"],
-    ["comparison"],
+    ["comparison", "transfer"],
     ["__init__"],
     ["commands"],
     ["cli"],
@@ -51,7 +53,9 @@ PUBLIC = [
     "AccumulateScheduler",
     "AUROC",
     "AdamW",
+    "AdaptiveConcatPool2d",
     "AverageMetric",
+    "BnFreeze",
     "CSVLogger",
     "Callback",
     "CallbackError",
@@ -121,9 +125,12 @@ PUBLIC = [
     "annealing_poly",
     "channel_view",
     "auc_roc_score",
+    "cnn_learner",
     "compare",
     "constant",
     "cosine",
+    "create_body",
+    "create_head",
     "create_one_cycle_lr_schedule",
     "denormalize",
     "dice",
@@ -141,6 +148,7 @@ PUBLIC = [
     "linear",
     "lr_find",
     "normalize",
+    "models",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
@@ -171,7 +179,9 @@ PUBLIC = [
 # What a user of fastai v1 types from memory.
 FASTAI_NAMES = [
     "AUROC",
+    "AdaptiveConcatPool2d",
     "AverageMetric",
+    "BnFreeze",
     "CSVLogger",
     "Callback",
     "ClassificationInterpretation",
@@ -227,6 +237,10 @@ FASTAI_NAMES = [
     "r2_score",
     "rmse",
     "root_mean_squared_error",
+    "cnn_learner",
+    "create_body",
+    "create_head",
+    "models",
     "simple_cnn",
     "top_k_accuracy",
     "untar_data",
@@ -248,12 +262,16 @@ FINDER = {"start_lr": 1e-7, "end_lr": 10, "num_it": 100, "stop_div": True}
 MIXUP = {"alpha": 0.4, "stack_x": False, "stack_y": True}
 # fastai v1's parameters in their order, with their defaults; what we have beside them comes after and may be left out.
 SIGNATURES = {
-    "Learner.fit": {"epochs": REQUIRED, "lr": 3e-3, "wd": None, "callbacks": None},
-    "Learner.fit_one_cycle": {"cyc_len": REQUIRED, "max_lr": 3e-3, **ONE_CYCLE}
+    "Learner.fit": {"epochs": REQUIRED, "lr": slice(3e-3), "wd": None, "callbacks": None},
+    "Learner.fit_one_cycle": {"cyc_len": REQUIRED, "max_lr": slice(3e-3), **ONE_CYCLE}
     | {"wd": None, "callbacks": None, "tot_epochs": None, "start_epoch": None},
     "Learner.lr_find": FINDER | {"wd": None},
     "Learner.create_opt": {"lr": REQUIRED, "wd": 0.0},
     "Learner.lr_range": {"lr": REQUIRED},
+    "Learner.split": {"split_on": REQUIRED},
+    "Learner.freeze_to": {"n": REQUIRED},
+    "Learner.freeze": {},
+    "Learner.unfreeze": {},
     "Learner.validate": {"dl": None, "metrics": None},
     "Learner.get_preds": {"ds_type": DatasetType.Valid, "activ": None, "with_loss": False, "n_batch": None},
     "Learner.predict": {"item": REQUIRED},
@@ -335,6 +353,14 @@ SIGNATURES = {
     "DataBunch.one_batch": {"ds_type": DatasetType.Train, "detach": True, "denorm": True, "cpu": True},
     "DataBunch.show_batch": {"rows": 5, "ds_type": DatasetType.Train},
     "DataBunch.normalize": {"stats": None},
+    "AdaptiveConcatPool2d": {"sz": 1},
+    "BnFreeze": {"learn": None},
+    "cnn_learner": {"data": REQUIRED, "base_arch": REQUIRED, "cut": None, "pretrained": True}
+    | {"lin_ftrs": None, "ps": 0.5, "custom_head": None, "split_on": None, "bn_final": False}
+    | {"init": nn.init.kaiming_normal_, "concat_pool": True},
+    "create_body": {"arch": REQUIRED, "pretrained": True, "cut": None},
+    "create_head": {"nf": REQUIRED, "nc": REQUIRED, "lin_ftrs": None, "ps": 0.5}
+    | {"concat_pool": True, "bn_final": False},
     "DeviceDataLoader": {"dl": REQUIRED, "device": None, "tfms": None},
 }
 LEARNER = {
@@ -345,6 +371,7 @@ LEARNER = {
     "metrics": None,
     "wd": 1e-2,
     "bn_wd": True,
+    "train_bn": True,
     "path": None,
     "model_dir": "models",
     "callback_fns": None,
@@ -491,7 +518,8 @@ def test_fastai_users_find_their_parameters(name):
     wanted = SIGNATURES[name]
     assert {key: parameters[key].default for key in wanted if key in parameters} == wanted
     assert list(parameters)[: len(wanted)] == list(wanted)
-    assert [key for key in list(parameters)[len(wanted) :] if parameters[key].default is REQUIRED] == []
+    others = [one for one in list(parameters.values())[len(wanted) :] if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    assert [one.name for one in others if one.default is REQUIRED] == []
     assert all(parameters[key].kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for key in wanted)
 
 
@@ -516,6 +544,8 @@ def test_a_learner_takes_what_the_design_says():
         "summary",
         "clip_grad",
         "mixup",
+        *("fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary"),
+        *("split", "freeze_to", "freeze", "unfreeze"),
     ],
 )
 def test_methods_are_methods_of_the_class_itself(name):
