@@ -59,7 +59,8 @@ class Fitting:
 
         Args:
             epochs: a whole number of 1 or more.
-            lr: one rate, or a slice or sequence for the layer groups, see ``lr_range``.
+            lr: one rate, or a slice or sequence for the layer groups, see ``lr_range``; by default 0.003 for the last
+                and a tenth for the others.
             wd: weight decay; by default the learner's.
             callbacks: callbacks for this fit only.
             checkpoint: keep the run under this name in ``path/model_dir``, at the end of each epoch. The same call goes

@@ -365,5 +365,5 @@ def test_a_fit_without_a_rate_says_which_it_is(capsys) -> None:
     found = learn.lr_find()
     learn.fit_one_cycle(1)
     assert f"0.003; lr_find suggests {found.suggestion:.2g}." in capsys.readouterr().out
-    learn.fit_one_cycle(1, 1e-2)
-    assert "default" not in capsys.readouterr().out
+    learn.fit_one_cycle(1, 3e-3)
+    assert "The highest learning rate" not in capsys.readouterr().out
