@@ -4,6 +4,7 @@ from minifast import models
 from minifast.bodies import create_body
 from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.accumulation import AccumulateScheduler
+from minifast.callbacks.activations import ActivationStats, HookCallback
 from minifast.callbacks.averaging import EMACallback
 from minifast.callbacks.bn_freeze import BnFreeze
 from minifast.callbacks.csv_logger import CSVLogger
@@ -56,8 +57,10 @@ from minifast.errors import (
 from minifast.finder_result import FinderResult
 from minifast.heads import AdaptiveConcatPool2d, create_head
 from minifast.history import History, read_history
+from minifast.hooks import Hook, Hooks, hook_output, hook_outputs
 from minifast.interpretation import ClassificationInterpretation, Interpretation
 from minifast.learner import Learner, fit_one_cycle, lr_find
+from minifast.loading import load_learner
 from minifast.losses import LabelSmoothingCrossEntropy
 from minifast.metrics import (
     AverageMetric,
@@ -116,6 +119,7 @@ from minifast.schedules import (
 )
 from minifast.state import EVENTS, SmoothenValue
 from minifast.suggest import suggest_lr
+from minifast.summary import model_sizes, model_summary, num_features_model
 from minifast.transfer import cnn_learner
 
 __version__ = "0.1.0"
@@ -126,6 +130,7 @@ __all__ = [
     "RMSE",
     "SCHEDULES",
     "AccumulateScheduler",
+    "ActivationStats",
     "AdamW",
     "AdaptiveConcatPool2d",
     "AverageMetric",
@@ -152,6 +157,9 @@ __all__ = [
     "GeneralScheduler",
     "GradientClipping",
     "History",
+    "Hook",
+    "HookCallback",
+    "Hooks",
     "ImageDataBunch",
     "Interpretation",
     "KappaScore",
@@ -214,18 +222,24 @@ __all__ = [
     "flat_cosine",
     "get_image_files",
     "get_transforms",
+    "hook_output",
+    "hook_outputs",
     "imagenet_stats",
     "join",
     "linear",
+    "load_learner",
     "lr_find",
     "mae",
     "mean_absolute_error",
     "mean_squared_error",
     "mean_squared_logarithmic_error",
+    "model_sizes",
+    "model_summary",
     "models",
     "mse",
     "msle",
     "normalize",
+    "num_features_model",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",

@@ -34,6 +34,17 @@ def parser() -> argparse.ArgumentParser:
     add("--seed", type=int, metavar="N", help="make the run repeatable; without it a seed is drawn and recorded")
     add("--out", type=Path, metavar="DIR", help="the folder for the results (default: runs/DATE_TIME)")
     add = subparsers.add_parser(
+        "predict",
+        help="say of pictures which class they are, with a model that train left",
+        description="Say of each picture which class it is and how probable that is. Reading the model's file runs no "
+        "code in it.",
+        epilog=codes,
+    ).add_argument
+    add("model", type=Path, metavar="MODEL", help="what train or learn.export wrote, such as results/export.pkl")
+    add("images", nargs="+", type=Path, metavar="IMAGE", help="pictures")
+    add("--json", action="store_true", help="print JSON, with the probability of every class")
+    add("--device", metavar="NAME", help="cpu, cuda, mps, … (default: the GPU if there is one)")
+    add = subparsers.add_parser(
         "compare",
         help="train with several schedules over several seeds, and say whether the difference is noise",
         description="Train with several schedules over the same seeds, print a table and whether the difference "

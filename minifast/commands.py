@@ -1,4 +1,4 @@
-"""What the commands do: train on pictures, compare schedules, draw one."""
+"""What the commands do: train on pictures, predict some, compare schedules, draw one."""
 
 from __future__ import annotations
 
@@ -67,6 +67,39 @@ def train(options: argparse.Namespace) -> None:
     score = learn.recorder.metrics[-1][0]
     if score < 1.05 / (data.c or 1):
         print(f"An accuracy of {score:.3f} is no better than chance: try another --seed, or give a lower --lr.")
+
+
+def predict(options: argparse.Namespace) -> None:
+    """Say of pictures which class they are."""
+    if options.model.is_dir():
+        raise WrongUseError(f"{options.model} is a folder; name the model's file in it, such as export.pkl.")
+    for path in (options.model, *options.images):
+        if path.is_dir():
+            raise WrongUseError(f"{path} is a folder; name pictures, such as {path}/*.png.")
+        if not path.is_file():
+            raise WrongUseError(f"There is no file {path}; check the path.")
+
+    from minifast.data.bunch import DatasetType
+    from minifast.loading import load_learner
+
+    learn = load_learner(options.model, test=options.images, device=check_device(options.device))
+    classes = learn.data.classes
+    if classes is None:
+        raise MinifastError(f"{options.model} was trained without classes; use load_learner in Python.")
+    predictions, _ = learn.get_preds(DatasetType.Test)
+    names = [str(path) for path in options.images]
+    best = [(names[i], str(classes[int(row.argmax())]), float(row.max())) for i, row in enumerate(predictions)]
+    if options.json:
+        each = [dict(zip(map(str, classes), row, strict=True)) for row in predictions.tolist()]
+        found = zip(best, each, strict=True)
+        rows = [{"picture": a, "class": b, "probability": p, "probabilities": ps} for (a, b, p), ps in found]
+        print(json.dumps(rows, indent=2, ensure_ascii=False))
+    elif len(best) == 1:
+        print(f"{best[0][1]}  {best[0][2]:.4f}")
+    else:
+        table = [("picture", "class", "probability"), *((a, b, f"{p:.4f}") for a, b, p in best)]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        print("\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in table))
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -228,6 +261,16 @@ def make_model(arch: str, n_classes: int) -> Any:
     return models.get_model(arch, weights=None, num_classes=n_classes)
 
 
+def export(learn: Any) -> list[str]:
+    """Write what ``minifast predict`` reads, and return its name; a model that cannot be exported is no failure."""
+    try:
+        learn.export()
+    except MinifastError as error:
+        print(f"The model is kept in model.pth alone. {error}", flush=True)
+        return []
+    return ["export.pkl"]
+
+
 def write_results(out: Path, learn: Any, pictures: dict[str, Any], options: dict[str, Any]) -> list[str]:
     """Write model, history, pictures and options into ``out``, each file whole or not at all; return their names."""
     import matplotlib.pyplot as plt
@@ -235,16 +278,17 @@ def write_results(out: Path, learn: Any, pictures: dict[str, Any], options: dict
     from minifast.files import replacing
 
     recorder = learn.recorder
-    written = []
+    written: list[str] = []
     if recorder.nb_batches and not recorder.silent:  # the finder's record is silent, and no training
         pictures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
         pictures["losses.png"] = recorder.plot_losses(return_fig=True)
         learn.save("model")
+        written = ["model.pth", *export(learn)]
         with replacing(out / "history.csv") as file, file.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(recorder.names)
             writer.writerows([*row[:-1], round(row[-1], 3)] for row in recorder.rows)
-        written = ["model.pth", "history.csv"]
+        written.append("history.csv")
     for name, figure in pictures.items():
         with replacing(out / name) as file:
             figure.savefig(file, dpi=120, format="png")

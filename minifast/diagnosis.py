@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifast.hooks import Hooks
 from minifast.state import as_inputs, read_floats
 
 
@@ -61,19 +62,14 @@ def first_output(model: nn.Module) -> Iterator[list[str]]:
     """
     found: list[str] = []
 
-    def look(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, _: Any, output: Any) -> None:
-            if not found and not is_finite(output):
-                found.append(f"{name or 'the model'} ({type(module).__name__})")
+    names = {module: name for name, module in model.named_modules()}
 
-        return hook
+    def look(module: nn.Module, _: Any, output: Any) -> None:
+        if not found and not is_finite(output):
+            found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
-    handles = [module.register_forward_hook(look(name)) for name, module in model.named_modules()]
-    try:
+    with Hooks(names, look):
         yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targets: Any) -> Iterator[str]:

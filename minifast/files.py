@@ -99,8 +99,8 @@ def read(
             raise FileFormatError(f"{file} is no file saved by torch, or it is damaged.") from error
         raise FileFormatError(
             f"{file} holds more than tensors and plain values, or is no file saved by torch; it was not loaded, "
-            f"because reading such a file can run code. Save it again with learn.save; or, if you know who made it, "
-            f"load it with trust=True, which runs the code in it."
+            f"because reading such a file can run code. Write it again with learn.save or learn.export; or, if you "
+            f"know who made it, load it with trust=True, which runs the code in it."
         ) from error
     except (AttributeError, ImportError) as error:
         raise FileFormatError(f"{file} needs a class that is not here: {error}; import or define it first.") from error

@@ -20,6 +20,7 @@ from minifast.history import History
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.predictions import Predictor
+from minifast.shipping import Shipping
 from minifast.state import listed
 from minifast.techniques import Techniques
 
@@ -31,7 +32,7 @@ def check_data(data: Any) -> DataBunch:
     return data
 
 
-class Learner(Fitting, Techniques, Predictor):
+class Learner(Fitting, Techniques, Predictor, Shipping):
     """Trains ``model`` on ``data``.
 
     Args:

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minifast.errors import check_word
+
 from minifast.errors import check_number
 
 
@@ -69,20 +71,42 @@ def unmixed(loss_func: Any) -> Any:
     return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
 
 
-def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda output: output.softmax(1),
+    "exp": torch.exp,
+    "sigmoid": torch.sigmoid,
+    "none": lambda output: output,
+}
+
+
+def activation_name(loss_func: Any) -> str:
     """Return what belongs to a loss: softmax to cross entropy, exp to NLL, a sigmoid to binary cross entropy.
+
+    A loss of your own may have an attribute ``activation`` with one of these words, or ``"none"``.
+
+    >>> activation_name(nn.CrossEntropyLoss()), activation_name(nn.MSELoss())
+    ('softmax', 'none')
+    """
+    loss_func = unmixed(loss_func)
+    said = getattr(loss_func, "activation", None)
+    if isinstance(said, str):
+        return check_word("the loss's activation", said, list(ACTIVATIONS))
+    if isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy:
+        return "softmax"
+    if isinstance(loss_func, nn.NLLLoss) or loss_func is functional.nll_loss:
+        return "exp"
+    if isinstance(loss_func, nn.BCEWithLogitsLoss) or loss_func is functional.binary_cross_entropy_with_logits:
+        return "sigmoid"
+    return "none"
+
+
+def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function of ``activation_name``.
 
     >>> activation_of(nn.CrossEntropyLoss())(torch.tensor([[0.0, 0.0]]))
     tensor([[0.5000, 0.5000]])
     """
-    loss_func = unmixed(loss_func)
-    if isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy:
-        return lambda output: output.softmax(1)
-    if isinstance(loss_func, nn.NLLLoss) or loss_func is functional.nll_loss:
-        return torch.exp
-    if isinstance(loss_func, nn.BCEWithLogitsLoss) or loss_func is functional.binary_cross_entropy_with_logits:
-        return torch.sigmoid
-    return lambda output: output
+    return ACTIVATIONS[activation_name(loss_func)]
 
 
 def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:

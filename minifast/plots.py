@@ -211,3 +211,19 @@ def plot_matrix(
         for j, text in enumerate(row):
             color = ("0.75" if text == "0" else "black") if shades[i, j] > 0.5 else "white"
             ax.text(j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False)  # for speed
+
+
+def plot_layers(ax: Axes, values: Sequence[Sequence[float]], label: str, names: Sequence[str]) -> None:
+    """Draw a line a layer over the training batches, from dark for the first to light for the last."""
+    import matplotlib as mpl
+
+    colours = mpl.colormaps["viridis"]
+    for i, (line, name) in enumerate(zip(values, names, strict=True)):
+        ax.plot(line, color=colours(0.9 * i / max(1, len(values) - 1)), linewidth=1.2, label=name)
+    ax.set_xlabel("training batch")
+    ax.set_ylabel(f"{label} of the activations")
+    few = 10
+    if len(names) <= few:
+        ax.legend(fontsize="small")
+    else:
+        ax.legend([ax.lines[0], ax.lines[-1]], [f"first: {names[0]}", f"last: {names[-1]}"], fontsize="small")

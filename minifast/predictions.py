@@ -17,7 +17,7 @@ from minifast.data.bunch import DataBunch, DatasetType
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_count
 from minifast.interpretation import ClassificationInterpretation
-from minifast.losses import activation_of, item_losses
+from minifast.losses import activation_name, activation_of, item_losses
 from minifast.metrics import as_metric, columns_of
 from minifast.progress import Silent
 from minifast.state import State, as_inputs, listed
@@ -110,7 +110,7 @@ class Predictor:
         """Return ``[predictions, targets]`` of a part of the data, on the CPU.
 
         Args:
-            ds_type: which part.
+            ds_type: which part; a test part may have no targets, and those returned are then 0.
             activ: what turns outputs into predictions; by default what belongs to the loss: softmax for cross entropy,
                 a sigmoid for binary cross entropy, nothing otherwise.
             with_loss: return the loss of each item too, as the third.
@@ -131,14 +131,15 @@ class Predictor:
         """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.
 
         Returns:
-            (class, its number, probabilities) for classes; where an item has several, (those above a half, 1 for each
-            of them and 0 for the others, probabilities); (output, output, output) otherwise.
+            (class, its number, probabilities) for classes; under binary cross entropy, where an item may have several,
+            (the classes above a half, 1 for each of them and 0 for the others, probabilities); (output, output, output)
+            without classes.
         """
         with evaluating(self.model), torch.no_grad():
             output = activation_of(self.loss_func)(self.output_of(self.data.encode(item)))[0].cpu()
         if self.data.classes is None:
             return output, output, output
-        if self.data.labels is not None and self.data.labels.kind == "classes":
+        if activation_name(self.loss_func) == "sigmoid" and len(output) == len(self.data.classes):
             chosen = (output > 0.5).float()
             return [self.data.classes[int(i)] for i in chosen.nonzero()], chosen, output
         number = output.argmax()

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 def prepare(learn: Learner, lr: Any, wd: Any) -> None:
     """Check what a run is to do, and make the optimizer or set it."""
+    if not any(parameter.requires_grad for parameter in learn.model.parameters()):
+        raise ValueError(
+            "No parameter of the model is to be trained: all are frozen, or it has none; unfreeze some. (A model from "
+            "load_learner only predicts; save and load are for training on.)"
+        )
     if len(learn.data.train_dl) == 0:
         raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
-    if not any(parameter.requires_grad for parameter in learn.model.parameters()):
-        raise ValueError("No parameter of the model is to be trained: all are frozen, or it has none; unfreeze some.")
     rates = learn.lr_range(lr)
     decay = learn.wd if wd is None else wd
     for one in per_group(decay, len(learn.layer_groups), "wd"):

@@ -19,7 +19,7 @@ from conftest import write_pictures
 from minifast import SCHEDULES, DownloadError, cli
 from minifast.data import drawn
 
-RESULTS = {"model.pth", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "data.urls"],
+    ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
     ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
     ["data.drawn", "data.loader", "data.images"],
@@ -36,12 +36,14 @@ FLOORS = [
     ["interpretation", "callbacks.guard", "callbacks.lr_finder", "callbacks.one_cycle", "callbacks.recorder"],
     [
         *("callbacks.checkpointer", "callbacks.other_schedulers", "callbacks.accumulation", "callbacks.averaging"),
-        *("callbacks.gradient_clipping", "callbacks.mixed_precision", "callbacks.mixup", "callbacks.tracker"),
-        "history",
+        *("callbacks.activations", "callbacks.gradient_clipping", "callbacks.mixed_precision", "callbacks.mixup"),
+        *("callbacks.tracker", "history"),
     ],
     ["predictions", "training"],
-    ["fitting", "techniques"],
+    ["checkup"],
+    ["fitting", "shipping", "techniques"],
     ["learner"],
+    ["loading"],
     ["comparison", "transfer"],
     ["__init__"],
     ["commands"],
@@ -52,6 +54,7 @@ FLOORS = [
 PUBLIC = [
     "AccumulateScheduler",
     "AUROC",
+    "ActivationStats",
     "AdamW",
     "AdaptiveConcatPool2d",
     "AverageMetric",
@@ -79,6 +82,9 @@ PUBLIC = [
     "GeneralScheduler",
     "History",
     "GradientClipping",
+    "Hook",
+    "HookCallback",
+    "Hooks",
     "ImageDataBunch",
     "Interpretation",
     "KappaScore",
@@ -143,12 +149,18 @@ PUBLIC = [
     "flat_cosine",
     "get_image_files",
     "get_transforms",
+    "hook_output",
+    "hook_outputs",
     "imagenet_stats",
     "join",
     "linear",
+    "load_learner",
     "lr_find",
     "normalize",
     "models",
+    "model_sizes",
+    "model_summary",
+    "num_features_model",
     "one_cycle",
     "one_cycle_momentum",
     "polynomial",
@@ -282,6 +294,8 @@ SIGNATURES = {
     "Learner.to_fp16": {"loss_scale": None, "max_noskip": 1000},
     "Learner.to_fp32": {},
     "Learner.mixup": MIXUP,
+    "Learner.export": {"file": "export.pkl"},
+    "load_learner": {"path": REQUIRED, "file": "export.pkl", "test": None},
     "Recorder.plot": {"skip_start": 10, "skip_end": 5, "suggestion": False},
     "Recorder.plot_lr": {"show_moms": False},
     "Recorder.plot_losses": {"skip_start": 0, "skip_end": 0},
@@ -361,6 +375,15 @@ SIGNATURES = {
     "create_body": {"arch": REQUIRED, "pretrained": True, "cut": None},
     "create_head": {"nf": REQUIRED, "nc": REQUIRED, "lin_ftrs": None, "ps": 0.5}
     | {"concat_pool": True, "bn_final": False},
+    "Hook": {"m": REQUIRED, "hook_func": REQUIRED, "is_forward": True, "detach": True},
+    "Hooks": {"ms": REQUIRED, "hook_func": REQUIRED, "is_forward": True, "detach": True},
+    "hook_output": {"module": REQUIRED, "detach": True, "grad": False},
+    "hook_outputs": {"modules": REQUIRED, "detach": True, "grad": False},
+    "HookCallback": {"learn": None, "modules": None, "do_remove": True},
+    "ActivationStats": {"learn": None, "modules": None, "do_remove": True},
+    "model_sizes": {"m": REQUIRED, "size": (64, 64)},
+    "num_features_model": {"m": REQUIRED},
+    "model_summary": {"m": REQUIRED, "n": 70},
     "DeviceDataLoader": {"dl": REQUIRED, "device": None, "tfms": None},
 }
 LEARNER = {
@@ -547,6 +570,8 @@ def test_a_learner_takes_what_the_design_says():
         *("fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary"),
         *("split", "freeze_to", "freeze", "unfreeze"),
     ],
+    "name",
+    ["fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary", "export"],
 )
 def test_methods_are_methods_of_the_class_itself(name):
     owner = next(one for one in minifast.Learner.__mro__ if name in vars(one))

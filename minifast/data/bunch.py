@@ -49,7 +49,7 @@ class DataBunch:
     Args:
         train_dl: the training batches: anything with a length that yields ``(x, y)``.
         valid_dl: the validation batches, or None.
-        test_dl: batches to predict on, or None.
+        test_dl: batches to predict on, with targets or without (then 0 stands for each), or None.
         device: where training happens; by default the GPU if there is one.
         dl_tfms: functions of a batch ``(x, y)`` that return both, applied on the device.
         path: where the learner's files go.
@@ -93,6 +93,8 @@ class DataBunch:
             dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
             for dl in (train_dl, valid_dl, test_dl)
         )
+        if isinstance(self.test_dl, DeviceDataLoader):
+            self.test_dl.may_lack_targets = True
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)

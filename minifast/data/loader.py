@@ -57,6 +57,15 @@ def to_device(values: Any, device: torch.device) -> Any:
     return values
 
 
+def with_targets(batch: Any) -> Any:
+    """Return a batch ``(x, y)`` as it is, and one without targets with 0 as the target of each item."""
+    alone = isinstance(batch, Tensor) or (isinstance(batch, (list, tuple)) and len(batch) == 1)
+    if not alone:
+        return batch
+    x = batch if isinstance(batch, Tensor) else batch[0]
+    return x, torch.zeros(len(x), dtype=torch.int64)
+
+
 class EpochOrder(Sampler[int]):
     """The order of an epoch for torch's DataLoader: the same function of seed and epoch as in memory."""
 
@@ -106,6 +115,7 @@ class DeviceDataLoader(BatchLoader):
     def __init__(self, dl: Any, device: torch.device | str | None = None, tfms: list[Transform] | None = None) -> None:
         super().__init__(device, tfms)
         self.dl = dl
+        self.may_lack_targets = False
 
     def __len__(self) -> int:
         return len(self.dl)
@@ -122,7 +132,8 @@ class DeviceDataLoader(BatchLoader):
             if then is not None:
                 then()
             for batch in batches:
-                yield self.transformed(to_device(batch, self.device))
+                full = with_targets(batch) if self.may_lack_targets else batch
+                yield self.transformed(to_device(full, self.device))
         except DataError as error:  # which comes from a worker process wrapped into its traceback
             # Its text has the worker's frames; its own would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
