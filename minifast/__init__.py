@@ -55,6 +55,7 @@ from minifast.errors import (
     NonFiniteLossError,
 )
 from minifast.finder_result import FinderResult
+from minifast.findings import CheckResult, Finding
 from minifast.heads import AdaptiveConcatPool2d, create_head
 from minifast.history import History, read_history
 from minifast.hooks import Hook, Hooks, hook_output, hook_outputs
@@ -138,6 +139,7 @@ __all__ = [
     "CSVLogger",
     "Callback",
     "CallbackError",
+    "CheckResult",
     "ClassificationInterpretation",
     "Comparison",
     "ConfusionMatrix",
@@ -154,6 +156,7 @@ __all__ = [
     "FBeta",
     "FileFormatError",
     "FinderResult",
+    "Finding",
     "GeneralScheduler",
     "GradientClipping",
     "History",

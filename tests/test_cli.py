@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import write_pictures
 
-from minifast import SCHEDULES, DownloadError, cli
+from minifast import SCHEDULES, DownloadError, MinifastError, cli, load_learner
 from minifast.data import drawn
 
 RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
@@ -298,3 +298,71 @@ def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(
     assert "so it suggests no rate" in (err := capsys.readouterr().err)
     assert "Or give --lr a rate." in err
     assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}
+
+
+# --- predict
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a sample, and what train left of it in out."""
+    root = tmp_path_factory.mktemp("trained")
+    drawn.draw_sample(root / "sample", n_train=320, n_valid=20)
+    command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
+    assert cli.main([*command, "--out", str(root / "out")]) == 0
+    return root
+
+
+def test_one_picture_is_a_class_and_a_probability(trained, capsys):
+    picture = next(trained.glob("sample/valid/3/*.png"))
+    assert cli.main(["predict", str(trained / "out" / "export.pkl"), str(picture)]) == 0
+    name, probability = capsys.readouterr().out.split()
+    category, _, probabilities = load_learner(trained / "out").predict(picture)
+    assert name == category
+    assert probability == f"{float(probabilities.max()):.4f}"
+
+
+def test_several_pictures_are_a_table_or_json(trained, capsys):
+    pictures = sorted(map(str, trained.glob("sample/valid/*/*.png")))[:5]
+    command = ["predict", str(trained / "out" / "export.pkl"), *pictures]
+    assert cli.main(command) == 0
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header == ["picture", "class", "probability"]
+    assert [row[0] for row in rows] == pictures
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [[one["picture"], one["class"], f"{one['probability']:.4f}"] for one in found] == rows
+    assert all(max(one["probabilities"].values()) == one["probability"] for one in found)
+    assert set(found[0]["probabilities"]) == {"3", "7"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["out/export.pkl", "sample/valid/3"], 2, "sample/valid/3 is a folder; name pictures, such as "),
+        (["out/export.pkl", "no.png"], 2, "no.png; check the path."),
+        (["out", "sample/valid/3/0.png"], 2, "out is a folder; name the model's file in it, such as export.pkl."),
+        (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
+        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a picture that can be read"),
+        (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is no export; learn.save wrote it"),
+        (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
+        (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not to be had here"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(arguments, code, words, trained, capsys):
+    given = [str(trained / one) if not one.startswith("--") and one != "cudaa" else one for one in arguments]
+    assert cli.main(["predict", *given]) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_exported_is_no_failure_of_train(folder, tmp_path, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise MinifastError("torch.export cannot follow it.")
+
+    monkeypatch.setattr("minifast.learner.Learner.export", refuse)
+    command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert "The model is kept in model.pth alone. torch.export cannot follow it." in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.pth").is_file()

@@ -22,7 +22,8 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "data.urls"],
+    ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "findings"],
+    ["data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
     ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
     ["data.drawn", "data.loader", "data.images"],
@@ -63,6 +64,7 @@ PUBLIC = [
     "Callback",
     "CallbackError",
     "ClassificationInterpretation",
+    "CheckResult",
     "Comparison",
     "ConfusionMatrix",
     "DataBunch",
@@ -79,6 +81,7 @@ PUBLIC = [
     "FBeta",
     "FileFormatError",
     "FinderResult",
+    "Finding",
     "GeneralScheduler",
     "History",
     "GradientClipping",
@@ -559,6 +562,7 @@ def test_a_learner_takes_what_the_design_says():
         "fit",
         "fit_one_cycle",
         "lr_find",
+        "check",
         "validate",
         "get_preds",
         "predict",
@@ -572,6 +576,7 @@ def test_a_learner_takes_what_the_design_says():
     ],
     "name",
     ["fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary", "export"],
+    "export",
 )
 def test_methods_are_methods_of_the_class_itself(name):
     owner = next(one for one in minifast.Learner.__mro__ if name in vars(one))

@@ -184,7 +184,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
             f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
             f"{type(loss_func).__name__} would broadcast; give both the same shape."
         )
-    if not _is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
+    if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
     if n_classes is not None and n_outputs != n_classes:
@@ -194,14 +194,15 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
         )
 
 
-def _is_cross_entropy(loss_func: Any) -> bool:
+def is_cross_entropy(loss_func: Any) -> bool:
+    """Whether a loss is torch's cross entropy, or derived from it."""
     return isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy
 
 
 def check_targets(loss_func: Any, output: Any, target: Any) -> None:
     """Refuse class numbers that the outputs have no place for."""
     both = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
-    if not both or not _is_cross_entropy(loss_func) or target.is_floating_point():
+    if not both or not is_cross_entropy(loss_func) or target.is_floating_point():
         return
     n_outputs = output.shape[1]
     wanted = target[target != getattr(loss_func, "ignore_index", -100)]
