@@ -35,6 +35,10 @@ def detached(value: Any) -> Any:
     return {key: detached(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
+def _nothing(module: nn.Module, input: Any, output: Any) -> None:
+    """What is called when a hook is gone."""
+
+
 class Hook:
     """Calls ``hook_func(module, input, output)`` whenever module ``m`` runs, and keeps what it returns in ``stored``.
 
@@ -101,6 +105,7 @@ class Hook:
         for handle in self._handles:
             handle.remove()
         self.removed = True
+        self.hook_func = _nothing  # a callback's own method would keep the callback alive
 
     def __enter__(self) -> Hook:
         return self

@@ -5,7 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
-from minifast import AverageMetric, DataBunch, Learner, TensorLoader, accuracy, simple_cnn
+from minifast import (
+    ActivationStats,
+    AverageMetric,
+    DataBunch,
+    Learner,
+    TensorLoader,
+    accuracy,
+    load_learner,
+    simple_cnn,
+)
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device here")
 
@@ -57,3 +66,29 @@ def test_lr_find_puts_the_device_back_too():
     for learn in (alone, found):
         learn.fit_one_cycle(1, 1e-2)
     assert alone.recorder.raw_losses == found.recorder.raw_losses
+
+
+def test_statistics_of_layers_do_not_wait_for_the_device():
+    learn = learner(callbacks=[stats := ActivationStats()])
+    learn.fit(1)  # what is set up once may wait
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        learn.fit(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert stats.stats.shape == (2, 2, 10)
+    assert not stats.stats.is_cuda
+
+
+def test_an_export_predicts_on_both_devices(tmp_path):
+    learn = learner(path=tmp_path)
+    learn.data.normalize()
+    learn.export()
+    assert next(learn.model.parameters()).is_cuda
+    x = torch.rand(3, 28, 28)
+    wanted = learn.predict(x)[2]
+    for device in ("cpu", "cuda"):
+        loaded = load_learner(tmp_path, device=device)
+        assert next(loaded.model.buffers()).device.type == device
+        assert torch.allclose(loaded.predict(x)[2], wanted, atol=1e-3)
+    assert learn.check().findings is not None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
+
 import pytest
 import torch
 from conftest import FailsAt, toy_learner
@@ -165,6 +168,19 @@ def test_a_layer_that_does_not_run_has_no_numbers():
     learn.fit(1, callbacks=[stats])
     assert stats.stats[:, 0].isnan().all()
     assert stats.stats[:, 1].isfinite().all()
+
+
+def test_callback_and_model_go_with_the_last_reference():
+    learn = toy_learner()
+    learn.fit(1, callbacks=[ActivationStats(modules=[learn.model[1]])])
+    model, stats = weakref.ref(learn.model), weakref.ref(learn.activation_stats)
+    gc.disable()
+    try:
+        del learn
+        assert model() is None
+        assert stats() is None
+    finally:
+        gc.enable()
 
 
 def test_the_picture_has_a_line_a_layer():
