@@ -15,7 +15,7 @@ from torch import nn
 
 from minifast import files
 from minifast.callback import Callback, is_plain
-from minifast.data.loader import go_to, position_of
+from minifast.data.position import go_to, position_of
 from minifast.errors import DataError, MinifastError, check_count
 from minifast.optimizer import OptimizerStateError
 

@@ -19,8 +19,8 @@ from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError
 from minifast.findings import CheckResult, Finding
 from minifast.groups import check_groups
-from minifast.optimizer import AdamW, OptimWrapper
 from minifast.losses import activation_name
+from minifast.optimizer import AdamW, OptimWrapper
 from minifast.progress import Silent
 from minifast.state import State, as_inputs, read_floats
 

@@ -18,7 +18,7 @@ import numpy as np
 from minifast import plots
 from minifast.callbacks.scheduler import as_schedule
 from minifast.checkpoint import random_states, set_random_states, set_seed
-from minifast.data.loader import go_to, position_of
+from minifast.data.position import go_to, position_of
 from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word, note
 from minifast.learner import Learner
 from minifast.metrics import columns_of

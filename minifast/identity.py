@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.callback import is_plain
-from minifast.data.loader import parts_of
+from minifast.data.position import parts_of
 from minifast.metrics import columns_of
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch import Tensor
 from minifast import plots
 from minifast.confusion import count_pairs
 from minifast.data.bunch import DatasetType
-from minifast.data.loader import go_to, left_in_place, position_of
+from minifast.data.position import go_to, left_in_place, position_of
 from minifast.errors import DataError, check_count
 from minifast.state import n_items
 from minifast.tables import text_table

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from minifast import files
 from minifast.callback import is_plain
 from minifast.data.bunch import DataBunch
-from minifast.data.image_bunch import ImageDataBunch, file_loader
+from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import Pictures, list_pictures
+from minifast.data.picture_sets import file_loader
 from minifast.errors import DataError, FileFormatError, MinifastError, check_count
 from minifast.learner import Learner
 from minifast.program import Program

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minifast.errors import check_word
-
-from minifast.errors import check_number
+from minifast.errors import check_number, check_word
 
 
 class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):

@@ -158,7 +158,9 @@ def plot_images(
 
     columns = max(1, math.isqrt(len(pictures) - 1) + 1)
     rows = -(-len(pictures) // columns)
-    titles = ["\n".join(textwrap.fill(line, 14) for line in title.splitlines()) for title in titles]
+    titles = [
+        "\n".join(textwrap.fill(line, 14, break_long_words=False) for line in title.splitlines()) for title in titles
+    ]
     n_lines = max((title.count("\n") for title in titles), default=0)
     width, height = figsize or (1.4 * columns, (1.6 + 0.2 * n_lines) * rows)
     figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")

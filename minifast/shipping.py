@@ -16,9 +16,10 @@ from torch.nn import functional
 from minifast import files
 from minifast.callback import is_plain
 from minifast.checkpoint import evaluating
-from minifast.data.bunch import DataBunch, DatasetType, MSELossFlat
+from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.loader import as_pictures, is_picture
+from minifast.data.losses import MSELossFlat
 from minifast.errors import DataError, MinifastError
 from minifast.losses import activation_name
 from minifast.program import exported, torch_is_quiet, trace

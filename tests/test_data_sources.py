@@ -48,7 +48,7 @@ def labels_of(data: ImageDataBunch, folder: Path) -> dict[str, object]:
         for x, y in dl:
             for picture, target in zip(x, y, strict=True):
                 pixels = (picture[0] * 255).round().to(torch.uint8).numpy().tobytes()
-                found[known[pixels]] = data.title(target)
+                found[known[pixels]] = data.label_of(target)
     return found
 
 

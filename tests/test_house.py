@@ -23,7 +23,7 @@ PACKAGE = Path(minifast.__file__).parent
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "findings"],
-    ["data.urls"],
+    ["data.position", "data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
     ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
     ["data.drawn", "data.loader", "data.images"],
@@ -53,8 +53,8 @@ FLOORS = [
 ]
 
 PUBLIC = [
-    "AccumulateScheduler",
     "AUROC",
+    "AccumulateScheduler",
     "ActivationStats",
     "AdamW",
     "AdaptiveConcatPool2d",
@@ -63,8 +63,8 @@ PUBLIC = [
     "CSVLogger",
     "Callback",
     "CallbackError",
-    "ClassificationInterpretation",
     "CheckResult",
+    "ClassificationInterpretation",
     "Comparison",
     "ConfusionMatrix",
     "DataBunch",
@@ -83,8 +83,8 @@ PUBLIC = [
     "FinderResult",
     "Finding",
     "GeneralScheduler",
-    "History",
     "GradientClipping",
+    "History",
     "Hook",
     "HookCallback",
     "Hooks",
@@ -132,8 +132,8 @@ PUBLIC = [
     "annealing_linear",
     "annealing_no",
     "annealing_poly",
-    "channel_view",
     "auc_roc_score",
+    "channel_view",
     "cnn_learner",
     "compare",
     "constant",
@@ -159,22 +159,22 @@ PUBLIC = [
     "linear",
     "load_learner",
     "lr_find",
-    "normalize",
-    "models",
-    "model_sizes",
-    "model_summary",
-    "num_features_model",
-    "one_cycle",
-    "one_cycle_momentum",
-    "polynomial",
-    "read_history",
     "mae",
     "mean_absolute_error",
     "mean_squared_error",
     "mean_squared_logarithmic_error",
+    "model_sizes",
+    "model_summary",
+    "models",
     "mse",
     "msle",
+    "normalize",
+    "num_features_model",
+    "one_cycle",
+    "one_cycle_momentum",
+    "polynomial",
     "r2_score",
+    "read_history",
     "repeat",
     "rmse",
     "root_mean_squared_error",
@@ -556,28 +556,14 @@ def test_a_learner_takes_what_the_design_says():
     assert minifast.AdamW.keywords == {"betas": (0.9, 0.99)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "fit",
-        "fit_one_cycle",
-        "lr_find",
-        "check",
-        "validate",
-        "get_preds",
-        "predict",
-        "save",
-        "load",
-        "summary",
-        "clip_grad",
-        "mixup",
-        *("fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary"),
-        *("split", "freeze_to", "freeze", "unfreeze"),
-    ],
-    "name",
-    ["fit", "fit_one_cycle", "lr_find", "validate", "get_preds", "predict", "save", "load", "summary", "export"],
-    "export",
-)
+METHODS = """
+    fit fit_one_cycle fit_schedule plot_schedule lr_find resume check validate get_preds predict interpret show_results
+    summary save load export to_onnx to_pt2 split freeze freeze_to unfreeze clip_grad mixup to_fp16 to_bf16 to_fp32
+    compile create_opt lr_range
+"""
+
+
+@pytest.mark.parametrize("name", METHODS.split())
 def test_methods_are_methods_of_the_class_itself(name):
     owner = next(one for one in minifast.Learner.__mro__ if name in vars(one))
     method = vars(owner)[name]

@@ -24,7 +24,7 @@ from minifast import (
     simple_ann,
     simple_cnn,
 )
-from minifast.data.loader import position_of
+from minifast.data.position import position_of
 from minifast.errors import DataError
 
 

@@ -20,7 +20,7 @@ from minifast import files
 from minifast.callback import Callback, LearnerCallback, is_plain
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint import model_file, random_states, set_random_states
-from minifast.data.loader import Rest, go_to, position_of
+from minifast.data.position import Rest, go_to, position_of
 from minifast.diagnosis import all_finite
 from minifast.errors import CallbackError, MinifastError, check_count, check_word
 from minifast.identity import identity

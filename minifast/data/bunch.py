@@ -22,10 +22,10 @@ from minifast.data.loader import (
     as_pictures,
     default_device,
     is_picture,
-    left_in_place,
 )
-from minifast.data.losses import loss_for
+from minifast.data.losses import classes_of, loss_for
 from minifast.data.normalize import Normalize, channel_view
+from minifast.data.position import left_in_place
 from minifast.errors import DataError, MinifastError, check_count
 
 if TYPE_CHECKING:
@@ -86,19 +86,17 @@ class DataBunch:
                     f"a torch DataLoader of a data set with a length, or a list of batches."
                 )
         self.device = torch.device(device) if device is not None else default_device()
-        self.train_dl: Any
-        self.valid_dl: Any
-        self.test_dl: Any
-        self.train_dl, self.valid_dl, self.test_dl = (
+        loaders: list[Any] = [
             dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
             for dl in (train_dl, valid_dl, test_dl)
-        )
+        ]
+        self.train_dl, self.valid_dl, self.test_dl = loaders
         if isinstance(self.test_dl, DeviceDataLoader):
             self.test_dl.may_lack_targets = True
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)
-        self.classes = list(classes) if classes is not None else _classes_of(self.train_ds)
+        self.classes = list(classes) if classes is not None else classes_of(self.train_ds)
         self.loss_func = loss_func if loss_func is not None else loss_for(self.train_ds, self.classes)
         self.norm: Normalize | None = None
 
@@ -349,10 +347,3 @@ def _has_length(dl: Any) -> bool:
     except TypeError:  # also from a torch DataLoader, which has a length if its data set has one
         return False
     return True
-
-
-def _classes_of(dataset: Any) -> list[Any] | None:
-    while dataset is not None and not hasattr(dataset, "classes"):
-        dataset = getattr(dataset, "dataset", None)  # a Subset's whole
-    classes = getattr(dataset, "classes", None)
-    return None if classes is None else list(classes)

@@ -30,3 +30,11 @@ def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
     if target.is_floating_point():
         return MSELossFlat()
     return nn.CrossEntropyLoss() if target.ndim == 0 else None
+
+
+def classes_of(dataset: Any) -> list[Any] | None:
+    """Return the classes that a data set, or the whole of a part of it, names; None where it names none."""
+    while dataset is not None and not hasattr(dataset, "classes"):
+        dataset = getattr(dataset, "dataset", None)  # a Subset's whole
+    classes = getattr(dataset, "classes", None)
+    return None if classes is None else list(classes)
