@@ -124,8 +124,8 @@ def compare(options: argparse.Namespace) -> None:
     print(found)
     if any(found.runs.values()):
         save(found.plot(return_fig=True), options.out)
-    if found.interrupted:
-        raise KeyboardInterrupt
+    if found.ended_by is not None:
+        raise found.ended_by
 
 
 def schedule(options: argparse.Namespace) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import inspect
 import itertools
 import math
 import time
@@ -16,10 +15,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from minifast import plots
-from minifast.callbacks.scheduler import as_schedule
+from minifast.callbacks.scheduler import as_schedule, check_values
+from minifast.callbacks.tracker import LOWER_IS_BETTER
 from minifast.checkpoint import random_states, set_random_states, set_seed
 from minifast.data.position import go_to, position_of
-from minifast.errors import MinifastError, NonFiniteLossError, check_callable, check_count, check_word, note
+from minifast.errors import (
+    MinifastError,
+    NonFiniteLossError,
+    arguments_of,
+    check_callable,
+    check_count,
+    check_word,
+    note,
+)
 from minifast.learner import Learner
 from minifast.metrics import columns_of
 from minifast.progress import make_bar
@@ -48,11 +56,13 @@ class Comparison:
     """What ``compare`` found; a notebook shows it as a table with a sentence below.
 
     ``runs`` holds the runs of each recipe, a seed each. ``by`` is what the recipes are judged by, ``verdict`` the
-    sentence, ``interrupted`` whether Ctrl-C or an error ended it early.
+    sentence, ``ended_by`` the Ctrl-C or the error that ended it early, or None.
     """
 
-    def __init__(self, runs: Mapping[str, list[Run]], by: str | None = None, interrupted: bool = False) -> None:
-        self.interrupted = interrupted
+    def __init__(
+        self, runs: Mapping[str, list[Run]], by: str | None = None, ended_by: BaseException | None = None
+    ) -> None:
+        self.ended_by = ended_by
         self.runs = {name: list(each) for name, each in runs.items()}
         reached = next((run.reached for each in self.runs.values() for run in each), {})
         metrics = [name for name in reached if name != "valid_loss"]
@@ -67,8 +77,7 @@ class Comparison:
         return [run.reached[of] for run in self.runs[name]]
 
     def _sign(self) -> int:
-        lower = ("loss", "error", "mse", "mae", "perplexity")
-        return -1 if any(word in self.by.lower() for word in lower) else 1
+        return -1 if LOWER_IS_BETTER.search(self.by.lower()) else 1
 
     def _verdict(self) -> str:
         lost = {
@@ -125,8 +134,9 @@ class Comparison:
             raise MinifastError("No seed was trained with every recipe, so there is nothing to draw.")
         axes = plots.axes_for(ax, 2)
         for name, each in self.runs.items():
-            shortest = min(len(run.losses) for run in each)
-            losses = np.mean([run.losses[:shortest] for run in each], axis=0)
+            whole = [run.losses for run in each if math.isfinite(run.reached["valid_loss"])]
+            shortest = min(map(len, whole), default=0)
+            losses = np.mean([one[:shortest] for one in whole], axis=0) if whole else []
             plots.plot_over_batches(axes[0], range(len(each[0].lrs)), each[0].lrs, "learning rate", name)
             plots.plot_over_batches(axes[1], range(shortest), losses, "training loss (smoothed, mean of seeds)", name)
         axes[0].legend()
@@ -172,7 +182,7 @@ def compare(
     [2, 2]
     """
     epochs = check_count("epochs", epochs)
-    chosen = list(range(check_count("seeds", seeds))) if isinstance(seeds, int) else list(seeds)
+    chosen = list(seeds) if isinstance(seeds, Sequence) else list(range(check_count("seeds", seeds)))
     if not chosen or len(set(chosen)) < len(chosen):
         raise ValueError(f"seeds is {seeds}; give a number of them, or different ones, such as [1, 2, 3].")
     check_callable("make_learner", make_learner)
@@ -180,13 +190,14 @@ def compare(
         raise TypeError(f"recipes is {recipes!r}; give a dict, such as {{'low': 1e-3, 'cosine': cosine(1e-2, 0)}}.")
     recipes = {str(name): recipe for name, recipe in recipes.items()}
     trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
-    parameters = inspect.signature(make_learner).parameters
-    takes_seed = "seed" in parameters or any(p.default is p.empty for p in parameters.values())
+    names, needed = arguments_of(make_learner) or ([], 0)
+    takes_seed = "seed" in names or needed > 0
     runs: dict[str, list[Run]] = {name: [] for name in trainers}
     begins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of loaders that learners share
     generators, bar = random_states(), make_bar(silent)
     bar.what = "Seed"
-    stopped, doing = False, "the beginning"
+    ended_by: BaseException | None = None
+    doing = "the beginning"
     try:
         bar.start(len(chosen))
         for done, seed in enumerate(chosen):
@@ -195,26 +206,28 @@ def compare(
                 set_seed(seed)
                 learn = make_learner(seed) if takes_seed else make_learner()
                 check_learner(learn, by)
-                if not takes_seed and (loader := learn.data.train_dl).__hash__ and hasattr(loader, "__weakref__"):
+                loader = getattr(learn.data.train_dl, "dl", learn.data.train_dl)  # without what puts it on a device
+                if not takes_seed and loader.__hash__ and hasattr(loader, "__weakref__"):
                     go_to(loader, begins.setdefault(loader, position_of(loader)))
                 if not any(runs.values()):
                     check_recipes(learn, recipes, epochs)
                 runs[name].append(train_once(learn, train, epochs, seed))
             bar.epochs_done(done + 1, len(chosen))
-    except KeyboardInterrupt:
-        stopped = True
-        print(f"Stopped after {sum(map(len, runs.values()))} of {len(chosen) * len(runs)} runs.")
+    except KeyboardInterrupt as error:
+        ended_by = error
+        if not silent:
+            print(f"Stopped after {sum(map(len, runs.values()))} of {len(chosen) * len(runs)} runs.")
     except Exception as error:
         note(error, f"This was {doing}.")
         if not all(runs.values()):  # little is lost
             raise
-        stopped = True
+        ended_by = error
         warnings.warn(f"The comparison ended in {doing}: {type(error).__name__}: {error}", stacklevel=2)
     finally:
-        bar.close(interrupted=stopped)
+        bar.close(interrupted=ended_by is not None)
         set_random_states(generators)
     fewest = min(map(len, runs.values()), default=0)
-    return Comparison({name: each[:fewest] for name, each in runs.items()}, by, stopped)  # pairs only
+    return Comparison({name: each[:fewest] for name, each in runs.items()}, by, ended_by)  # pairs only
 
 
 def check_learner(learn: Any, by: str | None) -> None:
@@ -235,16 +248,15 @@ def check_recipes(learn: Learner, recipes: Mapping[str, Any], epochs: int) -> No
     for name, recipe in recipes.items():
         schedules = recipe if isinstance(recipe, Mapping) else {} if is_trainer(recipe) else {"lr": recipe}
         for what, one in schedules.items():
-            as_schedule(what, one, n_batches, n_groups, f"{what} of the recipe {name}")
+            called = f"{what} of the recipe {name}"
+            schedule, _ = as_schedule(what, one, n_groups, called)
+            check_values(what, schedule, (i / n_batches for i in range(n_batches)), n_groups, called)
 
 
 def is_trainer(recipe: Any) -> bool:
-    """Whether a recipe is a function that trains: of two arguments, or one with their names."""
-    if not callable(recipe):
-        return False
-    parameters = inspect.signature(recipe).parameters
-    needed = sum(p.default is p.empty and p.kind < p.VAR_POSITIONAL for p in parameters.values())
-    return needed == 2 or not {"learn", "learner", "epochs"}.isdisjoint(parameters)
+    """Whether a recipe is a function that trains: of (learner, epochs), where the second may have a default."""
+    names, needed = (arguments_of(recipe) if callable(recipe) else None) or ([], 0)
+    return needed == 2 or (len(names) > 1 and names[0] in ("learn", "learner"))
 
 
 def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
@@ -255,8 +267,8 @@ def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
         return lambda learn, epochs: learn.fit_schedule(epochs, **recipe)
     if is_trainer(recipe):
         return recipe  # type: ignore[no-any-return]
-    if callable(recipe) and not inspect.signature(recipe).parameters:
-        raise TypeError(f"The recipe {name} takes no argument; a schedule takes progress.")
+    if callable(recipe) and (arguments_of(recipe) or (["p"], 1))[0] in ([], ["learn"], ["learner"]):
+        raise TypeError(f"The recipe {name} must take (learner, epochs), or as a schedule progress.")
     if not callable(recipe) and (isinstance(recipe, bool) or not isinstance(recipe, (int, float))):
         raise TypeError(f"The recipe {name} is {recipe!r}; give a rate, a schedule, a dict of schedules or a function.")
     return lambda learn, epochs: learn.fit_schedule(epochs, recipe)
@@ -274,7 +286,12 @@ def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: in
     seconds = time.perf_counter() - begin
     recorder = learn.recorder
     if not lost and not recorder.val_losses:
-        raise MinifastError("A recipe trained nothing; it must fit the learner that it is given.")
+        raise MinifastError(
+            "A recipe trained nothing; it must fit the learner that it is given (a maker of schedules is called, as in "
+            "cosine(1e-2, 0.0))."
+        )
+    if not lost and recorder.val_losses[-1] is None:
+        raise MinifastError("A recipe ended without a validation, so there is nothing to compare; let it validate.")
     values = [math.nan] * (1 + len(recorder.metrics_names))
     reached_loss = None if lost else recorder.val_losses[-1]
     if reached_loss is not None and math.isfinite(reached_loss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 import math
 import operator
 from collections.abc import Iterable, Sequence
@@ -96,6 +97,20 @@ def import_optional(module: str, what: str, install: str) -> Any:
             f"{what} needs a package that cannot be imported here ({error}); "
             f'python -m pip install "{install}" brings it.'
         ) from error
+
+
+def arguments_of(function: Any) -> tuple[list[str], int] | None:
+    """Return the names of the arguments that a function takes by place, and how many must be given; None if unknown.
+
+    >>> arguments_of(lambda p, peak=1.0: p)
+    (['p', 'peak'], 1)
+    """
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:  # some of NumPy's and Python's own have none
+        return None
+    by_place = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
+    return [p.name for p in by_place], sum(p.default is p.empty for p in by_place)
 
 
 def note(error: BaseException, text: str) -> None:

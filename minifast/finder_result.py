@@ -49,7 +49,7 @@ class FinderResult:
         self.band: tuple[float, float] | None = None
         self.refusal = ""
         try:
-            found = rules(self.lrs, self.losses, skip_start, skip_end)
+            found = rules(self.lrs, self.losses, skip_start, skip_end, self.curves)
             self.rules = found._asdict()
             self.suggestion = agreed(found)
             self.band = band(self.suggestion)

@@ -156,9 +156,8 @@ class Fitting:
         (0.0, 0.01)
         """
         epochs = check_count("epochs", epochs)
-        n_batches = epochs * len(self.data.train_dl)
-        schedules, values = self._schedules(n_batches, lr=lr, mom=mom, wd=wd)
-        scheduler = ScheduledParameters(self._learner, schedules, n_batches)
+        schedules, values = self._schedules(lr=lr, mom=mom, wd=wd)
+        scheduler = ScheduledParameters(self._learner, schedules, epochs * len(self.data.train_dl))
         keeping = Keeping(checkpoint, every, resume, on_write_error, on_nan)
         call = plain_call("fit_schedule", epochs=epochs, **values)
         highest = np.max(values["lr"], axis=0).tolist()
@@ -189,7 +188,7 @@ class Fitting:
             if cycle:
                 raise TypeError(f"max_lr is a schedule, and {', '.join(cycle)} would shape one cycle; leave that out.")
             n_batches = cyc_len * len(self.data.train_dl)
-            schedules, on = self._schedules(n_batches, lr=max_lr, mom=mom, wd=wd)
+            schedules, on = self._schedules(lr=max_lr, mom=mom, wd=wd)
             scheduler: Any = ScheduledParameters(self._learner, schedules, n_batches)
             rate: Any = np.max(on["lr"], axis=0).tolist()
         elif mom is not None or wd is not None:
@@ -296,10 +295,10 @@ class Fitting:
         extra = [*check_callbacks(listed(callbacks)), *schedulers]
         training.fit(self._learner, epochs, lr, wd, extra, call, keeping)
 
-    def _schedules(self, n_batches: int, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
+    def _schedules(self, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
         """Return schedules, and their values on a grid, of those that are given."""
         wanted = {name: one for name, one in given.items() if one is not None or name == "lr"}
-        both = {name: as_schedule(name, one, n_batches, len(self.layer_groups)) for name, one in wanted.items()}
+        both = {name: as_schedule(name, one, len(self.layer_groups)) for name, one in wanted.items()}
         return {name: schedule for name, (schedule, _) in both.items()}, {name: on for name, (_, on) in both.items()}
 
     def _say_default(self, max_lr: LearningRate) -> None:

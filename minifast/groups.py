@@ -12,6 +12,17 @@ from torch import nn
 from minifast.errors import check_count, check_number
 
 
+def check_rate(name: str, value: Any) -> float:
+    """Return ``value`` if it is a number; a schedule, and what ``lr_find`` returned, are told from one."""
+    if callable(value):
+        raise TypeError(f"{name} is a function, and a rate is meant; fit_schedule(epochs, schedule) trains by one.")
+    if hasattr(value, "suggestion"):
+        raise TypeError(f"{name} is what lr_find returned; give a rate of it, such as its .suggestion.")
+    if value is None:
+        raise TypeError(f"{name} is None; give a rate (what lr_find suggests is None where it says why).")
+    return check_number(name, value)
+
+
 def spread(lr: Any, n: int, name: str = "lr") -> Any:
     """Spread a learning rate over ``n`` layer groups.
 
@@ -25,10 +36,6 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
     >>> spread(0.1, 3), spread(slice(1e-4, 1e-2), 3).tolist(), spread(slice(1.0), 3).tolist()
     (0.1, [0.0001, 0.001, 0.01], [0.1, 0.1, 1.0])
     """
-    if callable(lr):
-        raise TypeError(f"{name} is a function, and a rate is meant; fit_schedule(epochs, schedule) trains by one.")
-    if hasattr(lr, "suggestion"):
-        raise TypeError(f"{name} is what lr_find returned; give a rate of it, such as its .suggestion.")
     if isinstance(lr, slice):
         stop = check_number(name, lr.stop, above=0)
         start = stop / 10 if lr.start is None else check_number(name, lr.start, above=0)
@@ -42,9 +49,7 @@ def spread(lr: Any, n: int, name: str = "lr") -> Any:
         if not rates.any():
             raise ValueError(f"{name} is 0 for every layer group; give one of them a rate greater than 0.")
         return rates
-    if lr is None:
-        raise TypeError(f"{name} is None; give a rate (what lr_find suggests is None where it says why).")
-    return check_number(name, lr, above=0)
+    return check_number(name, check_rate(name, lr), above=0)
 
 
 def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:

@@ -16,7 +16,7 @@ WIDTH = 2.0  # of the band of rates that are about as good, to either side
 BETA = 0.98  # of the moving average that smoothed the losses
 CREEP = 0.05  # the last part of the fall, in which the loss still creeps down; without it the rules agree more often
 NEAR = 10  # neighbouring losses whose mean is compared with the first quarter's
-CLEAR = 4.2  # by how many standard errors it must be lower: in 96 runs of noise alone it was so by 4.1 at most
+CLEAR = 4.2  # by how many standard errors it must be lower: of 256 finders over noise alone none suggested a rate
 AGREE = 10.0  # by how much the two rules that are averaged may differ
 
 
@@ -87,14 +87,20 @@ def band(suggestion: float) -> tuple[float, float]:
     return suggestion / WIDTH, suggestion * WIDTH
 
 
-def rules(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 0, skip_end: int = 0) -> Rules:
-    """Return what each rule reads from a finder's curve.
+def rules(
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    skip_start: int = 0,
+    skip_end: int = 0,
+    curves: Sequence[Sequence[float]] = (),
+) -> Rules:
+    """Return what each rule reads from a finder's curve; ``curves`` are those of single runs where it is their median.
 
     Raises:
         MinifastError: too few points, or a curve that does not fall.
     """
     points = [(lr, loss) for lr, loss in zip(lrs, losses, strict=False) if math.isfinite(loss)]
-    if losses and not points:
+    if len(losses) and not points:
         raise MinifastError(
             "The finder's loss was not finite from its first step on, at the lowest rate; look for NaN or infinite "
             "numbers in the data, the weights and the loss function."
@@ -117,10 +123,10 @@ def rules(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 0, sk
     fallen = fallen[:end]
     lowest = int((fallen >= (1 - CREEP) * fallen[-1]).argmax())
     slope = np.gradient(curve, np.log(rates))[: lowest + 1]
-    if lowest < 2 or slope.min() >= 0 or _clearness([loss for _, loss in points]) < CLEAR:
+    if lowest < 2 or slope.min() >= 0 or _clearness(curves or [losses]) < CLEAR:
         raise MinifastError(
-            "The finder's loss does not fall more than by chance, so it suggests no rate; look at the curve with "
-            "learn.recorder.plot(), and at the data, the loss function, start_lr and end_lr."
+            "The finder's loss does not fall more than by chance, so it suggests no rate; try repeats=3, and look at "
+            "the curve with learn.recorder.plot(), and at the data, the loss function, start_lr and end_lr."
         )
     falling = _longest_fall(curve.tolist())
     return Rules(
@@ -128,14 +134,17 @@ def rules(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 0, sk
     )
 
 
-def _clearness(smoothed: Sequence[float]) -> float:
+def _clearness(curves: Sequence[Sequence[float]]) -> float:
     """Return by how many standard errors the lowest mean of neighbouring losses is below that of the first quarter.
 
-    In the first quarter the rates are too low to change anything. The losses are those behind the smoothed ones.
+    In the first quarter the rates are too low to change anything. The losses are those behind the smoothed ones, of
+    several runs their mean.
     """
-    weights = 1 - BETA ** np.arange(len(smoothed) + 1)
-    sums = np.concatenate([[0.0], smoothed]) * weights
-    losses = (sums[1:] - BETA * sums[:-1]) / (1 - BETA)
+    smoothed = np.asarray(curves, float)
+    weights = 1 - BETA ** np.arange(smoothed.shape[1] + 1)
+    sums = np.pad(smoothed, ((0, 0), (1, 0))) * weights
+    losses = ((sums[:, 1:] - BETA * sums[:, :-1]) / (1 - BETA)).mean(0)
+    losses = losses[np.isfinite(losses)]
     quarter = max(LEAST // 2, len(losses) // 4)
     first, rest = losses[:quarter], losses[quarter:]
     near = min(NEAR, len(rest))

@@ -94,7 +94,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                 epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
                 guard = Guard(learn, recorder, "ignore")
                 others = own_callbacks(learn, recorder, guard, watching=False)
-                run(learn, epochs, [*(one for one in others if "lr" not in one._sets), finder], recorder)
+                run(learn, epochs, [*(one for one in others if not one._sets), finder], recorder)
     finally:
         learn.recorder = recorder or kept
     stopped = finders[-1].stopped
@@ -161,6 +161,8 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     try:
         loop.fit(learn, dispatcher)
     except BaseException as error:
+        if state.last_input is None:
+            learn.history.remove(recorder)  # it was refused, or ended, before anything was trained
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
         try:
             if isinstance(error, IndexError):
@@ -185,8 +187,8 @@ def check_one_setter(callbacks: Sequence[Callback]) -> None:
             other = setters.setdefault(name, callback)
             if other is not callback:
                 raise ValueError(
-                    f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out (a "
-                    f"scheduler among callbacks goes with fit, not with fit_one_cycle or fit_schedule)."
+                    f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out "
+                    f"(fit_one_cycle and fit_schedule bring their own, fit has none)."
                 )
 
 

@@ -22,6 +22,7 @@ from minifast import (
     TensorLoader,
     accuracy,
     compare,
+    cosine,
     error_rate,
     linear,
     one_cycle,
@@ -247,6 +248,10 @@ def test_ctrl_c_returns_the_pairs_that_are_done(capsys) -> None:
 
     found = compare(make, {"a": 1e-2, "b": stops}, epochs=1, seeds=5, silent=True)
     assert {name: len(each) for name, each in found.runs.items()} == {"a": 2, "b": 2}
+    assert isinstance(found.ended_by, KeyboardInterrupt)
+    assert capsys.readouterr().out == ""
+    count = itertools.count()
+    compare(make, {"a": 1e-2, "b": stops}, epochs=1, seeds=5)
     assert "Stopped after 5 of 10 runs." in capsys.readouterr().out
 
 
@@ -267,7 +272,7 @@ def test_an_error_in_the_first_seed_names_the_recipe_and_a_later_one_keeps_what_
     with pytest.warns(UserWarning, match="ended in the recipe b with seed 2: RuntimeError: broken"):
         found = compare(make, {"a": 1e-2, "b": breaks}, epochs=1, seeds=3, silent=True)
     assert {name: len(each) for name, each in found.runs.items()} == {"a": 2, "b": 2}
-    assert found.interrupted
+    assert isinstance(found.ended_by, RuntimeError)
 
 
 def test_nothing_is_trained_where_a_later_recipe_cannot_be() -> None:
@@ -335,7 +340,7 @@ def test_the_plot_shows_every_recipe() -> None:
         ({"make_learner": 3}, TypeError, "make_learner is 3, which cannot be called"),
         ({"make_learner": lambda: 3}, TypeError, "make_learner returned 3; it must return a Learner"),
         ({"recipes": {"a": "x"}}, TypeError, "The recipe a is 'x'; give a rate, a schedule"),
-        ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a takes no argument; a schedule takes progress"),
+        ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a must take"),
         ({"seeds": 0}, ValueError, "seeds is 0; it must be at least 1"),
         ({"seeds": [1, 1]}, ValueError, r"seeds is \[1, 1\]; give a number of them, or different ones"),
         ({"recipes": {}}, TypeError, r"recipes is \{\}; give a dict"),
@@ -354,6 +359,32 @@ def test_a_learner_that_was_trained_already_is_refused() -> None:
         compare(lambda: learn, {"a": 1e-2, "b": 1e-3}, epochs=1, silent=True)
 
 
-def test_a_recipe_that_trains_nothing_is_named() -> None:
-    with pytest.raises(MinifastError, match="trained nothing"):
-        compare(make, {"a": lambda learn, epochs: None}, silent=True)
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        (lambda learn, epochs: None, "trained nothing; it must fit the learner"),
+        (cosine, "trained nothing.*a maker of schedules is called"),
+        (lambda learn, epochs: learn.fit(epochs, callbacks=[NoValidation()]), "ended without a validation"),
+    ],
+)
+def test_a_recipe_that_shows_nothing_is_named(recipe, message) -> None:
+    with pytest.raises(MinifastError, match=message) as caught:
+        compare(make, {"a": recipe}, silent=True)
+    if hasattr(caught.value, "__notes__"):  # from Python 3.11 on
+        assert caught.value.__notes__[-1] == "This was the recipe a with seed 0."
+
+
+class NoValidation(Callback):
+    def on_train_begin(self):
+        return {"skip_validate": True}
+
+
+@pytest.mark.parametrize(
+    ("name", "lower"), [("mse", True), ("exp_rmspe", True), ("mean_squared_error", True), ("r2_score", False)]
+)
+def test_what_is_better_goes_by_the_measure(name, lower) -> None:
+    each = {"a": 1.0, "b": 0.5}
+    found = Comparison(
+        {key: [Run(0, [], [], {"valid_loss": 1.0, name: value}, 1.0)] for key, value in each.items()}, name
+    )
+    assert found.verdict.startswith(f"By {name}, {'b' if lower else 'a'} is first")

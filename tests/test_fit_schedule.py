@@ -62,7 +62,7 @@ def test_values_of_layer_groups() -> None:
 @pytest.mark.parametrize(
     ("schedules", "error", "message"),
     [
-        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.6667 of the run is -0\.166667"),
+        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.51 of the run is -0\.01"),
         ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 of the run is nan"),
         ({"lr": lambda p: "x"}, TypeError, "lr at 0 of the run is 'x'"),
         ({"lr": lambda p: [0.1, 0.2]}, ValueError, "lr at 0 of the run has 2 values for 1 layer groups"),
@@ -70,7 +70,7 @@ def test_values_of_layer_groups() -> None:
         (
             {"lr": 0.1, "mom": linear(0.9, 1.2)},
             ValueError,
-            r"mom at 0\.6667 of the run is 1\.1; it must be",
+            r"mom at 0\.34 of the run is 1\.002; it must be",
         ),
         ({"lr": 0.1, "wd": -1.0}, ValueError, "wd at 0 of the run is -1; it must be at least 0"),
     ],

@@ -330,7 +330,7 @@ def test_the_plan_can_be_drawn_without_training() -> None:
         ({"tot_epochs": 1}, ValueError, "tot_epochs is 1, less than the 2 epochs"),
         ({"start_epoch": -1}, ValueError, "start_epoch is -1; it must be at least 0"),
         ({"start_epoch": 0.5}, TypeError, r"start_epoch is 0\.5, a float"),
-        ({"start_epoch": 2}, ValueError, "start_epoch is 2, but the fit ends after 2 epochs; raise cyc_len above it"),
+        ({"start_epoch": 2}, ValueError, "start_epoch is 2, but the fit ends after 2 epochs; raise those above it"),
         ({"warmup": "linaer"}, ValueError, "warmup is 'linaer'; it must be one of 'linear', 'cosine'"),
         ({"wd": "0.1"}, TypeError, r"wd is '0\.1', a str"),
         ({"callbacks": [OneCycleScheduler]}, TypeError, "callbacks holds the class OneCycleScheduler"),

@@ -16,6 +16,7 @@ from minifast import (
     Learner,
     LearningRateScheduler,
     MinifastError,
+    OneCycleScheduler,
     TorchScheduler,
     TrainingPhase,
     annealing_cos,
@@ -244,7 +245,7 @@ def test_a_scheduler_that_watches_needs_a_loss_to_watch() -> None:
     assert not learn.recorder.lrs
 
 
-def test_a_rate_that_a_torch_scheduler_may_not_set_is_refused_before_it_trains() -> None:
+def test_a_rate_that_a_torch_scheduler_may_not_set_ends_the_fit_before_it_trains() -> None:
     below = TorchScheduler(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - step))
     learn = toy_learner()
     with pytest.raises(ValueError, match=r"The rate that LambdaLR set is -0.01; it must be at least 0"):
@@ -289,23 +290,83 @@ def test_phases_that_cannot_be_are_refused_before_any_batch(make, error, message
 
 def fit_phase(name, values) -> None:
     learn = toy_learner()
+    learn.fit(1, 1e-3)
+    before = learn.recorder
     try:
-        learn.fit(1, callbacks=[GeneralScheduler(learn, [TrainingPhase(3).schedule_hp(name, values)])])
-    finally:
-        assert not learn.recorder.lrs
+        learn.fit(1, 1e-2, callbacks=[GeneralScheduler(learn, [TrainingPhase(3).schedule_hp(name, values)])])
+    finally:  # a run that is refused changes nothing
+        assert learn.recorder is before
+        assert learn.history == [before]
+        assert learn.opt.lr == 1e-3
+
+
+def test_a_start_after_the_end_is_refused() -> None:
+    learn = toy_learner()
+    phase = TrainingPhase(3).schedule_hp("lr", 0.1)
+    with pytest.raises(ValueError, match="start_epoch is 1, but the fit ends after 1 epochs"):
+        learn.fit(1, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1)])
+
+
+def test_the_finder_goes_without_schedules_of_other_things() -> None:
+    learn = toy_learner()
+    learn.callbacks = [GeneralScheduler(learn, [TrainingPhase(3).schedule_hp("mom", (0.9, 0.8))])]
+    assert len(learn.lr_find(num_it=20, stop_div=False).lrs) == 20
+
+
+def test_schedules_begin_at_the_epoch_that_a_callback_sets() -> None:
+    class Jumps(Callback):
+        def on_train_begin(self):
+            return {"epoch": 1}
+
+    for by, expected in (("epoch", [0.05] * 3), ("batch", [0.1 / (1 + i) for i in (3, 4, 5)])):
+        learn = fitted(2, LearningRateScheduler(lambda i: 0.1 / (1 + i), by=by), Jumps())
+        assert learn.recorder.lrs == pytest.approx(expected)
+
+
+def test_what_a_scheduler_left_when_it_could_not_be_made_is_taken_away() -> None:
+    def make(opt):
+        opt.param_groups[0]["initial_lr"] = 1.0
+        raise RuntimeError("no")
+
+    learn = toy_learner()
+    learn.fit(1)
+    with pytest.raises(RuntimeError, match="no"):
+        learn.fit(1, callbacks=[TorchScheduler(make)])
+    assert "initial_lr" not in learn.opt.opt.param_groups[0]
+
+
+def test_a_scheduler_of_rates_goes_with_one_of_momentum() -> None:
+    learn = toy_learner()
+    phase = TrainingPhase(3).schedule_hp("mom", 0.5)
+    halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.ExponentialLR(opt, 0.5))
+    learn.fit(1, 1e-2, callbacks=[GeneralScheduler(learn, [phase]), halving])
+    assert (learn.recorder.lrs, learn.recorder.moms) == ([1e-2, 5e-3, 2.5e-3], [0.5] * 3)
+
+
+def test_other_values_of_a_scheduler_among_callbacks_are_not_taken_up(tmp_path) -> None:
+    def begin(rate, at=None):
+        learn = toy_learner(path=tmp_path)
+        learn.fit(2, callbacks=[OneCycleScheduler(learn, rate), FailsAt(at)], checkpoint="run", every=1)
+
+    with pytest.raises(OSError, match="gone"):
+        begin(0.1, 3)
+    with pytest.raises(MinifastError, match="begun with other values of OneCycleScheduler"):
+        begin(0.5)
 
 
 def test_a_kept_run_goes_on_with_its_own_phases_only(tmp_path) -> None:
-    def begin(rate, at=None):
+    def begin(rate, at=None, anneal=None):
         learn = toy_learner(path=tmp_path)
-        phases = [TrainingPhase(4).schedule_hp("lr", (rate, 1e-1)), TrainingPhase(2).schedule_hp("lr", 1e-3)]
+        phases = [TrainingPhase(4).schedule_hp("lr", (rate, 1e-1), anneal), TrainingPhase(2).schedule_hp("lr", 1e-3)]
         learn.fit(2, callbacks=[GeneralScheduler(learn, phases), FailsAt(at)], checkpoint="run", every=1)
         return learn.recorder.lrs
 
     with pytest.raises(OSError, match="gone"):
         begin(1e-2, 3)
-    with pytest.raises(MinifastError, match="begun with other phases"):
+    with pytest.raises(MinifastError, match="begun with other values of GeneralScheduler"):
         begin(2e-2)
+    with pytest.raises(MinifastError, match="begun with other values of GeneralScheduler"):
+        begin(1e-2, anneal=annealing_cos)  # which has the same ends and the same middle
     assert begin(1e-2) == pytest.approx([1e-2, 3.25e-2, 5.5e-2, 7.75e-2, 1e-3, 1e-3])
 
 

@@ -66,7 +66,7 @@ class OneCycleScheduler(ScheduledParameters):
         policy: str = "one_cycle",
     ) -> None:
         super().__init__(learn)
-        self.lr_max = learn.lr_range(lr_max)
+        self.lr_max = learn.lr_range(lr_max, "max_lr")
         self.moms = check_moms(moms)
         self.div_factor = div_factor
         self.policy = check_word("policy", policy, tuple(POLICIES))
@@ -82,11 +82,13 @@ class OneCycleScheduler(ScheduledParameters):
         if form.mom is None and self.moms != (0.95, 0.85):
             raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
         self._momentum_is_meant = self.moms != (0.95, 0.85)
-        self._sets = tuple(self.plan(100))
+        self._sets = tuple(self._forms(self.pct_start))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
         """Return the schedules of ``lr`` and ``mom`` for a cycle of ``n_batches``, with the peak on a batch."""
-        pct_start = whole_batches(self.pct_start, n_batches)
+        return self._forms(whole_batches(self.pct_start, n_batches))
+
+    def _forms(self, pct_start: float) -> dict[str, Schedule]:
         form = POLICIES[self.policy]
         shape = {"warmup": self.warmup} if self.policy == "one_cycle" else {}
         plan = {"lr": form.lr(self.lr_max, self.div_factor, pct_start, self.final_div, **shape)}
@@ -99,10 +101,7 @@ class OneCycleScheduler(ScheduledParameters):
         if self.start_epoch is not None:
             epoch = self.start_epoch
         tot_epochs = n_epochs if self.tot_epochs is None else self.tot_epochs
-        if epoch >= n_epochs:
-            raise ValueError(
-                f"start_epoch is {epoch}, but the fit ends after {n_epochs} epochs; raise cyc_len above it."
-            )
+        self.check_start(epoch, n_epochs)
         if tot_epochs < n_epochs:
             raise ValueError(f"tot_epochs is {tot_epochs}, less than the {n_epochs} epochs of the fit; raise it.")
         n_batches = len(self.learn.data.train_dl) * tot_epochs

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minifast.callback import LearnerCallback, is_plain
-from minifast.callbacks.scheduler import ScheduledParameters, check_values
-from minifast.errors import MinifastError, check_callable, check_count, check_number, check_word
+from minifast.callbacks.scheduler import ScheduledParameters
+from minifast.errors import MinifastError, arguments_of, check_callable, check_count, check_number, check_word
 from minifast.schedules import Schedule, annealing_linear, constant, join
 
 if TYPE_CHECKING:
@@ -41,16 +41,21 @@ class LearningRateScheduler(LearnerCallback):
         super().__init__()
         self.schedule = check_callable("schedule", schedule)
         self.by = check_word("by", by, ("epoch", "batch"))
-        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        takes = [p for p in inspect.signature(schedule).parameters.values() if p.kind in by_place]
-        needed = sum(p.default is p.empty for p in takes)
-        if needed > 2 or not takes:
+        names, needed = arguments_of(schedule) or (["index"], 1)
+        if needed > 2 or not names:
             raise TypeError(
                 f"schedule takes {needed} arguments; it must take the index, or the index and the rate before."
             )
-        self._with_rate = needed == 2 or (len(takes) > 1 and takes[1].name == "lr")
+        self._with_rate = needed == 2 or names[1:2] == ["lr"]
         self._at: int | None = None
         self._ratios = [1.0]
+        self._first = 0  # the batch of the whole run that this one begins with
+
+    def jump_to_epoch(self, epoch: int) -> None:
+        """Count batches from ``epoch`` on."""
+        self._first = epoch * len(self.learn.data.train_dl)
+        if self.by == "batch":
+            self._set(self._first)
 
     def _set(self, index: int) -> None:
         if index == self._at:  # a run that goes on in the middle of an epoch has its rate already
@@ -63,7 +68,7 @@ class LearningRateScheduler(LearnerCallback):
 
     def on_train_begin(self, iteration: int) -> None:
         """Set the first rate."""
-        self._at = None
+        self._at, self._first = None, 0
         *_, last = rates = self.learn.opt.read("lr")
         self._ratios = [rate / last for rate in rates]
         if self.by == "batch":
@@ -77,13 +82,14 @@ class LearningRateScheduler(LearnerCallback):
     def on_batch_end(self, train: bool, iteration: int) -> None:
         """Set the next batch's rate."""
         if train and self.by == "batch":
-            self._set(iteration + 1)
+            self._set(self._first + iteration + 1)
 
 
 class TorchScheduler(LearnerCallback):
     """Lets any torch scheduler step, after each step of the optimizer or after each epoch.
 
-    When the fit ends the optimizer is as it was, as after every schedule here.
+    When the fit ends the optimizer is as it was, as after every schedule here. A scheduler of torch's counts its own
+    steps, so where a fit begins at a later epoch it begins at its beginning.
 
     Args:
         make: a function of the torch optimizer that returns the scheduler.
@@ -96,18 +102,20 @@ class TorchScheduler(LearnerCallback):
     >>> halving = TorchScheduler(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 1, 0.5), by="epoch")
     """
 
-    _sets = ("lr", "mom")
+    _sets: tuple[str, ...] = ("lr",)
 
     def __init__(self, make: Callable[[Any], Any], by: str = "batch") -> None:
         super().__init__()
         self.make = check_callable("make", make)
         self.by = check_word("by", by, ("batch", "epoch"))
         self.scheduler: Any = None
+        self._before: tuple[set[str], list[set[str]]] | None = None
         self._stepped = False
 
     def on_train_begin(self, skip_validate: bool) -> None:
         """Make the scheduler."""
         opt = self.learn.opt.opt
+        self._sets = ("lr", "mom")  # some of torch's cycle the momentum too
         self._before = set(vars(opt)), [set(group) for group in opt.param_groups]
         self.scheduler = self.make(opt)
         self._watches_value = "metrics" in inspect.signature(self.scheduler.step).parameters
@@ -140,10 +148,10 @@ class TorchScheduler(LearnerCallback):
 
     def on_train_end(self) -> None:
         """Take away what the scheduler added to the optimizer."""
-        if self.scheduler is None:
+        if self._before is None:
             return
         opt = self.learn.opt.opt
-        attributes, keys = self._before
+        (attributes, keys), self._before = self._before, None
         for name in set(vars(opt)) - attributes:
             del vars(opt)[name]
         for group, kept in zip(opt.param_groups, keys, strict=True):
@@ -232,9 +240,8 @@ class GeneralScheduler(ScheduledParameters):
         """Plan, set the first values, and begin at ``start_epoch`` where one is given."""
         opt, n_batches = self.learn.opt, sum(phase.length for phase in self.phases)
         plan = {name: self._plan(name, np.array(opt.read(name))) for name in self._names}
-        for name, one in plan.items():
-            check_values(name, one, n_batches, len(self.learn.layer_groups), name)
         self.begin(plan, n_batches)
+        self.check_start(epoch if self.start_epoch is None else self.start_epoch, n_epochs)
         self.jump_to_epoch(epoch if self.start_epoch is None else self.start_epoch)
         return None if self.start_epoch is None else {"epoch": self.start_epoch}
 
@@ -248,29 +255,12 @@ class GeneralScheduler(ScheduledParameters):
                 parts.append((phase.length, constant(before)))
         return join(*parts)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the place in the phases, and what they are."""
-        phases = [[phase.length, {name: _ends(sched) for name, sched in phase.scheds.items()}] for phase in self.phases]
-        return {"first": self.first, "phases": phases}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the place; phases that are others than those of the run are refused."""
-        if state["phases"] != self.state_dict()["phases"]:
-            raise MinifastError("The run was begun with other phases of GeneralScheduler; give those again.")
-        self.first = state["first"]
-
     def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> dict[str, bool] | None:
         """Set the values of the next batch, or stop after the last phase."""
         super().on_batch_end(train, iteration, skip_step)
         if train and self.first + iteration + 1 >= self.n_batches:
             return {"stop_epoch": True, "stop_training": True}
         return None
-
-
-def _ends(sched: tuple[Any, Any, Annealing]) -> list[Any]:
-    """Return the first, middle and last value of a phase's hyper-parameter in plain numbers."""
-    start, end, anneal = sched
-    return [np.asarray(anneal(start, end, p)).tolist() for p in (0.0, 0.5, 1.0)]
 
 
 def _between(start: Any, end: Any, anneal: Annealing) -> Schedule:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifast.callback import LearnerCallback
-from minifast.errors import check_number
-from minifast.groups import per_group
+from minifast.errors import MinifastError, arguments_of, check_number
+from minifast.groups import check_rate, per_group
 from minifast.schedules import Schedule, Value, annealing_linear, annealing_no, constant
 
 if TYPE_CHECKING:
@@ -46,6 +46,9 @@ class ScheduledParameters(LearnerCallback):
         if self._momentum_is_meant and "mom" in schedules and not opt.has_momentum:
             warnings.warn(f"{opt.without_momentum}; the momentum of the schedule is left out.", stacklevel=2)
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
+        for name, schedule in self.schedules.items():
+            at = {i / n_batches for i in range(0, n_batches, max(1, n_batches // MOST))} | {1.0}
+            check_values(name, schedule, sorted(at), len(self.learn.layer_groups))
         self.n_batches = n_batches
         self.first = 0
         self._set(0)
@@ -66,8 +69,21 @@ class ScheduledParameters(LearnerCallback):
             opt.write(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all but the schedules, which are the call's own."""
-        return {name: value for name, value in super().state_dict().items() if name != "schedules"}
+        """Return the place in the schedules, and their values on a grid, by which they are known."""
+        plan = {name: [np.asarray(f(p)).tolist() for p in GRID] for name, f in self.schedules.items()}
+        return {"first": self.first, "n_batches": self.n_batches, "plan": plan}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up the place; schedules that are others than those of the run are refused."""
+        mine = self.state_dict()
+        if any(state[name] != mine[name] for name in ("plan", "n_batches")):
+            raise MinifastError(f"The run was begun with other values of {type(self).__name__}; give those again.")
+        self.first = state["first"]
+
+    def check_start(self, epoch: int, n_epochs: int) -> None:
+        """Refuse to start at an epoch that the fit has not."""
+        if epoch >= n_epochs:
+            raise ValueError(f"start_epoch is {epoch}, but the fit ends after {n_epochs} epochs; raise those above it.")
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
@@ -81,55 +97,54 @@ class ScheduledParameters(LearnerCallback):
 
 GRID = [i / 100 for i in range(101)]  # of progress, on which schedules are compared
 HIGHEST = {"lr": math.inf, "mom": 1.0, "wd": math.inf}
-MOST = 10_000  # batches of a run for which a schedule is looked at before it trains; of more a part, evenly spread
+MOST = 100_000  # batches of a run that are looked at before it trains; of more a part, evenly spread
 
 
-def as_schedule(
-    name: str, value: Any, n_batches: int, n_groups: int, called: str = ""
-) -> tuple[Schedule, list[list[float]]]:
+def as_schedule(name: str, value: Any, n_groups: int, called: str = "") -> tuple[Schedule, list[list[float]]]:
     """Return a schedule as it is, or a number or a value for each layer group as one that stays; and its values.
 
     The values are those of each layer group on a grid of progress. ``called`` names it in an error.
 
     Raises:
-        ValueError, TypeError: it gives what ``name`` cannot be, or another number of values than layer groups.
+        ValueError, TypeError: it is no schedule, gives what ``name`` cannot be, or another number of values than
+            layer groups.
     """
     called = called or name
     if callable(value):
         check_schedule(called, value)
+    elif isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
+        value = constant(np.asarray(value, float))
     else:
-        value = constant(np.asarray(value, float) if isinstance(value, (list, tuple)) else check_number(called, value))
-    check_values(name, value, n_batches, n_groups, called)
+        value = constant(check_rate(called, value))
+    check_values(name, value, GRID, n_groups, called)
     return value, [per_group(value(p), n_groups, called) for p in GRID]
 
 
 def check_schedule(name: str, value: Any) -> None:
     """Refuse a function that makes schedules where a schedule is meant."""
+    names, needed = arguments_of(value) or (["p"], 1)
     maker = getattr(value, "__name__", type(value).__name__)
-    try:
-        takes = inspect.signature(value).parameters.values()
-    except ValueError:  # some of NumPy's and Python's own have none
-        takes = ()  # type: ignore[assignment]
-    needed = [p for p in takes if p.default is p.empty and p.kind < p.VAR_POSITIONAL]
-    if len(needed) > 1 or callable(value(0.0)):
+    if needed > 1 or not names or callable(value(0.0)):
         raise TypeError(
             f"{name} is {maker}, which is no function of progress alone; a maker of schedules is called, "
             f"such as one_cycle(5e-2)."
         )
 
 
-def check_values(name: str, schedule: Schedule, n_batches: int, n_groups: int, called: str) -> None:
-    """Refuse a schedule that would train a batch with what its hyper-parameter cannot be.
+def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: int, called: str = "") -> None:
+    """Refuse a schedule that at one of these points gives what its hyper-parameter cannot be.
 
     Raises:
         ValueError, TypeError: a value is not finite, a rate or decay is negative, or a momentum is not in [0, 1].
     """
     low, high = (0.0, HIGHEST[name]) if name in HIGHEST else (-math.inf, math.inf)
-    for i in range(0, n_batches + 1, max(1, n_batches // MOST)):
-        p = i / n_batches if n_batches else 0.0
-        for one in per_group(schedule(p), n_groups, f"{called} at {p:.4g} of the run"):
-            if not low <= one <= high:
-                check_number(f"{called} at {p:.4g} of the run", one, low=low, high=high)
+    for p in at:
+        value = schedule(p)
+        if type(value) is float and low <= value <= high and math.isfinite(value):
+            continue
+        where = f"{called or name} at {p:.4g} of the run"
+        for one in per_group(value, n_groups, where):
+            check_number(where, one, low=low, high=high)
 
 
 class Scheduler:
