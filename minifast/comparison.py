@@ -9,7 +9,6 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -96,12 +95,12 @@ class Comparison:
             )
         if len(whole) < 2:
             return f"Nothing to compare: fewer than two recipes were trained to the end.{spoilt}"
-        whole.sort(key=lambda name: self._sign() * fmean(self.values(name, self.by)), reverse=True)
+        whole.sort(key=lambda name: self._sign() * mean_of(self.values(name, self.by)), reverse=True)
         first, second = whole[:2]
         a, b = self.values(first, self.by), self.values(second, self.by)
-        if fmean(a) == fmean(b):
-            return f"By {self.by}, {first} and {second} are equal with {fmean(a):.4f}.{spoilt}"
-        said = f"By {self.by}, {first} is first with {fmean(a):.4f}, then {second} with {fmean(b):.4f}"
+        if mean_of(a) == mean_of(b):
+            return f"By {self.by}, {first} and {second} are equal with {mean_of(a):.4f}.{spoilt}"
+        said = f"By {self.by}, {first} is first with {mean_of(a):.4f}, then {second} with {mean_of(b):.4f}"
         if len(a) < LEAST:
             seeds = "1 seed is" if len(a) == 1 else f"{len(a)} seeds are"
             return f"{said}; {seeds} too few to tell that from noise.{spoilt}"
@@ -114,7 +113,7 @@ class Comparison:
         table = [["recipe", *self.names, "seconds"]]
         for name, each in self.runs.items():
             cells = [spread_of(self.values(name, of)) for of in self.names]
-            table.append([name, *cells, f"{fmean(run.seconds for run in each):.2f}" if each else ""])
+            table.append([name, *cells, f"{mean_of([run.seconds for run in each]):.2f}" if each else ""])
         return table
 
     def __str__(self) -> str:
@@ -300,6 +299,11 @@ def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: in
     return Run(seed, list(recorder.lrs), list(recorder.losses), reached, seconds)
 
 
+def mean_of(values: Sequence[float]) -> float:
+    """Return the mean of numbers."""
+    return math.fsum(values) / len(values)
+
+
 def spread_of(values: Sequence[float]) -> str:
     """Write numbers as mean ± standard deviation, and how many of them are lost, which do not count.
 
@@ -307,8 +311,8 @@ def spread_of(values: Sequence[float]) -> str:
     ('1.5000 ± 0.7071', '1.0000', '', '1.0000 (1 lost)')
     """
     kept = [value for value in values if math.isfinite(value)]
-    parts = [f"{fmean(kept):.4f}"] if kept else []
-    parts += [f"± {stdev(kept):.4f}"] if len(kept) > 1 else []
+    parts = [f"{mean_of(kept):.4f}"] if kept else []
+    parts += [f"± {np.std(kept, ddof=1):.4f}"] if len(kept) > 1 else []
     parts += [f"({len(values) - len(kept)} lost)"] if len(kept) < len(values) else []
     return " ".join(parts)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from statistics import median
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from minifast import plots
 from minifast.errors import MinifastError
@@ -42,7 +43,7 @@ class FinderResult:
         shortest = min(map(len, lrs))
         self.lrs = list(lrs[0][:shortest])
         self.curves = [list(one[:shortest]) for one in losses]
-        self.losses = [median(values) for values in zip(*self.curves, strict=True)]
+        self.losses = np.median(self.curves, axis=0).tolist()
         self.stopped = stopped
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None

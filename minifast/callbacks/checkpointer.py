@@ -29,8 +29,7 @@ from minifast.state import State
 if TYPE_CHECKING:
     from minifast.learner import Learner
 
-GENERATORS = (torch.Generator, np.random.Generator, random.Random)
-HOLD_STATE = (deque, set, dict, list, bytearray, np.ndarray, np.generic, *GENERATORS)
+HOLD_STATE = (deque, set, dict, list, bytearray, np.ndarray, np.generic, torch.Generator, random.Random)
 
 
 class Keeping(NamedTuple):
@@ -282,7 +281,7 @@ def _warn_of_what_is_not_kept(callback: Callback) -> None:
     if type(callback).state_dict is not Callback.state_dict:
         return
     for name, value in vars(callback).items():
-        if isinstance(value, HOLD_STATE) and not is_plain(value):
+        if isinstance(value, (*HOLD_STATE, np.random.Generator)) and not is_plain(value):
             warnings.warn(
                 f"{_name(callback)}.{name} is a {type(value).__name__} that a checkpoint does not keep; give "
                 f"{_name(callback)} the methods state_dict and load_state_dict.",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from statistics import fmean
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -66,7 +65,8 @@ class LRFinder(ScheduledParameters):
         finite = math.isfinite(raw_losses[-1])
         if finite and skip_step:
             return None
-        self._average.add_value(fmean(raw_losses[self._batches :]))
+        losses = raw_losses[self._batches :]
+        self._average.add_value(sum(losses) / len(losses))
         self._batches = len(raw_losses)
         self.lrs.append(self.learn.opt.lr)
         self.losses.append(self._average.smooth)
