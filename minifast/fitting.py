@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
 from minifast.checkup import check
 from minifast.data.bunch import DataBunch
-from minifast.errors import MinifastError, check_count
+from minifast.errors import MinifastError, check_count, did_you_mean
 from minifast.finder_result import FinderResult
 from minifast.findings import CheckResult
 from minifast.history import History
@@ -194,7 +195,7 @@ class Fitting:
         elif mom is not None or wd is not None:
             raise TypeError("mom and wd go with a schedule as max_lr; one cycle has its momentum from moms.")
         else:
-            scheduler, rate = OneCycleScheduler(self._learner, max_lr, **cycle), max_lr
+            scheduler, rate = self._one_cycle(max_lr, cycle), max_lr
         values, without = training.planned(self._learner, scheduler, cyc_len, rate)
         return plots.plot_hyperparameters(values, without, return_fig, ax)
 
@@ -294,6 +295,13 @@ class Fitting:
         keeping.check()
         extra = [*check_callbacks(listed(callbacks)), *schedulers]
         training.fit(self._learner, epochs, lr, wd, extra, call, keeping)
+
+    def _one_cycle(self, max_lr: Any, cycle: dict[str, Any]) -> OneCycleScheduler:
+        """Return the scheduler of a cycle; what does not shape one is refused by its name."""
+        shape = list(inspect.signature(OneCycleScheduler).parameters)[2:]
+        for name in cycle.keys() - set(shape):
+            raise TypeError(f"{name} does not shape one cycle; {', '.join(shape)} do.{did_you_mean(name, shape)}")
+        return OneCycleScheduler(self._learner, max_lr, **cycle)
 
     def _schedules(self, **given: Any) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
         """Return schedules, and their values on a grid, of those that are given."""

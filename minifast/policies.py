@@ -6,7 +6,19 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from minifast.errors import check_count, check_number, check_word
-from minifast.schedules import Schedule, Value, constant, cosine, exponential, join, linear, polynomial, repeat, step
+from minifast.schedules import (
+    Schedule,
+    Value,
+    as_value,
+    constant,
+    cosine,
+    exponential,
+    join,
+    linear,
+    polynomial,
+    repeat,
+    step,
+)
 
 WARMUPS = {"linear": linear, "cosine": cosine}
 
@@ -36,6 +48,7 @@ def one_cycle(
     >>> [round(f(p), 3) for p in (0.0, 0.15, 0.3, 0.65, 1.0)]
     [0.04, 0.52, 1.0, 0.5, 0.0]
     """
+    lr_max = as_value("lr_max", lr_max)
     check_number("div_factor", div_factor, above=0)
     end = 0 * lr_max if final_div is None else lr_max / check_number("final_div", final_div, above=0)
     return _two_phases(lr_max / div_factor, lr_max, end, pct_start, warmup)
@@ -72,6 +85,7 @@ def three_phases(
     >>> [round(f(p), 4) for p in (0.0, 0.4, 0.8, 1.0)]
     [0.1, 1.0, 0.1, 0.001]
     """
+    lr_max = as_value("lr_max", lr_max)
     low = lr_max / check_number("div_factor", div_factor, above=0)
     pct_start = check_number("pct_start", pct_start, low=0, high=0.5)
     end = _low_end(lr_max, div_factor, final_div)
@@ -97,6 +111,7 @@ def two_halves(
     >>> [two_halves(1.0, 10)(p) for p in (0.0, 0.5, 1.0)]
     [0.1, 1.0, 0.001]
     """
+    lr_max = as_value("lr_max", lr_max)
     start = lr_max / check_number("div_factor", div_factor, above=0)
     pct_start = check_number("pct_start", pct_start, low=0, high=1)
     end = _low_end(lr_max, div_factor, final_div)
@@ -113,6 +128,7 @@ def flat_cosine(lr: Value, pct_start: float = 0.75, final_div: float | None = No
     >>> [flat_cosine(1.0, 0.5)(p) for p in (0.0, 0.5, 0.75, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
     """
+    lr = as_value("lr", lr)
     pct_start = check_number("pct_start", pct_start, low=0, high=1)
     end = 0 * lr if final_div is None else lr / check_number("final_div", final_div, above=0)
     return join((pct_start, constant(lr)), (1 - pct_start, cosine(lr, end)))

@@ -72,19 +72,32 @@ def annealing_poly(degree: float) -> Callable[[Value, Value, Any], Value]:
     return annealing
 
 
+def as_value(name: str, value: Any) -> Value:
+    """Return a number as it is, and a list, tuple or array of numbers, one a layer group, as an array.
+
+    >>> as_value("lr_max", 0.1), as_value("lr_max", [0.1, 1.0]).tolist()
+    (0.1, [0.1, 1.0])
+    """
+    if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
+        return np.array([check_number(f"each of {name}", one) for one in value])
+    check_number(name, value)
+    return value
+
+
 def constant(value: Value) -> Schedule:
     """Make the schedule that stays at ``value``."""
+    value = as_value("value", value)
     return partial(annealing_no, value, value)
 
 
 def linear(start: Value, end: Value) -> Schedule:
     """Make the schedule that goes from ``start`` to ``end`` on a straight line."""
-    return partial(annealing_linear, start, end)
+    return partial(annealing_linear, as_value("start", start), as_value("end", end))
 
 
 def cosine(start: Value, end: Value) -> Schedule:
     """Make the schedule that goes from ``start`` to ``end`` on half a cosine."""
-    return partial(annealing_cos, start, end)
+    return partial(annealing_cos, as_value("start", start), as_value("end", end))
 
 
 def exponential(start: Value, end: Value) -> Schedule:
@@ -93,7 +106,8 @@ def exponential(start: Value, end: Value) -> Schedule:
     Raises:
         ValueError: one of them is 0, or they have different signs, so that no ratio leads from one to the other.
     """
-    if not np.all(np.asarray(start, float) * np.asarray(end, float) > 0):
+    start, end = as_value("start", start), as_value("end", end)
+    if not np.all(start * end > 0):
         raise ValueError(
             f"exponential from {start} to {end}: equal ratios never reach 0; give an end such as start / 1000, or take "
             f"linear or cosine."
@@ -103,6 +117,7 @@ def exponential(start: Value, end: Value) -> Schedule:
 
 def polynomial(start: Value, end: Value, degree: float) -> Schedule:
     """Make the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``, with a degree above 0."""
+    start, end = as_value("start", start), as_value("end", end)
     return partial(annealing_poly(check_number("degree", degree, above=0)), start, end)
 
 
@@ -112,6 +127,7 @@ def step(start: Value, factor: float, steps: int) -> Schedule:
     >>> [step(1.0, 0.5, 2)(p) for p in (0.0, 0.33, 0.34, 0.67, 1.0)]
     [1.0, 1.0, 0.5, 0.25, 0.25]
     """
+    start = as_value("start", start)
     factor, steps = check_number("factor", factor, above=0), check_count("steps", steps, least=0)
     return join(*((1, constant(start * factor**k)) for k in range(steps + 1)))
 

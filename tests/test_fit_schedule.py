@@ -127,6 +127,9 @@ def test_a_form_without_momentum_refuses_one() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
+        (lambda: one_cycle("1e-2"), TypeError, "lr_max is '1e-2', a str; it must be a number"),
+        (lambda: one_cycle([0.1, "x"]), TypeError, "each of lr_max is 'x'"),
+        (lambda: linear(0.1, None), TypeError, "end is None, a NoneType; it must be a number"),
         (lambda: exponential(0.1, 0.0), ValueError, "equal ratios never reach 0"),
         (lambda: exponential(0.1, -0.1), ValueError, "equal ratios never reach 0"),
         (lambda: exponential(np.array([0.1, 0.0]), 0.1), ValueError, "equal ratios never reach 0"),
@@ -210,8 +213,15 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
     ]
     with pytest.raises(TypeError, match="max_lr is a schedule, and pct_start would shape one cycle"):
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
+    with pytest.raises(TypeError, match=r"momss does not shape one cycle; moms, .* do\. Did you mean moms\?"):
+        learn.plot_schedule(2, 0.1, momss=(0.9, 0.8))
     with pytest.raises(TypeError, match="mom and wd go with a schedule as max_lr"):
         learn.plot_schedule(2, 0.1, mom=0.9)
+
+
+def test_a_list_is_a_value_for_each_layer_group() -> None:
+    assert one_cycle([0.1, 1.0])(0.3).tolist() == pytest.approx([0.1, 1.0])
+    assert warm_restarts([0.1, 1.0], 2)(0.0).tolist() == pytest.approx([0.1, 1.0])
 
 
 def test_a_plan_of_one_batch_is_a_point() -> None:
