@@ -26,6 +26,8 @@ def train(options: argparse.Namespace) -> None:
         raise WrongUseError("--out is the current folder; give a folder for the results.")
     if out.exists() and not out.is_dir():
         raise WrongUseError(f"--out {out} is a file; give a folder.")
+    if there := [name for name in ("model.pth", "history.csv") if (out / name).exists()]:
+        raise WrongUseError(f"--out {out} holds another training's {there[0]}; name another folder, or remove it.")
     folder = find_data(options.data)
     without_a_display()
 

@@ -186,7 +186,9 @@ def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, cap
     monkeypatch.setattr("minifast.data.drawn.draw_sample", lambda: folder)
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
     assert "there is no network. Training on a drawn sample" in capsys.readouterr().out
-    assert cli.main(["train", "cifar", "--out", str(tmp_path / "out")]) == 1
+    assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
+    assert "holds another training's model.pth; name another folder, or remove it." in capsys.readouterr().err
+    assert cli.main(["train", "cifar", "--out", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 
 

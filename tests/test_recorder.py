@@ -326,13 +326,13 @@ def test_a_suggestion_is_marked_and_kept() -> None:
     assert ax.lines[1].get_xdata()[0] == learn.recorder.min_grad_lr
 
 
-def test_no_suggestion_from_too_short_a_finder_and_no_empty_picture() -> None:
+def test_where_there_is_no_suggestion_the_plot_says_why_and_shows_the_curve(capsys) -> None:
     learn = toy_learner()
     learn.lr_find(num_it=5)
-    plt.close("all")
-    with pytest.raises(MinifastError, match="too few to suggest a rate"):
-        learn.recorder.plot(suggestion=True)
-    assert plt.get_fignums() == []
+    (ax,) = learn.recorder.plot(suggestion=True, return_fig=True).axes
+    assert "too few to suggest a rate" in capsys.readouterr().out
+    assert len(ax.lines) == 1
+    assert learn.recorder.min_grad_lr is None
 
 
 @pytest.mark.parametrize("name", PLOTS)

@@ -137,7 +137,7 @@ def with_callback(path: Path) -> None:
         (lambda path: learner(path).fit(4, 1e-2, checkpoint="run"), "its call has .*"),
         (of(60, 9), r"its model has 1.bias = \[8\], and here it is \[9\]"),
         (of(80, 8), "its data has batches of training = 3, and here it is 4"),
-        (with_callback, "was kept with the callbacks"),
+        (with_callback, "kept with other callbacks: here Callback is more"),
     ],
 )
 def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, change, words):
@@ -288,7 +288,10 @@ def test_what_is_refused_changes_nothing(tmp_path, arguments, error, message):
     assert learn.history == [recorder]
 
 
-@pytest.mark.parametrize(("extra", "lr", "words"), [(0, 0.5, "holds another run"), (1, 1e-2, "with the callbacks")])
+@pytest.mark.parametrize(
+    ("extra", "lr", "words"),
+    [(0, 0.5, "holds another run"), (1, 1e-2, "kept with other callbacks: here Callback is more")],
+)
 def test_a_refused_checkpoint_changes_nothing(tmp_path, extra, lr, words):
     learner(tmp_path).fit(1, 1e-2, checkpoint="run")
     learn = learner(tmp_path)

@@ -8,7 +8,7 @@ import re
 import reprlib
 import time
 import warnings
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -87,9 +87,8 @@ class Checkpointer(LearnerCallback):
             self._compare(self._found)
             self.finished = bool(self._found["finished"])
             self._say_left(self._found["epoch"], self._found["num_batch"])
-            if not learn.silent:
-                whole = "" if newest else f"{file} is not whole; the one before it is. "
-                print(whole + self._going_on(keeping.checkpoint))
+            whole = "" if newest else f"{file} is not whole; the one before it is. "
+            self._goes_on = whole + self._going_on(keeping.checkpoint)
         self._new = self._found is None
 
     def _going_on(self, name: str | None) -> str:
@@ -108,9 +107,15 @@ class Checkpointer(LearnerCallback):
         if self._found is not None:
             names, here = ([name for name, _ in self._found["callbacks"]], [*map(_name, self._others)])
             if names != here:
+                missing, more = Counter(names) - Counter(here), Counter(here) - Counter(names)
+                said = [f"{', '.join(missing)} is missing"] if missing else []
+                said += [f"{', '.join(more)} is more"] if more else []
                 raise MinifastError(
-                    f"{self.file} was kept with the callbacks {names}, and here are {here}; use those, in their order."
+                    f"{self.file} was kept with other callbacks: here {' and '.join(said) or 'they stand otherwise'}; "
+                    f"give those it was begun with, in their order: {', '.join(names)}."
                 )
+            if not self.learn.silent:
+                print(self._goes_on)
         for callback in self._others:
             _warn_of_what_is_not_kept(callback)
 

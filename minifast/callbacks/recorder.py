@@ -205,18 +205,18 @@ class Recorder(LearnerCallback):
 
         The first ``skip_start`` and the last ``skip_end`` points are left out (fewer of a short record).
         ``suggestion`` marks the suggested rate with its band, the rate of the steepest fall, which is then in
-        ``min_grad_lr``, and a tenth of the rate of the lowest loss.
+        ``min_grad_lr``, and a tenth of the rate of the lowest loss; where the curve does not say, it says why.
 
         Raises:
-            MinifastError: no batch was trained yet, or ``suggestion`` is asked for and the curve does not say.
+            MinifastError: no batch was trained yet.
         """
         self._need_batches("lr_find")
         if self.found and not self.found.lrs:
             raise MinifastError(f"There is nothing to plot: the finder made no step; {self.found.stopped}.")
         found = self.found or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
-        if suggestion:
-            if found.refusal:
-                raise MinifastError(found.refusal)
+        if suggestion and found.refusal:
+            print(found.refusal)
+        elif suggestion:
             self.min_grad_lr = found.rules["steepest"]
         return found.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)
 
