@@ -192,11 +192,15 @@ def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, cap
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 
 
-def test_module_and_help():
-    run = [sys.executable, "-m", "minifast"]
-    version = subprocess.run([*run, "--version"], capture_output=True, text=True, check=True)
+def test_module_and_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    version = subprocess.run(
+        [sys.executable, "-m", "minifast", "--version"], capture_output=True, text=True, check=True
+    )
     assert version.stdout.startswith("minifast 0.")
-    text = subprocess.run([*run, "train", "--help"], capture_output=True, text=True, check=True).stdout
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
     for option in ("--epochs", "--lr", "--bs", "--arch", "--seed", "--out", "--debug", "Exit codes"):
         assert option in text
     assert max(map(len, text.splitlines())) <= 80

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import sys
@@ -9,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FOUND_ARCHIVE
 
 from minifast import cli, simple_cnn
 from minifast.data.drawn import draw_sample
@@ -25,13 +25,8 @@ from benchmarks.events import table  # noqa: E402
 
 @pytest.fixture
 def pictures(empty_home: Path) -> None:
-    """MNIST_SAMPLE where it is looked for: the real archive, or a small drawn one in its place."""
-    data = empty_home / "data"
-    data.mkdir(parents=True)
-    if FOUND_ARCHIVE is not None:
-        (data / FOUND_ARCHIVE.name).symlink_to(FOUND_ARCHIVE)
-    else:
-        draw_sample(data / "mnist_sample", n_train=640, n_valid=100)
+    """A small drawn sample where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
+    draw_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
 
 
 @pytest.mark.usefixtures("pictures")
@@ -78,11 +73,10 @@ def test_readme_figures_are_filled_in():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 def test_notebook_keeps_its_outputs(path):
-    nbformat = pytest.importorskip("nbformat")
-    for cell in nbformat.read(path, as_version=4).cells:
-        if cell.cell_type == "code":
-            assert cell.execution_count is not None
-            assert not [output for output in cell.outputs if output.get("name") == "stderr" or "ename" in output]
+    for cell in json.loads(path.read_text())["cells"]:
+        if cell["cell_type"] == "code":
+            assert cell["execution_count"] is not None
+            assert not [output for output in cell["outputs"] if output.get("name") == "stderr" or "ename" in output]
 
 
 @pytest.mark.parametrize(
