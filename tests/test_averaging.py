@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import pytest
 import torch
 from conftest import FailsAt, toy_data, toy_learner
 from torch import nn
 
-from minifast import AccumulateScheduler, Callback, EMACallback, Learner
+from minifast import AccumulateScheduler, Callback, EMACallback, Learner, SaveModelCallback
 
 
 def tensors(learn: Learner) -> list[torch.Tensor]:
@@ -143,3 +145,22 @@ def test_buffers_that_are_assigned_anew_are_averaged() -> None:
 def test_decay_is_a_share() -> None:
     with pytest.raises(ValueError, match=r"decay is 1\.1; it must be at most 1"):
         EMACallback(decay=1.1)
+
+
+@pytest.mark.parametrize("validated", [True, False])
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_the_best_model_that_is_loaded_at_the_end_stays(tmp_path, validated, interrupted) -> None:
+    class Interrupts(Callback):
+        def on_batch_end(self, epoch, train):
+            if interrupted and epoch == 1 and train is not validated:
+                raise KeyboardInterrupt
+
+    learn = with_norms(path=tmp_path)
+    if not validated:
+        learn.data.valid_dl = None
+    save = SaveModelCallback(monitor="valid_loss" if validated else "train_loss")
+    with contextlib.suppress(KeyboardInterrupt):
+        learn.fit(3, 1e-1, callbacks=[EMACallback(decay=0.5), save, Interrupts()])
+    held = tensors(learn)
+    learn.load("bestmodel")
+    assert equal(held, tensors(learn))

@@ -150,6 +150,8 @@ class SaveModelCallback(TrackerCallback):
     >>> callback = SaveModelCallback(monitor="accuracy", name="most_accurate")
     """
 
+    _order = 6_000  # after those that leave weights of their own at the end, such as EMACallback, lest they replace it
+
     def __init__(
         self,
         learn: Learner | None = None,
