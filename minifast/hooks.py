@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from minifast.state import mapped
+
 HookFunc = Callable[[nn.Module, Any, Any], Any]
 
 
@@ -24,15 +26,6 @@ def tensors_in(value: Any) -> list[Tensor]:
     """Return the tensors in a value: itself, or those in a tuple or list."""
     values = value if isinstance(value, (list, tuple)) else (value,)
     return [one for one in values if isinstance(one, Tensor)]
-
-
-def detached(value: Any) -> Any:
-    """Return a value without its gradients; tuples, lists and dicts with what they hold."""
-    if isinstance(value, Tensor):
-        return value.detach()
-    if isinstance(value, (list, tuple)) and not hasattr(value, "_fields"):
-        return type(value)(map(detached, value))
-    return {key: detached(one) for key, one in value.items()} if isinstance(value, dict) else value
 
 
 def _nothing(module: nn.Module, input: Any, output: Any) -> None:
@@ -73,7 +66,7 @@ class Hook:
     def hook_fn(self, module: nn.Module, input: Any, output: Any) -> None:
         """Keep what ``hook_func`` says."""
         if self.detach:
-            input, output = detached(input), detached(output)
+            input, output = mapped(Tensor.detach, input), mapped(Tensor.detach, output)
         self.stored = self.hook_func(module, input, output)
 
     # Gradients are asked of the tensors, the inputs' before the module may write into them: torch's own backward hook

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -81,6 +82,26 @@ def listed(values: Any) -> list[Any]:
     if values is None:
         return []
     return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
+
+
+def mapped(function: Callable[[Tensor], Any], values: Any) -> Any:
+    """Return ``function`` of a tensor, or of each in tuples, lists and dicts; all else stays as it is.
+
+    >>> mapped(torch.numel, (torch.zeros(2), {"text": "a", "more": [torch.zeros(3)]}))
+    (2, {'text': 'a', 'more': [3]})
+    """
+    if isinstance(values, Tensor):
+        return function(values)
+    if isinstance(values, tuple) and hasattr(values, "_fields"):
+        return type(values)(*(mapped(function, value) for value in values))
+    if isinstance(values, (list, tuple)):
+        return type(values)([mapped(function, value) for value in values])
+    if isinstance(values, dict):
+        twin = copy.copy(values)  # of its own kind, such as what models of others return
+        for name, value in values.items():
+            twin[name] = mapped(function, value)
+        return twin
+    return values
 
 
 def on_cpu(values: Tensor) -> Tensor:

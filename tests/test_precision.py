@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from typing import NamedTuple
+
 import pytest
 import torch
 from conftest import toy_data, toy_learner
@@ -233,6 +236,28 @@ def test_outputs_that_are_several_come_as_float32() -> None:
     learn = Learner(toy_data(), Two(), silent=True).to_bf16()
     first, (second, text) = learn.output_of(torch.zeros(3, 10))
     assert (first["first"].dtype, second.dtype, text) == (torch.float32, torch.float32, "text")
+
+
+def test_outputs_keep_their_kind() -> None:
+    class Named(NamedTuple):
+        one: torch.Tensor
+        other: torch.Tensor
+
+    class Output(OrderedDict):
+        @property
+        def logits(self):
+            return self["logits"]
+
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(10, 2)
+
+        def forward(self, x):
+            return Named(self.layer(x), x), Output(logits=self.layer(x))
+
+    named, output = Learner(toy_data(), Both(), silent=True).to_bf16().output_of(torch.zeros(3, 10))
+    assert named.one.dtype == output.logits.dtype == torch.float32
 
 
 def test_half_weights_are_refused_with_the_way_out() -> None:
