@@ -63,15 +63,15 @@ class Dispatcher:
             return lambda: method(**{only: getattr(state, only)})
         return method
 
-    def __call__(self, event: str, metrics: bool = False) -> None:
-        """Let ``event`` happen, with ``metrics`` for the metrics too, before the callbacks."""
+    def __call__(self, event: str, metrics: bool = False, callbacks: bool = True) -> None:
+        """Let ``event`` happen for the ``callbacks``, and before them, where that is said, for the ``metrics``."""
         if event not in self._seen:
             self._seen.add(event)
             self._known += EVENTS[event].first_known
         if metrics:
             for make, name in self._metric_calls[event]:
                 self._take(make(), event, name)
-        for make, name in self._calls[event]:
+        for make, name in self._calls[event] if callbacks else ():
             changes = make()
             if changes is not None:
                 self._take(changes, event, name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast import loop, plots
-from minifast.callback import Callback
+from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.recorder import as_number
 from minifast.checkpoint import evaluating
 from minifast.data.bunch import DataBunch, DatasetType
@@ -20,7 +21,7 @@ from minifast.interpretation import ClassificationInterpretation
 from minifast.losses import activation_name, activation_of, item_losses
 from minifast.metrics import as_metric, columns_of
 from minifast.progress import Silent
-from minifast.state import State, as_inputs, listed
+from minifast.state import State, as_inputs, listed, mapped
 from minifast.summary import summary
 from minifast.tables import text_table
 
@@ -47,17 +48,13 @@ class Collector(Callback):
         return {"stop_epoch": True} if len(self.outputs) == self.n_batch else None
 
 
-def as_float32(values: Any) -> Any:
-    """Return tensors in half precision, and tuples, lists and dicts of them, as float32; all else as it is.
+def as_float32(values: Tensor) -> Tensor:
+    """Return a tensor in half precision as float32, another as it is.
 
-    >>> as_float32([torch.ones(2, dtype=torch.bfloat16), torch.tensor(3)])
-    [tensor([1., 1.]), tensor(3)]
+    >>> as_float32(torch.ones(2, dtype=torch.bfloat16)), as_float32(torch.tensor(3))
+    (tensor([1., 1.]), tensor(3))
     """
-    if isinstance(values, Tensor):
-        return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
-    if type(values) in (tuple, list):
-        return type(values)(map(as_float32, values))
-    return {name: as_float32(value) for name, value in values.items()} if type(values) is dict else values
+    return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
 class Predictor:
@@ -82,23 +79,35 @@ class Predictor:
             return self.model(*as_inputs(inputs))
         with self.in_precision():
             output = self.model(*as_inputs(inputs))
-        return as_float32(output)
+        return mapped(as_float32, output)
 
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
-        """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics."""
+        """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics.
+
+        The learner's callbacks are told of the batches only, as by ``get_preds``, since no training begins or ends, and
+        those that watch or keep a training are not told at all.
+        """
         dl = self.data.dl(DatasetType.Valid) if dl is None else dl
         wrapped = [as_metric(metric) for metric in (self.metrics if metrics is None else listed(metrics))]
         state = State(1, Silent(), wrapped, columns_of(wrapped))
-        dispatch = Dispatcher(state, self.callbacks, wrapped)
+        dispatch = Dispatcher(state, self._taking_part(), wrapped)
         with evaluating(self.model):
-            dispatch("on_train_begin", metrics=True)
-            dispatch("on_epoch_begin", metrics=True)
+            dispatch("on_train_begin", metrics=True, callbacks=False)
+            dispatch("on_epoch_begin", metrics=True, callbacks=False)
             loss = loop.validate(self, dl, dispatch)
             if loss is None:
                 raise DataError("There is no batch to validate on; give data with at least one item.")
             state.last_metrics = [loss]
-            dispatch("on_epoch_end", metrics=True)
+            dispatch("on_epoch_end", metrics=True, callbacks=False)
         return [*map(as_number, state.last_metrics)]
+
+    def _taking_part(self) -> list[Callback]:
+        """Return the learner's callbacks that have a part in more than training."""
+        found = [callback for callback in self.callbacks if not callback._watches]
+        for callback in found:
+            if isinstance(callback, LearnerCallback):
+                callback.adopt(cast("Learner", self))
+        return found
 
     def get_preds(
         self,
@@ -113,19 +122,23 @@ class Predictor:
             ds_type: which part; a test part may have no targets, and those returned are then 0.
             activ: what turns outputs into predictions; by default what belongs to the loss: softmax for cross entropy,
                 a sigmoid for binary cross entropy, nothing otherwise.
-            with_loss: return the loss of each item too, as the third.
+            with_loss: return the loss of each item too, as the third; of several numbers an item that of each number.
             n_batch: stop after so many batches.
         """
         collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
-        dispatch = Dispatcher(State(1, Silent()), [*self.callbacks, collector])
+        dispatch = Dispatcher(State(1, Silent()), [*self._taking_part(), collector])
         with evaluating(self.model):
             loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
         if not collector.outputs:
             raise DataError("There is no batch to predict; give data with at least one item.")
         outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
         predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
-        losses = [item_losses(self.loss_func, outputs, targets)] if with_loss else []
-        return [predictions, targets, *losses]
+        if not with_loss:
+            return [predictions, targets]
+        # On the CPU, where outputs and targets are: a loss may hold tensors, such as weights of classes.
+        loss_func: Any = self.loss_func
+        loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
+        return [predictions, targets, item_losses(loss_func, outputs, targets)]
 
     def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
         """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.

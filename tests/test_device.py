@@ -92,3 +92,9 @@ def test_an_export_predicts_on_both_devices(tmp_path):
         assert next(loaded.model.buffers()).device.type == device
         assert torch.allclose(loaded.predict(x)[2], wanted, atol=1e-3)
     assert learn.check().findings is not None
+
+
+def test_the_loss_of_each_item_with_weights_of_classes():
+    learn = learner(loss_func=torch.nn.CrossEntropyLoss(weight=torch.tensor([1.0, 2.0], device="cuda")))
+    assert len(learn.get_preds(with_loss=True)[2]) == 640
+    assert learn.loss_func.weight.is_cuda

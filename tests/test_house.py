@@ -22,7 +22,8 @@ PACKAGE = Path(minifast.__file__).parent
 # From the ground up. A file imports only from floors below its own.
 FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
-    ["groups", "schedules", "state", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "findings"],
+    ["state"],
+    ["groups", "schedules", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "findings"],
     ["data.position", "data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
     ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
