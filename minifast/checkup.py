@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from minifast import loop
-from minifast.callbacks.guard import check_outputs, check_targets, is_cross_entropy
+from minifast.callbacks.guard import check_outputs, check_targets
 from minifast.checkpoint import model_preserved, preserved
 from minifast.data.bunch import DatasetType
 from minifast.diagnosis import diagnose, is_finite
 from minifast.dispatcher import Dispatcher
-from minifast.errors import DataError
+from minifast.errors import DataError, few
 from minifast.findings import CheckResult, Finding
 from minifast.groups import check_groups
-from minifast.losses import activation_name
+from minifast.losses import activation_name, is_cross_entropy
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.progress import Silent
 from minifast.state import State, as_inputs, read_floats
@@ -42,6 +42,7 @@ def check(learn: Learner, epochs: int) -> CheckResult:
     seen: list[str] = []
     with preserved(learn), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is wrong, the findings tell
+        learn.precision = None  # a loss that nobody scales would lose its small gradients in float16
         learn.model.train()
         findings = [*_inputs(x), *_set_up(learn, epochs), *_batch(learn, x, y, seen)]
     return CheckResult(findings, " ".join(seen))
@@ -89,7 +90,7 @@ def _set_up(learn: Learner, epochs: int) -> Iterator[Finding]:
         others = [name for name, p in learn.model.named_parameters() if p.requires_grad and id(p) not in held]
         if learn.opt and others:
             yield Finding(
-                f"The optimizer does not have {_names(others)}, which the model does.",
+                f"The optimizer does not have {few(others)}, which the model does.",
                 "It was made before the model was changed, so these would not be trained.",
                 "learn.create_opt(1e-3) makes a new one; better make a new Learner.",
             )
@@ -105,9 +106,9 @@ def _set_up(learn: Learner, epochs: int) -> Iterator[Finding]:
     if frozen:
         total = len(frozen) + len(trained)
         yield Finding(
-            f"{len(frozen)} of {total} parameters are frozen: {_names(frozen)}.",
+            f"{len(frozen)} of {total} parameters are frozen: {few(frozen)}.",
             "They stay as they are." if trained else "Nothing is left to train.",
-            "Set requires_grad of those that are to be trained.",
+            "learn.unfreeze() trains all layer groups; or set requires_grad of those that are to be trained.",
             mild=bool(trained),
         )
     if trained:
@@ -130,10 +131,6 @@ def _set_up(learn: Learner, epochs: int) -> Iterator[Finding]:
             f"A smaller bs, or {math.ceil(FEW_STEPS / batches)} epochs or more; learn.check(epochs) takes your number.",
             mild=True,
         )
-
-
-def _names(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
 
 
 # --- one batch through model and loss
@@ -267,7 +264,7 @@ def _by_heart(learn: Learner, x: Any, y: Any, seen: list[str]) -> Iterator[Findi
     unused = [name for name, p in learn.model.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
         yield Finding(
-            f"No gradient reaches {_names(unused)}.",
+            f"No gradient reaches {few(unused)}.",
             "The output does not depend on them, or detach() or no_grad() cuts the way to them, so they never move.",
             "Use them in forward, or take them out of the model.",
         )
@@ -288,7 +285,7 @@ def _by_heart(learn: Learner, x: Any, y: Any, seen: list[str]) -> Iterator[Findi
             break
     if stuck:
         yield Finding(
-            f"The gradient of {_names(stuck)} is 0 for every item.",
+            f"The gradient of {few(stuck)} is 0 for every item.",
             "They do not move: units before them are dead, or what follows does not depend on them.",
             "Look for a ReLU whose inputs are all negative, weights of 0 in a row, or inputs that are all 0.",
         )

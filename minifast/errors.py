@@ -8,6 +8,7 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -73,6 +74,37 @@ def check_number(
     if high is not None and number > high:
         raise ValueError(f"{name} is {number:g}; it must be at most {high:g}.")
     return number
+
+
+def check_once(what: str, names: Sequence[Any], way_out: str) -> None:
+    """Refuse names that stand there twice.
+
+    >>> check_once("classes names", ["cat", "cat"], "name each class once")
+    Traceback (most recent call last):
+    minifast.errors.DataError: classes names 'cat' twice; name each class once.
+    """
+    seen: set[Any] = set()
+    for name in names:
+        if name in seen:
+            raise DataError(f"{what} {name!r} twice; {way_out}.")
+        seen.add(name)
+
+
+def few(names: Iterable[Any], most: int = 5) -> str:
+    """Name the first of several things, and say how many more there are.
+
+    >>> few("abc"), few("abcdefg")
+    ('a, b, c', 'a, b, c, d, e and 2 more')
+    """
+    names = list(map(str, names))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def check_folder(path: Path) -> Path:
+    """Return ``path`` if there is such a folder."""
+    if not path.is_dir():
+        raise DataError(f"There is no folder {path}; check the path.")
+    return path
 
 
 def check_callable(name: str, value: Any) -> Any:

@@ -62,8 +62,17 @@ def described(value: Any) -> str:
         return f"{described(value.func)}({value.args}, {value.keywords})"
     name = getattr(value, "__qualname__", None)
     if isinstance(value, nn.modules.loss._Loss):  # their texts do not say how they are set
-        return f"{type(value).__qualname__}({ {k: v for k, v in vars(value).items() if k[:1] != '_' and is_plain(v)} })"
+        return f"{type(value).__qualname__}({settings_of(value)})"
     return re.sub(r" at 0x[0-9a-fA-F]+", "", name or repr(value))
+
+
+def settings_of(loss_func: nn.Module) -> dict[str, Any]:
+    """Return how a loss is set, in plain values.
+
+    >>> settings_of(nn.L1Loss(reduction="sum"))
+    {'training': True, 'reduction': 'sum'}
+    """
+    return {name: value for name, value in vars(loss_func).items() if name[:1] != "_" and is_plain(value)}
 
 
 def checksum(items: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -69,6 +70,22 @@ def unmixed(loss_func: Any) -> Any:
     return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
 
 
+def is_a(loss_func: Any, kind: type[nn.Module], function: Any) -> bool:
+    """Whether a loss is of torch's ``kind``, or derived from it, or the ``function`` of it, also with arguments bound.
+
+    >>> is_a(nn.MSELoss(), nn.MSELoss, None), is_a(partial(functional.l1_loss), nn.L1Loss, functional.l1_loss)
+    (True, True)
+    """
+    loss_func = unmixed(loss_func)
+    bare = loss_func.func if isinstance(loss_func, partial) else loss_func
+    return isinstance(loss_func, kind) or bare is function
+
+
+def is_cross_entropy(loss_func: Any) -> bool:
+    """Whether a loss is torch's cross entropy, or derived from it."""
+    return is_a(loss_func, nn.CrossEntropyLoss, functional.cross_entropy)
+
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda output: output.softmax(1),
     "exp": torch.exp,
@@ -89,11 +106,11 @@ def activation_name(loss_func: Any) -> str:
     said = getattr(loss_func, "activation", None)
     if isinstance(said, str):
         return check_word("the loss's activation", said, list(ACTIVATIONS))
-    if isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy:
+    if is_cross_entropy(loss_func):
         return "softmax"
-    if isinstance(loss_func, nn.NLLLoss) or loss_func is functional.nll_loss:
+    if is_a(loss_func, nn.NLLLoss, functional.nll_loss):
         return "exp"
-    if isinstance(loss_func, nn.BCEWithLogitsLoss) or loss_func is functional.binary_cross_entropy_with_logits:
+    if is_a(loss_func, nn.BCEWithLogitsLoss, functional.binary_cross_entropy_with_logits):
         return "sigmoid"
     return "none"
 
@@ -108,7 +125,7 @@ def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
 
 
 def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each item, ``(n,)`` for losses of a number an item.
+    """Return the loss of each item: ``(n,)`` for losses of a number an item, else in the shape of the targets.
 
     >>> item_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor([0., 4.])
@@ -119,7 +136,7 @@ def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
         each: Any = copy.copy(loss_func)
         each.reduction = "none"
         losses = each(outputs, targets)
-    elif getattr(loss_func, "__module__", "") == functional.__name__:
+    elif getattr(getattr(loss_func, "func", loss_func), "__module__", "") == functional.__name__:  # of a partial too
         losses = loss_func(outputs, targets, reduction="none")
     else:
         losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])

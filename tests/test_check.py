@@ -238,6 +238,15 @@ def test_weights_that_only_begin_at_zero_are_not_dead():
     assert learner(model).check().findings == []
 
 
+def test_small_gradients_are_no_fault_of_a_learner_in_float16():
+    def tiny(output, target):
+        return 1e-8 * nn.functional.cross_entropy(output, target)
+
+    learn = learner(simple_ann(10, 2), loss_func=tiny).to_fp16()
+    assert learn.check().findings == []
+    assert learn.precision is torch.float16
+
+
 def test_frozen_parameters_are_mild_and_all_of_them_are_not():
     model = simple_ann(10, 2)
     model[1].requires_grad_(False)

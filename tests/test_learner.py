@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -491,6 +492,7 @@ def test_get_preds_returns_probabilities_and_targets() -> None:
         (nn.CrossEntropyLoss(), nn.CrossEntropyLoss(reduction="none")),
         (nn.CrossEntropyLoss(label_smoothing=0.1), nn.CrossEntropyLoss(label_smoothing=0.1, reduction="none")),
         (functional.cross_entropy, nn.CrossEntropyLoss(reduction="none")),
+        (partial(functional.cross_entropy, reduction="sum"), nn.CrossEntropyLoss(reduction="none")),
         (lambda output, target: functional.cross_entropy(output, target), nn.CrossEntropyLoss(reduction="none")),
     ],
 )
@@ -521,6 +523,7 @@ def test_get_preds_of_no_batch_is_refused() -> None:
         (nn.BCEWithLogitsLoss(), torch.sigmoid),
         (nn.NLLLoss(), torch.exp),
         (functional.nll_loss, torch.exp),
+        (partial(functional.cross_entropy, label_smoothing=0.1), lambda output: output.softmax(1)),
         (nn.MSELoss(), lambda output: output),
     ],
 )

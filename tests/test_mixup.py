@@ -8,7 +8,16 @@ from conftest import toy_data, toy_items, toy_learner
 from torch import nn
 from torch.nn import functional
 
-from minifast import Callback, DataBunch, DataError, LabelSmoothingCrossEntropy, Learner, MixUpCallback, simple_ann
+from minifast import (
+    Callback,
+    DataBunch,
+    DataError,
+    LabelSmoothingCrossEntropy,
+    Learner,
+    MixUpCallback,
+    TensorDataBunch,
+    simple_ann,
+)
 from minifast.losses import MixUpLoss, activation_of, item_losses
 
 
@@ -190,6 +199,14 @@ def test_items_are_mixed_once_and_the_loss_is_put_back() -> None:
     assert learn.loss_func is loss_func
     learn.mixup(0.2).fit(1)
     assert (learn.mix_up_callback.alpha, len(learn.callback_fns)) == (0.2, 1)
+
+
+def test_several_numbers_an_item_are_mixed_each() -> None:
+    x = torch.randn(64, 4)
+    data = TensorDataBunch.from_arrays(x, x[:, :3].clone(), device="cpu", bs=16)
+    learn = Learner(data, simple_ann(4, 3), silent=True).mixup()
+    learn.fit(1)
+    assert learn.get_preds(with_loss=True)[2].shape == (12, 3)
 
 
 # --- label smoothing

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from minifast.callback import LearnerCallback
 from minifast.checkpoint import model_preserved
 from minifast.diagnosis import all_finite, diagnose
-from minifast.errors import DataError, NonFiniteLossError
-from minifast.losses import unmixed
+from minifast.errors import DataError, NonFiniteLossError, few
+from minifast.losses import is_cross_entropy, unmixed
 from minifast.state import Losses, as_inputs
 
 if TYPE_CHECKING:
@@ -171,11 +170,6 @@ class LastGood(LearnerCallback):
         self._kept = None
 
 
-def _few(names: Any) -> str:
-    shown = ", ".join(map(str, list(names)[:5]))
-    return shown if len(names) <= 5 else f"{shown}, …"
-
-
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """Refuse outputs of another width than there are classes, or of another shape than real targets."""
     loss_func, target = unmixed(learn.loss_func), as_inputs(target)[0]
@@ -190,13 +184,8 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if n_classes is not None and n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
-            f"({_few(learn.data.classes)}); make the last layer {n_classes} wide."
+            f"({few(learn.data.classes or ())}); make the last layer {n_classes} wide."
         )
-
-
-def is_cross_entropy(loss_func: Any) -> bool:
-    """Whether a loss is torch's cross entropy, or derived from it."""
-    return isinstance(loss_func, nn.CrossEntropyLoss) or loss_func is functional.cross_entropy
 
 
 def check_targets(loss_func: Any, output: Any, target: Any) -> None:

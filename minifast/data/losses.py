@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 
 class MSELossFlat(nn.MSELoss):
-    """The mean squared error of outputs and targets laid flat, so that (n, 1) and (n,) fit each other."""
+    """The mean squared error of outputs in the shape of the targets, so that (n, 1) and (n,) fit each other."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the error."""
-        return super().forward(input.flatten(), target.flatten())
+        return super().forward(input.reshape(target.shape), target)
 
 
 LOSSES = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # by kind of label
