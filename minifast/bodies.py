@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast import files
-from minifast.checkpoint import evaluating
+from minifast.checkpoint import evaluating, is_with_opt
 from minifast.data.bunch import Stats
 from minifast.errors import DataError, DownloadError, FileFormatError, check_count
 
@@ -126,7 +126,7 @@ def _trained(arch: Callable[..., nn.Module], name: str, pretrained: Any) -> tupl
 def _load(model: nn.Module, file: Path) -> dict[int, str]:
     """Load what a file has for a model; return what it has not, the names by the tensors' ids."""
     state = files.read(file)
-    if isinstance(state, dict) and set(state) == {"model", "opt"}:  # as learn.save writes it
+    if is_with_opt(state):
         state = state["model"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise DataError(f"{file} holds no model's state; save one with torch.save(model.state_dict(), …).")

@@ -193,6 +193,11 @@ def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
     return {"model": state, "opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else state
 
 
+def is_with_opt(state: Any) -> bool:
+    """Whether a file holds a model's state together with an optimizer's, as ``model_state`` returns them."""
+    return isinstance(state, dict) and set(state) == {"model", "opt"}
+
+
 def load_model(
     learn: Learner,
     file: Path | IO[bytes],
@@ -205,7 +210,7 @@ def load_model(
     state = files.read(file, device, trust=trust)
     if isinstance(state, nn.Module):  # a whole model, which only trust reads
         state = state.state_dict()
-    both = isinstance(state, dict) and set(state) == {"model", "opt"}
+    both = is_with_opt(state)
     if with_opt and not both:
         raise MinifastError(f"{file} holds no optimizer; load it with with_opt=False.")
     model = learn.model

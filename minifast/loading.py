@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from minifast import files
 from minifast.callback import is_plain
+from minifast.checkpoint import is_with_opt
 from minifast.data.bunch import DataBunch
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import Pictures, list_pictures
@@ -33,7 +34,7 @@ class MissingLoss(nn.Module):
     def forward(self, *_: Any) -> Tensor:
         """Say that the loss is missing."""
         raise MinifastError(
-            f"The export does not hold the loss {self.called}, which is not torch's; set learn.loss_func."
+            f"The export does not hold the loss {self.called}, which is none that minifast knows; set learn.loss_func."
         )
 
 
@@ -110,7 +111,7 @@ def check_whole(file: Path | IO[bytes]) -> None:
 def check_format(kept: Any, file: Any) -> dict[str, Any]:
     """Return what a file holds, if ``export`` wrote it."""
     if not isinstance(kept, dict) or kept.get("format") != FORMAT:
-        saved = isinstance(kept, dict) and (set(kept) == {"model", "opt"} or all(map(torch.is_tensor, kept.values())))
+        saved = isinstance(kept, dict) and (is_with_opt(kept) or all(map(torch.is_tensor, kept.values())))
         way_out = (
             "learn.save wrote it: make the learner and call learn.load" if saved else "write one with learn.export()"
         )

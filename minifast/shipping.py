@@ -18,10 +18,11 @@ from minifast.callback import is_plain
 from minifast.checkpoint import evaluating
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.image_bunch import ImageDataBunch
-from minifast.data.loader import as_pictures, is_picture
+from minifast.data.loader import as_pictures
 from minifast.data.losses import MSELossFlat
-from minifast.errors import DataError, MinifastError
-from minifast.losses import activation_name
+from minifast.errors import DataError, MinifastError, import_optional
+from minifast.identity import settings_of
+from minifast.losses import LabelSmoothingCrossEntropy, activation_name, unmixed
 from minifast.program import exported, torch_is_quiet, trace
 from minifast.state import as_inputs
 
@@ -31,7 +32,7 @@ LOSSES: dict[str, type[nn.Module]] = {
     one.__name__: one
     for one in (
         nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss,
-        nn.HuberLoss, MSELossFlat,
+        nn.HuberLoss, MSELossFlat, LabelSmoothingCrossEntropy,
     )
 }  # fmt: skip
 FUNCTIONS = {
@@ -76,6 +77,11 @@ class Shipping:
     loss_func: Callable[..., Any]
     path: Path
 
+    @property
+    def _uncompiled(self) -> nn.Module:
+        model: nn.Module = getattr(self.model, "_orig_mod", self.model)  # what torch.compile was given
+        return model
+
     def export(self, file: str | Path | IO[bytes] = "export.pkl", *, pickle: bool = False) -> Path | IO[bytes]:
         """Write what predictions need to ``path/{file}`` or an open file, and return where; ``load_learner`` reads it.
 
@@ -108,7 +114,7 @@ class Shipping:
         (True, torch.Size([2]))
         """
         target = self.path / file if isinstance(file, (str, Path)) else file
-        model = getattr(self.model, "_orig_mod", self.model)  # what torch.compile was given
+        model = self._uncompiled
         inputs = [x.cpu() for x in as_inputs(raw_inputs(self.data))]
         pictures = isinstance(self.data, ImageDataBunch)
         kept: dict[str, Any] = {
@@ -159,7 +165,7 @@ class Shipping:
             MinifastError: torch.export cannot follow the model.
         """
         with evaluating(self.model):
-            program = exported(getattr(self.model, "_orig_mod", self.model), as_inputs(model_inputs(self.data)))
+            program = exported(self._uncompiled, as_inputs(model_inputs(self.data)))
         with torch_is_quiet():
             if not isinstance(file, (str, Path)):
                 torch.export.save(program, file)
@@ -180,9 +186,8 @@ class Shipping:
             MinifastError: torch cannot write the model as ONNX, or the outputs differ.
         """
         for package in ("onnx", "onnxscript"):
-            if importlib.util.find_spec(package) is None:
-                raise ImportError(f"ONNX needs the package {package}: pip install onnx onnxscript.")
-        model = getattr(self.model, "_orig_mod", self.model)
+            import_optional(package, "ONNX", "minifast[onnx]")
+        model = self._uncompiled
         inputs = [x.cpu() for x in as_inputs(model_inputs(self.data))]
         with evaluating(model):
             twin = copy.deepcopy(model).cpu()
@@ -233,7 +238,7 @@ def raw_inputs(data: DataBunch) -> Any:
         x = model_inputs(data)
     finally:
         loader.tfms = tfms
-    return as_pictures(x) if isinstance(x, Tensor) and is_picture(x) else x
+    return as_pictures(x)
 
 
 def model_inputs(data: DataBunch) -> Any:
@@ -245,11 +250,11 @@ def model_inputs(data: DataBunch) -> Any:
 
 
 def described_loss(loss_func: Any) -> dict[str, Any]:
-    """Return what a file keeps of a loss: its name with how it is set where it is torch's, and its activation."""
+    """Return what a file keeps of a loss: its name with how it is set where it is known, and its activation."""
+    loss_func = unmixed(loss_func)
     name = next((name for name in LOSSES if loss_func is FUNCTIONS.get(name) or type(loss_func) is LOSSES[name]), None)
     settings = {}
     if name and isinstance(loss_func, nn.Module):
-        settings = {key: value for key, value in vars(loss_func).items() if key[:1] != "_" and is_plain(value)}
-        settings |= {key: value.cpu() for key, value in loss_func.named_buffers()}
+        settings = settings_of(loss_func) | {key: value.cpu() for key, value in loss_func.named_buffers()}
     called = getattr(loss_func, "__name__", type(loss_func).__name__)
     return {"name": name, "settings": settings, "called": called, "activation": activation_name(loss_func)}
