@@ -337,7 +337,7 @@ def test_a_csv_file_that_cannot_be_read_is_named(folder):
     with pytest.raises(DataError, match=r"labels\.csv has no row below its header"):
         ImageDataBunch.from_csv(folder)
     write_csv(folder, ["name,name", "a,b"])
-    with pytest.raises(DataError, match=r"labels\.csv has two columns 'name'"):
+    with pytest.raises(DataError, match=r"labels\.csv names the column 'name'"):
         ImageDataBunch.from_csv(folder)
     write_csv(folder, ["name,label", "a,b", "", "c,d,e"])
     with pytest.raises(DataError, match=r"^Line 4 of .*labels\.csv has 3 fields, and there are 2 columns"):

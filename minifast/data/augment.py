@@ -85,8 +85,8 @@ class Augment:
         zoom[:, 0, 0], zoom[:, 1, 1] = part, part
         zoom[:, :2, 2] = (1 - part)[:, None] * (2 * torch.rand(n, 2) - 1)
         taken = self._taken(n, self.p_affine)[:, None]
-        warp = tilted((2 * torch.rand(n, 4) - 1) * self.max_warp * taken)
-        return flip @ warp @ rotate @ zoom
+        by = (2 * torch.rand(n, 4) - 1) * self.max_warp * taken
+        return flip @ (tilted(by) if self.max_warp else torch.eye(3)) @ rotate @ zoom
 
     def _spread(self, n: int, most: float) -> Tensor:
         return (2 * torch.rand(n) - 1) * most * self._taken(n, self.p_affine)

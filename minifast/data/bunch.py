@@ -21,7 +21,6 @@ from minifast.data.loader import (
     Transform,
     as_pictures,
     default_device,
-    is_picture,
 )
 from minifast.data.losses import classes_of, loss_for
 from minifast.data.normalize import Normalize, channel_view
@@ -287,9 +286,7 @@ class DataBunch:
 
     def encode(self, item: Any) -> Tensor:
         """Return one item as the batch of one that the model takes."""
-        x = torch.as_tensor(item)[None].to(self.device)
-        if is_picture(x):
-            x = as_pictures(x)
+        x = as_pictures(torch.as_tensor(item)[None].to(self.device))
         transformed: Tensor = (self.valid_dl or self.train_dl).transformed((x, None))[0]
         return transformed
 

@@ -18,7 +18,7 @@ from minifast.data.loader import draw_seed
 from minifast.data.losses import LOSSES
 from minifast.data.picture_sets import Parts, existing, labelled, listed, loaders_of, split
 from minifast.data.tables import column, column_name, read_csv
-from minifast.errors import DataError, check_count, note
+from minifast.errors import DataError, check_count, check_folder, note
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -137,9 +137,7 @@ class ImageDataBunch(DataBunch):
         Raises:
             DataError: a file is missing, or is no picture; a label is missing or none of ``classes``.
         """
-        path = Path(path).expanduser()
-        if not path.is_dir():
-            raise DataError(f"There is no folder {path}; check the path.")
+        path = check_folder(Path(path).expanduser())
         files = list(fnames)
         rest: dict[str, Any] = {**options}
         pictures = Pictures(f"{path.absolute()} list", rest.pop("size", None))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minifast.data import cache
 from minifast.data.urls import home
-from minifast.errors import DataError, check_count
+from minifast.errors import DataError, check_count, check_folder
 
 SUFFIXES = frozenset(
     f".{suffix}"
@@ -37,10 +37,7 @@ def get_image_files(c: str | Path, check_ext: bool = True, recurse: bool = False
     Raises:
         DataError: there is no such folder.
     """
-    folder = Path(c)
-    if not folder.is_dir():
-        raise DataError(f"There is no folder {folder}; check the path.")
-    return [Path(name) for name, _, _ in list_pictures(folder, recurse, check_ext)]
+    return [Path(name) for name, _, _ in list_pictures(check_folder(Path(c)), recurse, check_ext)]
 
 
 def list_pictures(folder: str | Path, recurse: bool, check_ext: bool = True) -> list[tuple[str, int, int]]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minifast.errors import DataError, did_you_mean
+from minifast.errors import DataError, check_once, did_you_mean, few
 
 
 class Labels(NamedTuple):
@@ -71,8 +71,7 @@ def as_labels(
     """
     if classes is not None:
         classes = list(classes)
-        if twice := [one for one in classes if classes.count(one) > 1]:
-            raise DataError(f"classes names {twice[0]} twice; name each class once.")
+        check_once("classes names", classes, "name each class once")
     array = as_array(values)
     if array.ndim not in (1, 2) or not len(array):
         raise DataError(f"The labels have the shape {array.shape}; give one for each item, (n,) or (n, several).")
@@ -186,9 +185,8 @@ def _one_class(array: np.ndarray[Any, Any], classes: list[Any] | None, item: Cal
 
 def _place(label: Any, known: dict[Any, int], i: int, item: Callable[[int], str]) -> int:
     if label not in known:
-        shown = ", ".join(map(str, list(known)[:10])) + (", …" if len(known) > 10 else "")
         raise DataError(
-            f"{item(i)} has the label {label!r}, which is not among the classes {shown}."
+            f"{item(i)} has the label {label!r}, which is not among the classes {few(known, 10)}."
             f"{did_you_mean(str(label), map(str, known))} Add it to them, or leave the item out."
         )
     return known[label]

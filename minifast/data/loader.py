@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from minifast.errors import DataError, check_count
+from minifast.errors import DataError, check_count, check_number
+from minifast.state import mapped
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # of a batch (x, y)
 LOADER_ARGUMENTS = [  # that a DataLoader keeps under their own names
@@ -36,6 +37,17 @@ def order_of(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=generator)
 
 
+def split_rows(n: int, valid_pct: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of ``n`` items, 2 or more, in two parts drawn at random: of training, and of validation.
+
+    >>> [len(part) for part in split_rows(10, 0.2, seed=0)], [len(part) for part in split_rows(2, 0.01, seed=0)]
+    ([8, 2], [1, 1])
+    """
+    order = order_of(n, seed, 0)
+    n_valid = max(1, int(n * check_number("valid_pct", valid_pct, above=0, high=0.99)))
+    return order[n_valid:], order[:n_valid]
+
+
 def draw_seed(seed: int | None) -> int:
     """Return a seed, by default one drawn from torch's generator."""
     return int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
@@ -43,15 +55,7 @@ def draw_seed(seed: int | None) -> int:
 
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors, and tuples, lists and dicts of them, to ``device``."""
-    if isinstance(values, Tensor):
-        return values if values.device == device else values.to(device, non_blocking=True)
-    if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*(to_device(value, device) for value in values))
-    if isinstance(values, (list, tuple)):
-        return type(values)([to_device(value, device) for value in values])
-    if isinstance(values, dict):
-        return {key: to_device(value, device) for key, value in values.items()}
-    return values
+    return mapped(lambda one: one if one.device == device else one.to(device, non_blocking=True), values)
 
 
 def with_targets(batch: Any) -> Any:
@@ -241,11 +245,16 @@ class TensorLoader(BatchLoader):
     def _batch(self, rows: Tensor) -> Any:
         # Copies, so that a callback may write into a batch; indexing by rows takes ten times as long as this.
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
-        return self.transformed((as_pictures(x) if is_picture(x) else x, y))
+        return self.transformed((as_pictures(x), y))
 
 
-def as_pictures(x: Tensor) -> Tensor:
-    """Turn uint8 pictures ``(n, 1 or 3, height, width)`` into floats in [0, 1] with 3 channels."""
+def as_pictures(x: Any) -> Any:
+    """Turn pictures as they lie in memory, uint8 ``(n, 1 or 3, height, width)``, into floats in [0, 1] with 3 channels.
+
+    All else stays as it is.
+    """
+    if not isinstance(x, Tensor) or x.dtype is not torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
+        return x
     n, _, height, width = x.shape
     pictures = torch.empty((n, 3, height, width), device=x.device)
     return pictures.copy_(x).div_(255)  # one pass that repeats grey, converts and lays out at once, and one that scales
@@ -263,10 +272,4 @@ class Items:
         return len(self.x)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        x = self.x[i]
-        return as_pictures(x[None])[0] if is_picture(x[None]) else x, self.y[i]
-
-
-def is_picture(x: Tensor) -> bool:
-    """Whether a batch holds pictures as they lie in memory, uint8 ``(n, channels, height, width)``."""
-    return x.dtype is torch.uint8 and x.ndim == 4 and x.shape[1] in (1, 3)
+        return as_pictures(self.x[i][None])[0], self.y[i]

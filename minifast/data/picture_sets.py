@@ -14,21 +14,18 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast.data.images import Pictures, Size, list_pictures
-from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, is_picture, order_of
-from minifast.errors import DataError, check_number, did_you_mean
+from minifast.data.loader import DeviceDataLoader, EpochOrder, TensorLoader, as_pictures, split_rows
+from minifast.errors import DataError, check_folder, check_once, did_you_mean
 
 Parts = list[tuple[Pictures, list[int] | None]]  # of training, validation and, perhaps, test; None for all pictures
 
 
 def split(pictures: Pictures, valid_pct: float, seed: int, path: Path) -> Parts:
     """Return two parts of the pictures, drawn at random: those of training, and a share for validation."""
-    check_number("valid_pct", valid_pct, above=0, high=0.99)
     n = len(pictures)
     if n < 2:
         raise DataError(f"{path} has {n} picture, which training and validation cannot share; add some.")
-    order = order_of(n, seed, 0).tolist()
-    n_valid = max(1, int(n * valid_pct))
-    return [(pictures, order[n_valid:]), (pictures, order[:n_valid])]
+    return [(pictures, rows.tolist()) for rows in split_rows(n, valid_pct, seed)]
 
 
 def listed(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, int]]:
@@ -61,9 +58,7 @@ def listed(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, int]
 
 def existing(path: Path, name: str, part: str) -> Path:
     """Return the folder ``name`` in ``path``, or say which there are."""
-    if not path.is_dir():
-        raise DataError(f"There is no folder {path}; check the path.")
-    folder = path / name
+    folder = check_folder(path) / name
     if not folder.is_dir():
         there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         way_out = "" if part == "test" else ", or give valid_pct=0.2 to choose validation pictures at random"
@@ -88,8 +83,7 @@ def labelled(
     no pictures: whether folders other than ``classes`` are an error.
     """
     for root in roots:
-        if not root.is_dir():
-            raise DataError(f"There is no folder {root}; check the path.")
+        check_folder(root)
     where = " and ".join(map(str, roots))
     entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
     folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(apart))
@@ -100,8 +94,7 @@ def labelled(
     names = folders if classes is None else list(classes)
     if not names:
         raise DataError(f"{where} has no class folders; put the pictures of each class in a folder of its own.")
-    if twice := [one for one in names if names.count(one) > 1]:
-        raise DataError(f"classes names {twice[0]} twice; name each class once.")
+    check_once("classes names", names, "name each class once")
     if refuse_others and (extra := sorted(set(folders) - set(names))):
         raise DataError(
             f"The class {extra[0]} stands in {where} but not in the training folder, so it cannot be learnt; "
@@ -174,4 +167,4 @@ def file_loader(
 def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """Turn a batch of uint8 pictures into floats in [0, 1]."""
     x, y = batch
-    return as_pictures(x) if is_picture(x) else x, y
+    return as_pictures(x), y

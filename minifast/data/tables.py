@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minifast.errors import DataError, check_count, did_you_mean
+from minifast.errors import DataError, check_count, check_once, did_you_mean
 
 WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
 REAL = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
@@ -50,8 +50,7 @@ def read_csv(file: Path, delimiter: str | None = None, header: int | str | None 
     if len(rows) <= first:
         raise DataError(f"{file} has no row below its header; write a file and its label in each.")
     names: list[Any] = list(range(len(rows[0][1]))) if place is None else rows[place][1]
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise DataError(f"{file} has two columns {twice[0]!r}; give each a name of its own.")
+    check_once(f"{file} names the column", names, "give each a name of its own")
     for line, row in rows[first:]:
         if len(row) != len(names):
             raise DataError(

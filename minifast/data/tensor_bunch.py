@@ -13,9 +13,9 @@ from torch import Tensor
 from minifast.data.augment import check_tfms
 from minifast.data.bunch import DataBunch
 from minifast.data.labels import as_array, as_labels
-from minifast.data.loader import TensorLoader, draw_seed, order_of
+from minifast.data.loader import TensorLoader, draw_seed, split_rows
 from minifast.data.losses import LOSSES
-from minifast.errors import DataError, check_count, check_number
+from minifast.errors import DataError, check_count
 
 
 class TensorDataBunch(DataBunch):
@@ -77,12 +77,9 @@ class TensorDataBunch(DataBunch):
         inputs, targets = as_inputs(x, "x"), as_array(y)
         _check_as_many(inputs, targets, "x", "y")
         if valid is None:
-            check_number("valid_pct", valid_pct, above=0, high=0.99)
             if len(inputs) < 2:
                 raise DataError("There is 1 item, which training and validation cannot share; give valid=(x, y).")
-            order = order_of(len(inputs), seed, 0)
-            n_valid = max(1, int(len(inputs) * valid_pct))
-            rows = [order[n_valid:], order[:n_valid]]
+            rows = split_rows(len(inputs), valid_pct, seed)
         else:
             if not isinstance(valid, (tuple, list)) or len(valid) != 2:
                 raise TypeError(f"valid is a {type(valid).__name__}; it must be a pair (x, y).")
@@ -98,7 +95,7 @@ class TensorDataBunch(DataBunch):
                     f"Validation targets are {more_targets.dtype} {more_targets.shape[1:]} and training targets "
                     f"{targets.dtype} {targets.shape[1:]}; give both alike."
                 )
-            rows = [torch.arange(len(inputs)), torch.arange(len(inputs), len(inputs) + len(more))]
+            rows = torch.arange(len(inputs)), torch.arange(len(inputs), len(inputs) + len(more))
             inputs, targets = torch.cat([inputs, more]), np.concatenate([targets, more_targets])
         labels = as_labels(targets, classes, item="The item {}".format)
         if valid is not None and classes is None and labels.kind == "class":
