@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -69,12 +70,13 @@ def read_history(file: str | Path) -> History:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
     except ValueError:
         values = None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        raise FileFormatError(
-            f"{file} is no history that minifast can read, or it is cut off; give a file that learn.history.to_json "
-            f"wrote (what to_csv wrote is for pandas.read_csv)."
-        )
-    return History(Recorder.from_dict(_read(run)) for run in values["runs"])
+    if isinstance(values, dict) and values.get("format") == FORMAT:
+        with contextlib.suppress(KeyError, TypeError, AttributeError, IndexError):
+            return History(Recorder.from_dict(_read(run)) for run in values["runs"])
+    raise FileFormatError(
+        f"{file} is no history that minifast can read, or it is cut off; give a file that learn.history.to_json "
+        f"wrote (what to_csv wrote is for pandas.read_csv)."
+    )
 
 
 SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}

@@ -124,7 +124,9 @@ def test_a_file_that_is_no_history_is_refused(learn, tmp_path):
     cut, other = tmp_path / "cut.json", tmp_path / "other.json"
     cut.write_text((tmp_path / "history.json").read_text()[:-20])
     other.write_text('["other"]')
-    for file in (tmp_path / "history.csv", cut, other):
+    lacks = tmp_path / "lacks.json"
+    lacks.write_text((tmp_path / "history.json").read_text().replace('"moms"', '"moods"'))
+    for file in (tmp_path / "history.csv", cut, other, lacks):
         with pytest.raises(FileFormatError, match=rf"{file.name} is no history .*what to_csv wrote is for pandas"):
             read_history(file)
     with pytest.raises(FileNotFoundError):
