@@ -330,7 +330,7 @@ def _constant(learn: Learner, y: Any) -> float:
     if not isinstance(y, Tensor) or not len(y):
         return math.inf
     if is_cross_entropy(learn.loss_func) and not y.is_floating_point():
-        shares = torch.bincount(y.flatten().clamp(min=0)).float()
+        shares = torch.bincount(y[y != getattr(learn.loss_func, "ignore_index", -100)]).float()
         shares = shares[shares > 0] / shares.sum()
         entropy = float(-(shares * shares.log()).sum())
         return entropy or math.inf  # of one class there is nothing to tell

@@ -70,15 +70,19 @@ def unmixed(loss_func: Any) -> Any:
     return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
 
 
+def bare(loss_func: Any) -> Any:
+    """Return a loss without mixing, and a function without the arguments that are bound to it."""
+    loss_func = unmixed(loss_func)
+    return loss_func.func if isinstance(loss_func, partial) else loss_func
+
+
 def is_a(loss_func: Any, kind: type[nn.Module], function: Any) -> bool:
     """Whether a loss is of torch's ``kind``, or derived from it, or the ``function`` of it, also with arguments bound.
 
     >>> is_a(nn.MSELoss(), nn.MSELoss, None), is_a(partial(functional.l1_loss), nn.L1Loss, functional.l1_loss)
     (True, True)
     """
-    loss_func = unmixed(loss_func)
-    bare = loss_func.func if isinstance(loss_func, partial) else loss_func
-    return isinstance(loss_func, kind) or bare is function
+    return isinstance(bare(loss_func), kind) or bare(loss_func) is function
 
 
 def is_cross_entropy(loss_func: Any) -> bool:

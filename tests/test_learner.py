@@ -7,6 +7,7 @@ import itertools
 import os
 import signal
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -237,6 +238,16 @@ def test_an_index_error_of_another_kind_stays_what_it_is(where) -> None:
         learn.callbacks = [callback]
     with pytest.raises(IndexError, match="not a target"):
         learn.fit(1)
+
+
+@pytest.mark.parametrize("loss_func", [nn.MSELoss(), functional.mse_loss, partial(functional.huber_loss, delta=0.5)])
+def test_numbers_that_would_be_broadcast_are_refused(loss_func) -> None:
+    batches = [(torch.randn(8, 10), torch.randn(8))]
+    learn = Learner(DataBunch(batches, device="cpu"), simple_ann(10, 1), loss_func=loss_func, silent=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch wonders too, and goes on
+        with pytest.raises(DataError, match=r"\(8, 1\) and the targets \(8,\), which \w+ would broadcast"):
+            learn.fit(1)
 
 
 def test_a_target_to_ignore_is_in_range() -> None:

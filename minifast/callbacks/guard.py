@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from minifast.callback import LearnerCallback
 from minifast.checkpoint import model_preserved
 from minifast.diagnosis import all_finite, diagnose
 from minifast.errors import DataError, NonFiniteLossError, few
-from minifast.losses import is_cross_entropy, unmixed
+from minifast.losses import bare, is_cross_entropy
 from minifast.state import Losses, as_inputs
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 LAST = 20  # batches shown when a loss is not finite
 STOPS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_validate")
 REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+REAL_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 
 
 class Guard(LearnerCallback):
@@ -172,11 +174,12 @@ class LastGood(LearnerCallback):
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """Refuse outputs of another width than there are classes, or of another shape than real targets."""
-    loss_func, target = unmixed(learn.loss_func), as_inputs(target)[0]
-    if type(loss_func) in REAL_LOSSES and getattr(output, "shape", None) != getattr(target, "shape", None):
+    loss_func, target = bare(learn.loss_func), as_inputs(target)[0]
+    broadcasts = type(loss_func) in REAL_LOSSES or loss_func in REAL_FUNCTIONS
+    if broadcasts and getattr(output, "shape", None) != getattr(target, "shape", None):
         raise DataError(
             f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
-            f"{type(loss_func).__name__} would broadcast; give both the same shape."
+            f"{getattr(loss_func, '__name__', type(loss_func).__name__)} would broadcast; give both the same shape."
         )
     if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
