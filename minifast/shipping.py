@@ -16,6 +16,7 @@ from torch.nn import functional
 from minifast import files
 from minifast.callback import is_plain
 from minifast.checkpoint import evaluating
+from minifast.data.augment import Seeded
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.loader import as_pictures
@@ -51,7 +52,8 @@ class Whole(nn.Module):
     def __init__(self, model: nn.Module, tfms: list[Any]) -> None:
         super().__init__()
         self.model = model
-        self.tfms = tfms
+        # What Seeded adds is for transforms that draw random numbers, which no program does.
+        self.tfms = [own for tfm in tfms for own in (tfm.tfms if isinstance(tfm, Seeded) else [tfm])]
 
     def forward(self, *inputs: Any) -> Any:
         """Return the output for inputs as the data set has them."""

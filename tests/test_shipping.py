@@ -429,12 +429,24 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
 
 def test_a_model_that_leaves_while_items_are_mixed_has_the_loss_itself(tmp_path):
     class Leaves(Callback):
-        def on_batch_end(self, train):
-            learn.export()
+        def on_batch_end(self, train, num_batch):
+            if train and num_batch == 1:
+                learn.export()
 
     learn = toy_learner(path=tmp_path).mixup()
     learn.fit(1, callbacks=Leaves())
     assert type(load_learner(tmp_path).loss_func) is nn.CrossEntropyLoss
+
+
+def test_what_validation_does_to_pictures_comes_along(pictures, tmp_path):
+    def dark(batch):
+        return batch[0] / 2, batch[1]
+
+    learn = picture_learner(pictures, ds_tfms=(None, dark))
+    learn.path = tmp_path
+    learn.export()
+    x = torch.rand(3, 10, 12)
+    assert torch.allclose(load_learner(tmp_path, device="cpu").predict(x)[2], learn.predict(x)[2], atol=1e-6)
 
 
 # --- predictions
