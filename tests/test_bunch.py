@@ -306,6 +306,9 @@ def test_one_batch_may_have_several_inputs_and_targets():
     assert first.sum() == 2
     assert second.sum() == 0
     assert len(targets) == 2
+    alone, targets = DataBunch([(torch.ones(2, requires_grad=True), batch[1])], device="cpu").one_batch()
+    assert not alone.requires_grad
+    assert len(targets) == 2
 
 
 # --- transforms and normalisation

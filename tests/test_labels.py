@@ -123,7 +123,7 @@ def test_columns_are_named_all():
 
 
 def test_a_class_is_named_once():
-    with pytest.raises(DataError, match=r"^classes names a twice"):
+    with pytest.raises(DataError, match=r"^classes names 'a' twice"):
         as_labels(["a"], ["a", "b", "a"])
 
 

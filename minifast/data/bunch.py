@@ -21,11 +21,13 @@ from minifast.data.loader import (
     Transform,
     as_pictures,
     default_device,
+    to_device,
 )
 from minifast.data.losses import classes_of, loss_for
 from minifast.data.normalize import Normalize, channel_view
 from minifast.data.position import left_in_place
 from minifast.errors import DataError, MinifastError, check_count
+from minifast.state import mapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -201,9 +203,9 @@ class DataBunch:
         x, y = batch
         if denorm and self.norm is not None:
             x = self.norm.undo(x)
-        if detach and isinstance(x, Tensor):
-            x, y = x.detach(), y.detach()
-        return (x.cpu(), y.cpu()) if cpu and isinstance(x, Tensor) else (x, y)
+        if detach:
+            x, y = mapped(Tensor.detach, (x, y))
+        return to_device((x, y), torch.device("cpu")) if cpu else (x, y)
 
     def add_tfm(self, tfm: Transform) -> None:
         """Add a function of a batch ``(x, y)`` that returns both, to all parts."""
