@@ -285,10 +285,7 @@ def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: in
     seconds = time.perf_counter() - begin
     recorder = learn.recorder
     if not lost and not recorder.val_losses:
-        raise MinifastError(
-            "A recipe trained nothing; it must fit the learner that it is given (a maker of schedules is called, as in "
-            "cosine(1e-2, 0.0))."
-        )
+        raise MinifastError("A recipe trained nothing; it must fit the learner that it is given.")
     if not lost and recorder.val_losses[-1] is None:
         raise MinifastError("A recipe ended without a validation, so there is nothing to compare; let it validate.")
     values = [math.nan] * (1 + len(recorder.metrics_names))

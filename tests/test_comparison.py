@@ -22,7 +22,6 @@ from minifast import (
     TensorLoader,
     accuracy,
     compare,
-    cosine,
     error_rate,
     linear,
     one_cycle,
@@ -363,7 +362,6 @@ def test_a_learner_that_was_trained_already_is_refused() -> None:
     ("recipe", "message"),
     [
         (lambda learn, epochs: None, "trained nothing; it must fit the learner"),
-        (cosine, "trained nothing.*a maker of schedules is called"),
         (lambda learn, epochs: learn.fit(epochs, callbacks=[NoValidation()]), "ended without a validation"),
     ],
 )
