@@ -22,7 +22,7 @@ from minifast.groups import check_groups
 from minifast.losses import activation_name, is_cross_entropy
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.progress import Silent
-from minifast.state import State, as_inputs, read_floats
+from minifast.state import State, as_inputs, mapped, read_floats
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -235,9 +235,9 @@ def _outputs(learn: Learner, output: Any) -> Iterator[Finding]:
         )
     elif kind == "sigmoid" and bool(((output > 0) & (output < 1)).all()):
         yield Finding(
-            "All outputs are between 0 and 1: there seems to be a sigmoid before binary cross entropy with logits.",
-            "That does one itself; two of them flatten the loss.",
-            "Leave the sigmoid out of the model, or give the Learner nn.BCELoss().",
+            "All outputs are between 0 and 1: a sigmoid or a ReLU seems to end the model.",
+            "Binary cross entropy with logits does a sigmoid itself, and wants numbers of both signs before it.",
+            "Leave it out of the model; or after a sigmoid give the Learner nn.BCELoss().",
         )
 
 
@@ -318,11 +318,13 @@ def _train(learn: Learner, x: Any, y: Any, rate: float) -> list[float]:
 
 def _few(values: Any) -> Any:
     """Return ``ITEMS`` items of a batch, spread over it; what is no tensor stays."""
-    if isinstance(values, (list, tuple)):
-        return type(values)([_few(one) for one in values])
-    if not isinstance(values, Tensor) or len(values) <= ITEMS:
-        return values
-    return values[torch.linspace(0, len(values) - 1, ITEMS, device=values.device).long()]
+
+    def chosen(one: Tensor) -> Tensor:
+        if not one.ndim or len(one) <= ITEMS:
+            return one
+        return one[torch.linspace(0, len(one) - 1, ITEMS, device=one.device).long()]
+
+    return mapped(chosen, values)
 
 
 def _constant(learn: Learner, y: Any) -> float:

@@ -41,8 +41,8 @@ class MixUpLoss(nn.Module):
     Without ``other``, as in validation, it is the loss itself.
 
     Args:
-        loss_func: the loss of (output, target). Its ``reduction`` is kept; a function without one is called item by
-            item.
+        loss_func: the loss of (output, target). Sum or mean of the items, as its ``reduction`` says (weights of
+            classes do not weigh the mean); a function without one is called item by item.
 
     >>> loss = MixUpLoss(nn.MSELoss())
     >>> outputs, ones, zeros = torch.ones(2), torch.ones(2), torch.zeros(2)

@@ -18,10 +18,10 @@ from minifast.data.bunch import DataBunch, DatasetType
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_count
 from minifast.interpretation import ClassificationInterpretation
-from minifast.losses import activation_name, activation_of, item_losses
+from minifast.losses import activation_name, activation_of, is_cross_entropy, item_losses
 from minifast.metrics import as_metric, columns_of
 from minifast.progress import Silent
-from minifast.state import State, as_inputs, listed, mapped
+from minifast.state import State, as_inputs, joined, listed, mapped
 from minifast.summary import summary
 from minifast.tables import text_table
 
@@ -38,13 +38,13 @@ class Collector(Callback):
 
     def __init__(self, n_batch: int | None = None) -> None:
         self.n_batch = n_batch
-        self.outputs: list[Tensor] = []
-        self.targets: list[Tensor] = []
+        self.outputs: list[Any] = []
+        self.targets: list[Any] = []
 
-    def on_batch_end(self, last_output: Tensor, last_target: Tensor) -> dict[str, bool] | None:
+    def on_batch_end(self, last_output: Any, last_target: Any) -> dict[str, bool] | None:
         """Take a batch."""
-        self.outputs.append(last_output.cpu())
-        self.targets.append(last_target.cpu())
+        self.outputs.append(mapped(Tensor.cpu, last_output))
+        self.targets.append(mapped(Tensor.cpu, last_target))
         return {"stop_epoch": True} if len(self.outputs) == self.n_batch else None
 
 
@@ -115,8 +115,8 @@ class Predictor:
         activ: Callable[[Tensor], Tensor] | None = None,
         with_loss: bool = False,
         n_batch: int | None = None,
-    ) -> list[Tensor]:
-        """Return ``[predictions, targets]`` of a part of the data, on the CPU.
+    ) -> list[Any]:
+        """Return ``[predictions, targets]`` of a part of the data, on the CPU; several outputs or targets as they come.
 
         Args:
             ds_type: which part; a test part may have no targets, and those returned are then 0.
@@ -124,6 +124,9 @@ class Predictor:
                 a sigmoid for binary cross entropy, nothing otherwise.
             with_loss: return the loss of each item too, as the third; of several numbers an item that of each number.
             n_batch: stop after so many batches.
+
+        Raises:
+            DataError: there is no item; or ``with_loss`` is asked for where an item has several outputs or targets.
         """
         collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
         dispatch = Dispatcher(State(1, Silent()), [*self._taking_part(), collector])
@@ -131,27 +134,35 @@ class Predictor:
             loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
         if not collector.outputs:
             raise DataError("There is no batch to predict; give data with at least one item.")
-        outputs, targets = torch.cat(collector.outputs), torch.cat(collector.targets)
-        predictions = (activation_of(self.loss_func) if activ is None else activ)(outputs)
+        outputs, targets = joined(collector.outputs), joined(collector.targets)
+        predictions = mapped(activation_of(self.loss_func) if activ is None else activ, outputs)
         if not with_loss:
             return [predictions, targets]
+        if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
+            raise DataError("An item has several outputs or targets, whose losses are not known; leave with_loss out.")
         # On the CPU, where outputs and targets are: a loss may hold tensors, such as weights of classes.
         loss_func: Any = self.loss_func
         loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
         return [predictions, targets, item_losses(loss_func, outputs, targets)]
 
-    def predict(self, item: Any) -> tuple[Any, Tensor, Tensor]:
-        """Predict one item: a tensor as the data set has it, or for pictures a file's path or a PIL image.
+    def predict(self, item: Any) -> tuple[Any, Any, Any]:
+        """Predict one item: what the data set has as one, or for pictures a file's path, a PIL image or an array.
 
         Returns:
-            (class, its number, probabilities) for classes; under binary cross entropy, where an item may have several,
-            (the classes above a half, 1 for each of them and 0 for the others, probabilities); (output, output, output)
-            without classes.
+            (class, its number, probabilities) for classes, whose names are their numbers where there are no others;
+            under binary cross entropy, where an item may have several, (the classes above a half, 1 for each of them
+            and 0 for the others, probabilities); (output, output, output) otherwise.
+
+        Raises:
+            DataError: the item is not what the data are made of.
         """
         with evaluating(self.model), torch.no_grad():
-            output = activation_of(self.loss_func)(self.output_of(self.data.encode(item)))[0].cpu()
+            found = mapped(activation_of(self.loss_func), self.output_of(self.data.encode(item)))
+        output = mapped(lambda one: one[0].cpu(), found)
         if self.data.classes is None:
-            return output, output, output
+            if not isinstance(output, Tensor) or output.ndim != 1 or not is_cross_entropy(self.loss_func):
+                return output, output, output
+            return int(output.argmax()), output.argmax(), output
         if activation_name(self.loss_func) == "sigmoid" and len(output) == len(self.data.classes):
             chosen = (output > 0.5).float()
             return [self.data.classes[int(i)] for i in chosen.nonzero()], chosen, output

@@ -104,6 +104,20 @@ def mapped(function: Callable[[Tensor], Any], values: Any) -> Any:
     return values
 
 
+def joined(batches: Sequence[Any]) -> Any:
+    """Return the batches of a data set as one: tensors are put one after another, also those in tuples and dicts.
+
+    >>> joined([(torch.zeros(2), torch.ones(2)), (torch.zeros(1), torch.ones(1))])
+    (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
+    """
+    first = batches[0]
+    if isinstance(first, (list, tuple)):
+        return type(first)([joined(each) for each in zip(*batches, strict=True)])
+    if isinstance(first, dict):
+        return {name: joined([batch[name] for batch in batches]) for name in first}
+    return torch.cat(list(batches))
+
+
 def on_cpu(values: Tensor) -> Tensor:
     """Return a tensor on the CPU: the one place where a fit waits for its device, at an epoch's end or to redraw a bar.
 

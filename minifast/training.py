@@ -22,7 +22,7 @@ from minifast.finder_result import FinderResult
 from minifast.groups import per_group
 from minifast.metrics import as_metric, columns_of
 from minifast.progress import make_bar
-from minifast.state import State
+from minifast.state import State, as_inputs
 
 if TYPE_CHECKING:
     from minifast.learner import Learner
@@ -32,8 +32,8 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
     """Check what a run is to do, and make the optimizer or set it."""
     if not any(parameter.requires_grad for parameter in learn.model.parameters()):
         raise ValueError(
-            "No parameter of the model is to be trained: all are frozen, or it has none; unfreeze some. (A model from "
-            "load_learner only predicts; save and load are for training on.)"
+            "No parameter of the model is to be trained: all are frozen, or it has none; learn.unfreeze() frees them. "
+            "(A model from load_learner only predicts; save and load are for training on.)"
         )
     if len(learn.data.train_dl) == 0:
         raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
@@ -167,7 +167,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         try:
             if isinstance(error, IndexError):
                 check_outputs(learn, state.last_output, state.last_target)
-                check_targets(learn.loss_func, state.last_output, state.last_target)
+                check_targets(learn.loss_func, state.last_output, as_inputs(state.last_target)[0])
         except DataError as better:
             say_where(learn, state, better, keepers)
             raise better from error

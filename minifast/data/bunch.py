@@ -286,11 +286,22 @@ class DataBunch:
         self.add_tfm(self.norm)
         return self
 
-    def encode(self, item: Any) -> Tensor:
-        """Return one item as the batch of one that the model takes."""
-        x = as_pictures(torch.as_tensor(item)[None].to(self.device))
-        transformed: Tensor = (self.valid_dl or self.train_dl).transformed((x, None))[0]
-        return transformed
+    def encode(self, item: Any) -> Any:
+        """Return one item, a tensor or several in a tuple, list or dict, as the batch of one that the model takes.
+
+        Raises:
+            DataError: it holds no tensor with a dimension.
+        """
+        nested = isinstance(item, (list, tuple)) and any(isinstance(one, Tensor) for one in item)
+        several = nested or isinstance(item, dict)
+        try:
+            tensors = item if several else torch.as_tensor(item)
+            x = mapped(lambda one: as_pictures(one[None].to(self.device)), tensors)
+        except (TypeError, ValueError, RuntimeError, IndexError) as error:
+            raise DataError(f"The item is a {type(item).__name__}; give one as the data set has it.") from error
+        if isinstance(x, Tensor) and x.ndim < 2:
+            raise DataError(f"The item is the number {item}; give one as the data set has it: a tensor.")
+        return (self.valid_dl or self.train_dl).transformed((x, None))[0]
 
     def show_batch(self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False) -> Any:
         """Draw ``rows`` × ``rows`` pictures of one batch with their classes, or what else their targets are.

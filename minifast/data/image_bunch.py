@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -318,10 +319,23 @@ class ImageDataBunch(DataBunch):
         data._add_ds_tfms(tfms, seed)
         return data
 
-    def encode(self, item: Any) -> Tensor:
-        """Return a picture (a file's path, a PIL image, or a tensor) as the batch of one that the model takes."""
+    def encode(self, item: Any) -> Any:
+        """Return a picture (a file's path, a PIL image, an array or a tensor) as the batch of one that the model takes.
+
+        A uint8 array is ``(height, width)`` or ``(height, width, channels)``, as PIL and OpenCV have it; a tensor
+        ``(channels, height, width)``.
+        """
+        if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
+            from PIL import Image
+
+            try:
+                item = Image.fromarray(item)
+            except TypeError as error:
+                raise DataError(f"The item is an array {item.shape}, which is no picture.") from error
         if isinstance(item, (str, Path)) or hasattr(item, "convert"):
             item = torch.from_numpy(read_picture(item, check_size(self.size)).copy())
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
+        if getattr(item, "ndim", 0) != 3:
+            raise DataError(f"The item is a {type(item).__name__}, no picture; give a path, a PIL image or an array.")
         return super().encode(item)

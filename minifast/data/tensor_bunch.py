@@ -119,7 +119,7 @@ class TensorDataBunch(DataBunch):
         data._add_ds_tfms(tfms, seed)
         return data
 
-    def encode(self, item: Any) -> Tensor:
+    def encode(self, item: Any) -> Any:
         """Return one item, an array, a tensor or a list, as the batch of one that the model takes."""
         x = torch.as_tensor(item)
         return super().encode(x.float() if x.is_floating_point() or self.train_dl.x.is_floating_point() else x)
