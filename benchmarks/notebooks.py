@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
@@ -13,13 +14,18 @@ from benchmarks.timing import ROOT
 
 def main() -> None:
     """Run all notebooks and write them back."""
-    os.environ["PYTHONPATH"] = str(ROOT)
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
-        notebook = nbformat.read(path, as_version=4)
-        with tempfile.TemporaryDirectory() as folder:
-            resources = {"metadata": {"path": folder}}
-            NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
-        for cell in notebook.cells:
-            cell.metadata.pop("execution", None)  # times of day, new in each run
-        nbformat.write(notebook, path)
+        run(path)
         print(f"Ran {path.name}.", flush=True)
+
+
+def run(path: Path) -> None:
+    """Run one notebook and write it back."""
+    os.environ["PYTHONPATH"] = str(ROOT)
+    notebook = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory() as folder:
+        resources = {"metadata": {"path": folder}}
+        NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
+    for cell in notebook.cells:
+        cell.metadata.pop("execution", None)  # times of day, new in each run
+    nbformat.write(notebook, path)
