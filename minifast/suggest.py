@@ -17,6 +17,7 @@ BETA = 0.98  # of the moving average that smoothed the losses
 CREEP = 0.05  # the last part of the fall, in which the loss still creeps down; without it the rules agree more often
 NEAR = 10  # neighbouring losses whose mean is compared with the first quarter's
 CLEAR = 4.2  # by how many standard errors it must be lower: of 256 finders over noise alone none suggested a rate
+SMALL = 0.005  # share of the loss that it must fall: of a dead network it moves a little, with next to no noise
 AGREE = 10.0  # by how much the two rules that are averaged may differ
 
 
@@ -123,7 +124,8 @@ def rules(
     fallen = fallen[:end]
     lowest = int((fallen >= (1 - CREEP) * fallen[-1]).argmax())
     slope = np.gradient(curve, np.log(rates))[: lowest + 1]
-    if lowest < 2 or slope.min() >= 0 or _clearness(curves or [losses]) < CLEAR:
+    falls = lowest >= 2 and slope.min() < 0 and fallen[-1] > SMALL * abs(start)
+    if not falls or _clearness(curves or [losses]) < CLEAR:
         raise MinifastError(
             "The finder's loss does not fall more than by chance, so it suggests no rate; try repeats=3, and look at "
             "the curve with learn.recorder.plot(), and at the data, the loss function, start_lr and end_lr."

@@ -706,3 +706,17 @@ def test_a_regression_is_told_from_noise(seed) -> None:
 def test_the_slide_does_not_depend_on_the_scale() -> None:
     losses = curve(0.8, 1e-3, 1e-1)
     assert rules(RATES, losses).slide == rules(RATES, [1000 * loss for loss in losses]).slide
+
+
+def test_a_dead_network_gets_no_rate() -> None:
+    torch.manual_seed(0)
+    layers = [torch.nn.Linear(10, 10) for _ in range(6)]
+    for layer in layers:
+        torch.nn.init.normal_(layer.weight, std=0.01)
+        torch.nn.init.zeros_(layer.bias)
+    model = torch.nn.Sequential(
+        *(part for layer in layers for part in (layer, torch.nn.ReLU())), torch.nn.Linear(10, 2)
+    )
+    learn = toy_learner(n=2000)
+    dead = Learner(learn.data, model, opt_func=SGD, silent=True)
+    assert "does not fall more than by chance" in dead.lr_find().refusal
