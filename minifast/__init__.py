@@ -12,7 +12,7 @@ from minifast.callbacks.gradient_clipping import GradientClipping
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.mixed_precision import MixedPrecision
 from minifast.callbacks.mixup import MixUpCallback
-from minifast.callbacks.one_cycle import OneCycleScheduler
+from minifast.callbacks.one_cycle import OneCycleScheduler, one_cycle_scheduler
 from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateScheduler, TorchScheduler, TrainingPhase
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
@@ -73,7 +73,7 @@ from minifast.metrics import (
     fbeta,
     top_k_accuracy,
 )
-from minifast.models import simple_ann, simple_cnn
+from minifast.models import conv_layer, simple_ann, simple_cnn
 from minifast.optimizer import AdamW, OptimWrapper
 from minifast.policies import (
     SCHEDULES,
@@ -210,6 +210,7 @@ __all__ = [
     "cnn_learner",
     "compare",
     "constant",
+    "conv_layer",
     "cosine",
     "create_body",
     "create_head",
@@ -245,6 +246,7 @@ __all__ = [
     "num_features_model",
     "one_cycle",
     "one_cycle_momentum",
+    "one_cycle_scheduler",
     "polynomial",
     "r2_score",
     "read_history",

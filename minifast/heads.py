@@ -78,10 +78,13 @@ def create_head(
 
 @torch.no_grad()
 def initialise(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
-    """Set all weights but those of normalisations by ``init``, such as ``nn.init.kaiming_normal_``, biases to 0."""
+    """Set weights by ``init``, such as ``nn.init.kaiming_normal_``, and biases to 0.
+
+    Normalisations stay as they are, and so does what is frozen.
+    """
     for layer in module.modules():
         weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1:
+        if isinstance(weight, Tensor) and weight.ndim > 1 and weight.requires_grad:
             init(weight)
             if isinstance(bias, Tensor):
                 bias.zero_()

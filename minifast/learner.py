@@ -16,6 +16,7 @@ from minifast.data.bunch import DataBunch
 from minifast.errors import DataError, check_callable
 from minifast.fitting import Fitting, LearningRate
 from minifast.groups import check_groups, freeze_to, split_model, spread
+from minifast.heads import initialise
 from minifast.history import History
 from minifast.metrics import as_metric
 from minifast.optimizer import AdamW, OptimWrapper
@@ -155,6 +156,20 @@ class Learner(Fitting, Techniques, Predictor, Shipping):
         self.layer_groups = split_model(self.model, split_on)
         self.opt = None
         return self
+
+    def init(self, init: Callable[[torch.Tensor], Any]) -> None:
+        """Set the model's weights by ``init``, such as ``nn.init.kaiming_normal_``, and biases to 0.
+
+        Normalisations stay as they are, and so does what is frozen.
+
+        >>> from minifast import DataBunch, simple_ann
+        >>> data = DataBunch([(torch.randn(8, 10), torch.randint(2, (8,)))], device="cpu", classes=["a", "b"])
+        >>> learn = Learner(data, simple_ann(10, 2))
+        >>> learn.init(nn.init.zeros_)
+        >>> learn.model[1].weight.abs().max().item()
+        0.0
+        """
+        initialise(self.model, init)
 
     def freeze_to(self, n: int) -> None:
         """Freeze the layer groups before the ``n``-th, counted from 0, or below 0 from the end; the others train.

@@ -12,6 +12,53 @@ from torch import nn
 from minifast.errors import check_count, did_you_mean
 
 
+def conv_layer(
+    ni: int,
+    nf: int,
+    ks: int = 3,
+    stride: int = 1,
+    padding: int | None = None,
+    bias: bool | None = None,
+    norm_type: Callable[[int], nn.Module] | None = nn.BatchNorm2d,
+    use_activ: bool = True,
+    init: Callable[[torch.Tensor], Any] = nn.init.kaiming_normal_,
+) -> nn.Sequential:
+    """Make a convolution with a ReLU and, behind it as in fastai v1, a normalisation.
+
+    Takes maps ``(n, ni, height, width)`` and returns ``(n, nf, …)``.
+
+    Args:
+        ni: channels in.
+        nf: channels out.
+        ks: the kernel's size.
+        stride: the step between places.
+        padding: by default half of ``ks``.
+        bias: whether the convolution has one; by default where no normalisation follows.
+        norm_type: makes the normalisation for ``nf`` channels; None for none.
+        use_activ: whether there is a ReLU.
+        init: sets the weights; the bias is 0.
+
+    >>> [type(layer).__name__ for layer in conv_layer(3, 16, stride=2)]
+    ['Conv2d', 'ReLU', 'BatchNorm2d']
+    >>> conv_layer(3, 16, stride=2)(torch.zeros(4, 3, 28, 28)).shape
+    torch.Size([4, 16, 14, 14])
+    """
+    for name, value in (("ni", ni), ("nf", nf), ("ks", ks), ("stride", stride)):
+        check_count(name, value)
+    conv = nn.Conv2d(
+        ni, nf, ks, stride, ks // 2 if padding is None else padding, bias=norm_type is None if bias is None else bias
+    )
+    init(conv.weight)
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    layers: list[nn.Module] = [conv]
+    if use_activ:
+        layers.append(nn.ReLU(inplace=True))
+    if norm_type is not None:
+        layers.append(norm_type(nf))
+    return nn.Sequential(*layers)
+
+
 def simple_cnn(
     actns: Sequence[int],
     kernel_szs: Sequence[int] | None = None,
@@ -47,14 +94,8 @@ def simple_cnn(
             raise ValueError(f"{name} has {len(values)} values for {n_layers} layers; give one for each layer.")
     layers: list[nn.Module] = []
     for i, (kernel_size, stride) in enumerate(zip(kernel_szs, strides, strict=True)):
-        normalised = bn and i < n_layers - 1
-        conv = nn.Conv2d(actns[i], actns[i + 1], kernel_size, stride, padding=kernel_size // 2, bias=not normalised)
-        nn.init.kaiming_normal_(conv.weight)
-        if conv.bias is not None:
-            nn.init.zeros_(conv.bias)
-        layers += [conv, nn.ReLU(inplace=True)]
-        if normalised:
-            layers.append(nn.BatchNorm2d(actns[i + 1]))
+        norm_type = nn.BatchNorm2d if bn and i < n_layers - 1 else None
+        layers += conv_layer(actns[i], actns[i + 1], kernel_size, stride, norm_type=norm_type)
     model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     return model.to(memory_format=torch.channels_last)
 

@@ -201,6 +201,10 @@ class OptimWrapper:
             for i in indices:
                 self._put(i, name, one)
 
+    def set_stat(self, name: str, value: float | Sequence[float]) -> None:
+        """Do what ``write`` does, under fastai v1's name."""
+        self.write(name, value)
+
     def _put(self, index: int, name: str, value: float) -> None:
         group = self.opt.param_groups[index]
         if name == "lr":

@@ -15,6 +15,7 @@ from minifast.callback import Callback, LearnerCallback
 from minifast.callbacks.recorder import as_number
 from minifast.checkpoint import evaluating
 from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.loader import to_device
 from minifast.dispatcher import Dispatcher
 from minifast.errors import DataError, check_count
 from minifast.interpretation import ClassificationInterpretation
@@ -81,13 +82,17 @@ class Predictor:
             output = self.model(*as_inputs(inputs))
         return mapped(as_float32, output)
 
+    def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
+        """Return the loader of a part of the data."""
+        return self.data.dl(ds_type)
+
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
         """Return ``[loss, *metrics]`` over ``dl``, by default the validation set and the learner's metrics.
 
         The learner's callbacks are told of the batches only, as by ``get_preds``, since no training begins or ends, and
         those that watch or keep a training are not told at all.
         """
-        dl = self.data.dl(DatasetType.Valid) if dl is None else dl
+        dl = self.dl() if dl is None else dl
         wrapped = [as_metric(metric) for metric in (self.metrics if metrics is None else listed(metrics))]
         state = State(1, Silent(), wrapped, columns_of(wrapped))
         dispatch = Dispatcher(state, self._taking_part(), wrapped)
@@ -131,7 +136,7 @@ class Predictor:
         collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
         dispatch = Dispatcher(State(1, Silent()), [*self._taking_part(), collector])
         with evaluating(self.model):
-            loop.validate(self, self.data.dl(ds_type), dispatch, with_loss=False)
+            loop.validate(self, self.dl(ds_type), dispatch, with_loss=False)
         if not collector.outputs:
             raise DataError("There is no batch to predict; give data with at least one item.")
         outputs, targets = joined(collector.outputs), joined(collector.targets)
@@ -145,6 +150,31 @@ class Predictor:
         loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
         return [predictions, targets, item_losses(loss_func, outputs, targets)]
 
+    def pred_batch(
+        self,
+        ds_type: DatasetType = DatasetType.Valid,
+        batch: Any = None,
+        activ: Callable[[Tensor], Tensor] | None = None,
+    ) -> Any:
+        """Return the predictions of one batch, on the CPU; callbacks take no part.
+
+        Args:
+            ds_type: the part whose first batch it is.
+            batch: another batch ``(x, y)``, as the model takes it.
+            activ: what turns outputs into predictions, see ``get_preds``.
+
+        >>> from minifast import DataBunch, Learner, simple_ann
+        >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 2
+        >>> learn = Learner(DataBunch(items, items, device="cpu", classes=["a", "b"]), simple_ann(4, 2))
+        >>> learn.pred_batch().shape, learn.pred_batch(batch=(torch.zeros(1, 4), None)).sum()
+        (torch.Size([8, 2]), tensor(1.))
+        """
+        x, _ = self.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
+        with evaluating(self.model), torch.no_grad():
+            outputs = self.output_of(to_device(x, self.data.device))
+            predictions = mapped(activation_of(self.loss_func) if activ is None else activ, outputs)
+        return to_device(predictions, torch.device("cpu"))
+
     def predict(self, item: Any) -> tuple[Any, Any, Any]:
         """Predict one item: what the data set has as one, or for pictures a file's path, a PIL image or an array.
 
@@ -156,9 +186,7 @@ class Predictor:
         Raises:
             DataError: the item is not what the data are made of.
         """
-        with evaluating(self.model), torch.no_grad():
-            found = mapped(activation_of(self.loss_func), self.output_of(self.data.encode(item)))
-        output = mapped(lambda one: one[0].cpu(), found)
+        output = mapped(lambda one: one[0], self.pred_batch(batch=(self.data.encode(item), None)))
         if self.data.classes is None:
             if not isinstance(output, Tensor) or output.ndim != 1 or not is_cross_entropy(self.loss_func):
                 return output, output, output
@@ -179,8 +207,7 @@ class Predictor:
         """
         check_count("rows", rows)
         x, y = self.data.one_batch(ds_type, denorm=False, cpu=False)
-        with evaluating(self.model), torch.no_grad():
-            preds = activation_of(self.loss_func)(self.output_of(x)).cpu()
+        preds = self.pred_batch(batch=(x, y))
         pictures = self.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
         shown = []
         for prediction, target in zip(preds[: rows if pictures is None else rows**2], y.cpu(), strict=False):

@@ -138,6 +138,7 @@ PUBLIC = [
     "cnn_learner",
     "compare",
     "constant",
+    "conv_layer",
     "cosine",
     "create_body",
     "create_head",
@@ -173,6 +174,7 @@ PUBLIC = [
     "num_features_model",
     "one_cycle",
     "one_cycle_momentum",
+    "one_cycle_scheduler",
     "polynomial",
     "r2_score",
     "read_history",
@@ -254,9 +256,11 @@ FASTAI_NAMES = [
     "rmse",
     "root_mean_squared_error",
     "cnn_learner",
+    "conv_layer",
     "create_body",
     "create_head",
     "models",
+    "one_cycle_scheduler",
     "simple_cnn",
     "top_k_accuracy",
     "untar_data",
@@ -291,6 +295,9 @@ SIGNATURES = {
     "Learner.validate": {"dl": None, "metrics": None},
     "Learner.get_preds": {"ds_type": DatasetType.Valid, "activ": None, "with_loss": False, "n_batch": None},
     "Learner.predict": {"item": REQUIRED},
+    "Learner.pred_batch": {"ds_type": DatasetType.Valid, "batch": None},
+    "Learner.dl": {"ds_type": DatasetType.Valid},
+    "Learner.init": {"init": REQUIRED},
     "Learner.save": {"file": REQUIRED, "return_path": False, "with_opt": True},
     "Learner.load": {"file": REQUIRED, "device": None, "strict": True, "with_opt": None},
     "Learner.summary": {},
@@ -300,6 +307,10 @@ SIGNATURES = {
     "Learner.mixup": MIXUP,
     "Learner.export": {"file": "export.pkl"},
     "load_learner": {"path": REQUIRED, "file": "export.pkl", "test": None},
+    "Recorder.format_stats": {"stats": REQUIRED},
+    "OptimWrapper.set_stat": {"name": REQUIRED, "value": REQUIRED},
+    "one_cycle_scheduler": {"lr_max": REQUIRED},
+    "conv_layer": {"ni": REQUIRED, "nf": REQUIRED, "ks": 3, "stride": 1, "padding": None, "bias": None},
     "Recorder.plot": {"skip_start": 10, "skip_end": 5, "suggestion": False},
     "Recorder.plot_lr": {"show_moms": False},
     "Recorder.plot_losses": {"skip_start": 0, "skip_end": 0},
@@ -558,9 +569,9 @@ def test_a_learner_takes_what_the_design_says():
 
 
 METHODS = """
-    fit fit_one_cycle fit_schedule plot_schedule lr_find resume check validate get_preds predict interpret show_results
-    summary save load export to_onnx to_pt2 split freeze freeze_to unfreeze clip_grad mixup to_fp16 to_bf16 to_fp32
-    compile create_opt lr_range
+    fit fit_one_cycle fit_schedule plot_schedule lr_find resume check validate get_preds predict pred_batch dl
+    interpret show_results summary save load export to_onnx to_pt2 split init freeze freeze_to unfreeze clip_grad
+    mixup to_fp16 to_bf16 to_fp32 compile create_opt lr_range
 """
 
 

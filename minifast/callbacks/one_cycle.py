@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.scheduler import ScheduledParameters
@@ -108,3 +109,22 @@ class OneCycleScheduler(ScheduledParameters):
         self.begin(self.plan(n_batches), n_batches)
         self.jump_to_epoch(epoch)
         return None if self.start_epoch is None else {"epoch": epoch}
+
+
+def one_cycle_scheduler(lr_max: Value, **kwargs: Any) -> partial[OneCycleScheduler]:
+    """Return what makes a ``OneCycleScheduler`` of a learner, for ``callback_fns``: each ``fit`` is then one cycle.
+
+    Args:
+        lr_max: the highest rate.
+        kwargs: what else ``OneCycleScheduler`` takes.
+
+    >>> import torch
+    >>> from minifast import DataBunch, Learner, simple_ann
+    >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
+    >>> data = DataBunch(items, device="cpu", classes=["a", "b"])
+    >>> learn = Learner(data, simple_ann(4, 2), callback_fns=one_cycle_scheduler(1e-2, pct_start=0.5), silent=True)
+    >>> learn.fit(1)
+    >>> learn.recorder.lrs.index(max(learn.recorder.lrs))
+    5
+    """
+    return partial(OneCycleScheduler, lr_max=lr_max, **kwargs)

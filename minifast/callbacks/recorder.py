@@ -148,9 +148,24 @@ class Recorder(LearnerCallback):
         if values:
             self.metrics.append(values)
         missing = [None] * (len(self.metrics_names) - len(values))
-        seconds = [time.perf_counter() - self._start] if self.add_time else []
-        self.rows.append([epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing, *seconds])
+        row = [epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing]
+        self.rows.append([*row, *self._seconds()])
         self._write(self.rows[-1])
+
+    def format_stats(self, stats: Sequence[Any]) -> None:
+        """Write a row of your own into the table; the column ``time`` is added. The record stays as it is.
+
+        >>> from minifast import Callback
+        >>> class Rates(Callback):
+        ...     def __init__(self, learn):
+        ...         self.recorder = learn.recorder
+        ...     def on_epoch_end(self, epoch):
+        ...         self.recorder.format_stats([epoch, "rate", self.recorder.lrs[-1]])
+        """
+        self._write([*map(as_number, stats), *self._seconds()])
+
+    def _seconds(self) -> list[float]:
+        return [time.perf_counter() - self._start] if self.add_time else []
 
     def _write(self, row: Sequence[Any]) -> None:
         if not self.silent:

@@ -1,0 +1,150 @@
+"""Small names of fastai v1 that scripts use beside the large ones."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from conftest import toy_data, toy_learner
+from torch import nn
+
+from minifast import (
+    AdamW,
+    Callback,
+    DataError,
+    DatasetType,
+    Learner,
+    OneCycleScheduler,
+    OptimWrapper,
+    conv_layer,
+    one_cycle_scheduler,
+)
+
+# --- one_cycle_scheduler
+
+
+def test_each_fit_with_one_cycle_scheduler_is_a_cycle_as_fit_one_cycle_s() -> None:
+    by_hand, by_call = toy_learner(callback_fns=one_cycle_scheduler(1e-2, div_factor=10)), toy_learner()
+    for epochs in (1, 2):
+        by_hand.fit(epochs)
+        by_call.fit_one_cycle(epochs, 1e-2, div_factor=10)
+        assert by_hand.recorder.lrs == by_call.recorder.lrs
+        assert by_hand.recorder.moms == by_call.recorder.moms
+        assert by_hand.recorder.raw_losses == by_call.recorder.raw_losses
+    assert isinstance(one_cycle_scheduler(1e-2)(by_hand), OneCycleScheduler)
+
+
+# --- Learner.dl, pred_batch, init
+
+
+def test_the_loader_of_a_part() -> None:
+    learn = toy_learner()
+    assert learn.dl() is learn.data.valid_dl
+    assert learn.dl(DatasetType.Train) is learn.data.train_dl
+    with pytest.raises(DataError, match="no test part"):
+        learn.dl(DatasetType.Test)
+
+
+def test_predictions_of_a_batch_are_those_of_get_preds_and_leave_no_trace() -> None:
+    learn = toy_learner()
+    learn.model.append(nn.Dropout(0.5))
+    learn.model.train()
+    predictions, _ = learn.get_preds()
+    assert torch.allclose(learn.pred_batch(), predictions[:20])
+    x = torch.randn(3, 10)
+    outputs = learn.pred_batch(batch=(x, None), activ=lambda output: output)
+    assert torch.allclose(learn.pred_batch(batch=(x, None)), outputs.softmax(1))
+    assert learn.model.training
+    assert not outputs.requires_grad
+
+
+def test_predictions_of_a_training_batch_leave_the_order_as_it_was() -> None:
+    def losses(look: bool) -> list[float]:
+        torch.manual_seed(0)
+        learn = Learner(toy_data(shuffle=True), nn.Linear(10, 2), silent=True)
+        if look:
+            learn.pred_batch(DatasetType.Train)
+        learn.fit(1)
+        return learn.recorder.raw_losses
+
+    assert losses(look=True) == losses(look=False)
+
+
+def test_init_sets_what_is_trained_and_spares_normalisations_and_what_is_frozen() -> None:
+    model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    learn = Learner(toy_data(), model, silent=True).split(lambda m: [m[2]])
+    learn.freeze()
+    before = model[0].weight.clone()
+    learn.init(nn.init.ones_)
+    assert torch.equal(model[0].weight, before)
+    assert model[2].weight.eq(1).all()
+    assert model[2].bias.eq(0).all()
+    learn.unfreeze()
+    model[1].bias.data.fill_(3)
+    learn.init(nn.init.zeros_)
+    assert model[0].weight.eq(0).all()
+    assert model[1].weight.eq(1).all()
+    assert model[1].bias.eq(3).all()
+
+
+# --- Recorder.format_stats
+
+
+def test_a_row_of_one_s_own_stands_in_the_table_and_not_in_the_record(capsys) -> None:
+    class Rates(Callback):
+        def __init__(self, learn):
+            self.learn = learn
+
+        def on_epoch_end(self, epoch):
+            self.learn.recorder.format_stats([epoch, "rate", torch.tensor(0.25), None])
+
+        def state_dict(self):
+            return {}
+
+    learn = toy_learner(silent=False, callback_fns=[Rates])
+    learn.fit(1, 0.01)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert rows[-1] == ["0", "rate", "0.250000", "#na#", "00:00"]
+    assert len(learn.recorder.rows) == 1
+
+
+# --- OptimWrapper.set_stat
+
+
+def test_set_stat_sets_what_write_sets() -> None:
+    opt = OptimWrapper.create(AdamW, 0.1, [nn.Linear(2, 2), nn.Linear(2, 2)])
+    opt.set_stat("lr", [0.1, 0.2])
+    opt.set_stat("mom", 0.8)
+    opt.set_stat("eps", 1e-5)
+    assert (opt.read("lr"), opt.mom, opt.read("eps")) == ([0.1, 0.2], 0.8, [1e-5, 1e-5])
+    with pytest.raises(ValueError, match="has no epsilon"):
+        opt.set_stat("epsilon", 1.0)
+
+
+# --- conv_layer
+
+
+@pytest.mark.parametrize(
+    ("options", "kinds", "has_bias"),
+    [
+        ({}, ["Conv2d", "ReLU", "BatchNorm2d"], False),
+        ({"norm_type": None}, ["Conv2d", "ReLU"], True),
+        ({"use_activ": False}, ["Conv2d", "BatchNorm2d"], False),
+        ({"norm_type": None, "bias": False, "use_activ": False}, ["Conv2d"], False),
+        ({"norm_type": nn.InstanceNorm2d, "bias": True}, ["Conv2d", "ReLU", "InstanceNorm2d"], True),
+    ],
+)
+def test_a_convolution_with_what_belongs_to_it(options, kinds, has_bias) -> None:
+    layer = conv_layer(3, 8, **options)
+    assert [type(one).__name__ for one in layer] == kinds
+    assert (layer[0].bias is not None) == has_bias
+    assert not has_bias or layer[0].bias.eq(0).all()
+    assert layer(torch.randn(2, 3, 7, 7)).shape == (2, 8, 7, 7)
+
+
+def test_a_convolution_s_kernel_stride_padding_and_weights() -> None:
+    conv = conv_layer(3, 8, 5, 2, init=nn.init.ones_)[0]
+    assert (conv.kernel_size, conv.stride, conv.padding) == ((5, 5), (2, 2), (2, 2))
+    assert conv.weight.eq(1).all()
+    assert conv_layer(3, 8, 5, padding=0)[0].padding == (0, 0)
+    with pytest.raises(ValueError, match="nf is 0; it must be"):
+        conv_layer(3, 0)
