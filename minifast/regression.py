@@ -193,5 +193,7 @@ def explained_variance(pred: Tensor, targ: Tensor) -> Tensor:
     return ExplainedVariance().at_once(pred, targ)
 
 
-mse, mae, msle = mean_squared_error, mean_absolute_error, mean_squared_logarithmic_error
+mse = mean_squared_error
+mae = mean_absolute_error
+msle = mean_squared_logarithmic_error
 rmse = root_mean_squared_error
