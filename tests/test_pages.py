@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from minifast import cli, simple_cnn
-from minifast.data.drawn import draw_sample
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -21,12 +20,6 @@ NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.events import table  # noqa: E402
-
-
-@pytest.fixture
-def pictures(empty_home: Path) -> None:
-    """A small drawn sample where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
-    draw_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
 
 
 @pytest.mark.usefixtures("pictures")
