@@ -107,7 +107,7 @@ def test_a_name_of_fastai_s_that_is_here_is_called_the_same():
     ]
 
 
-@pytest.mark.parametrize("page", ["from_fastai.md", "from_keras.md"])
+@pytest.mark.parametrize("page", ["from_fastai.md", "from_keras.md", "kept_runs.md"])
 @pytest.mark.usefixtures("pictures")
 def test_examples_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

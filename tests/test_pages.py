@@ -9,9 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from minifast import cli, simple_cnn
+from minifast import ImageDataBunch, Learner, URLs, cli, simple_cnn, untar_data
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -25,14 +24,17 @@ from benchmarks.events import table  # noqa: E402
 @pytest.mark.usefixtures("pictures")
 def test_readme_examples_run_one_after_another(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    model = simple_cnn((3, 16, 16, 2))
+    pictures = ImageDataBunch.from_folder(untar_data(URLs.MNIST_SAMPLE))
     (tmp_path / "results").mkdir()
-    torch.save(model.state_dict(), tmp_path / "results" / "model.pth")  # what the command line would have left
+    Learner(pictures, simple_cnn((3, 16, 16, 2)), path="results").export()  # what the command line would have left
     names: dict[str, object] = {}
     for example in EXAMPLES:
         exec(compile(example, "README.md", "exec"), names)
     assert (tmp_path / "models" / "mine.pth").is_file()
     assert (tmp_path / "models" / "run1.checkpoint").is_file()
+    assert (tmp_path / "models" / "bestmodel.pth").is_file()
+    assert (tmp_path / "history.csv").is_file()
+    assert (tmp_path / "epochs.csv").is_file()
 
 
 def test_readme_has_examples_and_pictures():
@@ -45,9 +47,27 @@ def test_readme_table_of_events_is_the_code_s():
     assert table() in README
 
 
+def test_readme_table_of_features_leads_to_tests():
+    rows = README.split("<!-- features -->")[1].split("<!-- /features -->")[0].strip().splitlines()[2:]
+    assert len(rows) >= 15
+    for row in rows:
+        _, what, ours, *others, _ = map(str.strip, row.split("|"))
+        assert len(others) == 5, what
+        if ours != "no":
+            found = re.fullmatch(r'\[yes\]\((tests/test_\w+\.py) "(test_\w+)"\)', ours)
+            assert found is not None, what
+            assert f"\ndef {found[2]}(" in (ROOT / found[1]).read_text(), what
+
+
+def test_readme_links_lead_somewhere():
+    for page in ("README.md", "benchmarks/README.md"):
+        for link in re.findall(r"\]\(([^)# ]+)", (ROOT / page).read_text()):
+            assert link.startswith("http") or (ROOT / page).parent.joinpath(link).exists(), link
+
+
 def test_readme_commands_exist():
-    commands = re.findall(r"minifast ((?:train|compare|schedule)[^`\n]*)", README)
-    assert {command.split()[0] for command in commands} == {"train", "compare", "schedule"}
+    commands = re.findall(r"minifast ((?:train|predict|compare|schedule)[^`\n]*)", README)
+    assert {command.split()[0] for command in commands} == {"train", "predict", "compare", "schedule"}
     for command in commands:
         if "--help" not in command:
             cli.parser().parse_args(shlex.split(command))
