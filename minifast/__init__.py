@@ -38,11 +38,11 @@ from minifast.confusion import (
     auc_roc_score,
 )
 from minifast.data.augment import get_transforms
-from minifast.data.bunch import DataBunch, DatasetType, imagenet_stats
+from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.image_bunch import ImageDataBunch
 from minifast.data.images import get_image_files
 from minifast.data.loader import DeviceDataLoader, TensorLoader
-from minifast.data.normalize import channel_view, denormalize, normalize
+from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
 from minifast.data.tensor_bunch import TensorDataBunch
 from minifast.data.urls import URLs, untar_data
 from minifast.dispatcher import Dispatcher

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minifast import files
 from minifast.checkpoint import evaluating, is_with_opt
-from minifast.data.bunch import Stats
+from minifast.data.normalize import Stats
 from minifast.errors import DataError, DownloadError, FileFormatError, check_count
 
 PROBE = (2, 3, 128, 128)  # the pictures with which a model is looked at

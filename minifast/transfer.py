@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from minifast.bodies import Cut, load_body, n_channels, second_half
-from minifast.data.bunch import DataBunch, Stats
+from minifast.data.bunch import DataBunch
+from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.heads import create_head, initialise
 from minifast.learner import Learner, check_data

@@ -19,21 +19,18 @@ from minifast.data.loader import (
     DeviceDataLoader,
     EpochOrder,
     Transform,
-    as_pictures,
+    batch_of_one,
     default_device,
     to_device,
 )
 from minifast.data.losses import classes_of, loss_for
-from minifast.data.normalize import Normalize, channel_view
+from minifast.data.normalize import Normalize, Stats, channel_view, normaliser
 from minifast.data.position import left_in_place
 from minifast.errors import DataError, MinifastError, check_count
 from minifast.state import mapped
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Stats = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
-imagenet_stats: Stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class DatasetType(Enum):
@@ -275,14 +272,7 @@ class DataBunch:
             raise MinifastError("These data are normalised already; make a new DataBunch to normalise otherwise.")
         x, _ = self.one_batch()
         found = self.batch_stats() if stats is None else stats
-        mean, std = (torch.as_tensor(part, dtype=torch.float32, device=self.device) for part in found)
-        if any(part.ndim > 1 or part.numel() not in (1, x.shape[1]) for part in (mean, std)):
-            raise DataError(
-                f"stats holds {mean.numel()} means and {std.numel()} standard deviations, but the data have "
-                f"{x.shape[1]} channels; give one of each for every channel."
-            )
-        shape = (1, -1, *[1] * (x.ndim - 2))
-        self.norm = Normalize(mean.view(shape), std.view(shape))
+        self.norm = normaliser(found, x, self.device)
         self.add_tfm(self.norm)
         return self
 
@@ -292,18 +282,16 @@ class DataBunch:
         Raises:
             DataError: it holds no tensor with a dimension.
         """
-        nested = isinstance(item, (list, tuple)) and any(isinstance(one, Tensor) for one in item)
-        several = nested or isinstance(item, dict)
-        try:
-            tensors = item if several else torch.as_tensor(item)
-            x = mapped(lambda one: as_pictures(one[None].to(self.device)), tensors)
-        except (TypeError, ValueError, RuntimeError, IndexError) as error:
-            raise DataError(f"The item is a {type(item).__name__}; give one as the data set has it.") from error
-        if isinstance(x, Tensor) and x.ndim < 2:
-            raise DataError(f"The item is the number {item}; give one as the data set has it: a tensor.")
+        x = batch_of_one(item, self.device)
         return (self.valid_dl or self.train_dl).transformed((x, None))[0]
 
-    def show_batch(self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False) -> Any:
+    def show_batch(
+        self,
+        rows: int = 5,
+        ds_type: DatasetType = DatasetType.Train,
+        return_fig: bool = False,
+        figsize: tuple[float, float] | None = None,
+    ) -> Any:
         """Draw ``rows`` × ``rows`` pictures of one batch with their classes, or what else their targets are.
 
         Raises:
@@ -316,7 +304,7 @@ class DataBunch:
             raise DataError("These items are no pictures (n, 1 or 3, height, width), so there is nothing to draw.")
         hidden = ds_type is DatasetType.Test and not self.test_labelled
         titles = ["" if hidden else self.label_of(target) for target in y[:n]]
-        figure: Figure = plots.plot_images(pictures, titles)
+        figure: Figure = plots.plot_images(pictures, titles, figsize)
         return plots.finish(figure.axes, return_fig)
 
     def pictures(self, x: Any) -> list[Any] | None:

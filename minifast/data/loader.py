@@ -260,6 +260,23 @@ def as_pictures(x: Any) -> Any:
     return pictures.copy_(x).div_(255)  # one pass that repeats grey, converts and lays out at once, and one that scales
 
 
+def batch_of_one(item: Any, device: torch.device) -> Any:
+    """Return an item, a tensor or several in a tuple, list or dict, as a batch of one on a device.
+
+    Raises:
+        DataError: it holds no tensor with a dimension.
+    """
+    nested = isinstance(item, (list, tuple)) and any(isinstance(one, Tensor) for one in item)
+    try:
+        tensors = item if nested or isinstance(item, dict) else torch.as_tensor(item)
+        x = mapped(lambda one: as_pictures(one[None].to(device)), tensors)
+    except (TypeError, ValueError, RuntimeError, IndexError) as error:
+        raise DataError(f"The item is a {type(item).__name__}; give one as the data set has it.") from error
+    if isinstance(x, Tensor) and x.ndim < 2:
+        raise DataError(f"The item is the number {item}; give one as the data set has it: a tensor.")
+    return x
+
+
 class Items:
     """The items of tensors in memory, one by one, as ``(x, y)``: what ``data.train_ds`` is."""
 

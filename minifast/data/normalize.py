@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
+
+from minifast.errors import DataError
+
+Stats = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
+imagenet_stats: Stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Normalize:
@@ -57,3 +64,19 @@ def denormalize(x: Tensor, mean: Tensor, std: Tensor, do_x: bool = True) -> Tens
 
 def _along_channels(x: Tensor, each: Tensor) -> Tensor:
     return each.to(x.device)[..., None, None] if x.ndim > 2 else each.to(x.device)
+
+
+def normaliser(stats: Any, x: Tensor, device: torch.device) -> Normalize:
+    """Return what normalises batches such as ``x`` by ``stats``, on a device.
+
+    Raises:
+        DataError: there are not as many means and deviations as channels.
+    """
+    mean, std = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in stats)
+    if any(part.ndim > 1 or part.numel() not in (1, x.shape[1]) for part in (mean, std)):
+        raise DataError(
+            f"stats holds {mean.numel()} means and {std.numel()} standard deviations, but the data have {x.shape[1]} "
+            f"channels; give one of each for every channel."
+        )
+    shape = (1, -1, *[1] * (x.ndim - 2))
+    return Normalize(mean.view(shape), std.view(shape))
