@@ -142,7 +142,8 @@ class Callback:
     An event returns None or a dict of the fields it changes. Fields and events are checked when the class is defined;
     the table of both is ``minifast.state.EVENTS``. ``**kwargs`` receives all that is known. ``_order`` decides who
     goes first (lower first); a later callback sees what an earlier one changed. A callback that only watches or writes
-    (it stops early, saves, logs) sets ``_watches = True`` and takes no part in ``lr_find``.
+    (it stops early, saves, logs) sets ``_watches = True`` and takes no part in ``lr_find``, ``validate``
+    and ``get_preds``.
 
     >>> class StopEarly(Callback):
     ...     def on_batch_end(self, iteration, train):

@@ -120,8 +120,8 @@ class Dispatcher:
         for name, value in changes.items():
             if name not in allowed:
                 events = [other for other, spec in EVENTS.items() if name in spec.may_return]
-                reason = f"it may be returned at {', '.join(events)}" if events else "no callback may change it"
+                reason = f"it may be returned at {', '.join(events)}." if events else "no callback may change it."
                 if name not in FIRST_KNOWN:
-                    reason = f"there is no such field.{did_you_mean(name, allowed)}".rstrip(".")
-                raise CallbackError(f"{where} returned {name}: {reason}.")
+                    reason = f"there is no such field.{did_you_mean(name, allowed)}"
+                raise CallbackError(f"{where} returned {name}: {reason}")
             setattr(self.state, name, value)
