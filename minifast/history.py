@@ -11,6 +11,7 @@ from typing import Any
 from minifast import files
 from minifast.callbacks.recorder import Recorder, as_plain
 from minifast.errors import FileFormatError
+from minifast.tables import text_table
 
 FORMAT = "minifast history 1"
 
@@ -30,6 +31,19 @@ class History(list[Recorder]):
     >>> kept[0].losses == learn.history[0].losses, kept[0].call["method"]
     (True, 'fit')
     """
+
+    def __repr__(self) -> str:
+        """Write a row a run: what it was, how long, at which highest rate, and the last losses and metrics."""
+        metrics = list(dict.fromkeys(name for run in self for name in run.metrics_names))
+        table = [["run", "method", "epochs", "batches", "highest lr", "train_loss", "valid_loss", *metrics]]
+        for number, run in enumerate(self):
+            last = dict(zip(run.names, run.rows[-1], strict=True)) if run.rows else {}
+            train_loss = run.losses[-1] if run.losses else None
+            values = [train_loss, last.get("valid_loss"), *map(last.get, metrics)]
+            cells = [str(number), str(run.call.get("method", "")), str(len(run.nb_batches)), str(len(run.lrs))]
+            cells.append(f"{max(run.lrs):.3g}" if run.lrs else "")
+            table.append(cells + [f"{one:.4f}" if isinstance(one, float) else "" for one in values])
+        return text_table(table)
 
     def to_csv(self, file: str | Path) -> None:
         """Write a row an epoch, for pandas and spreadsheets: number and method of the run, and the table's columns.

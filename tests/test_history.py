@@ -146,3 +146,15 @@ def test_a_file_is_written_whole_or_not_at_all(learn, tmp_path, monkeypatch):
         learn.history.to_json(file)
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
     assert file.read_text() == before
+
+
+def test_it_shows_a_row_a_run() -> None:
+    learn = toy_learner(n=200)
+    learn.lr_find(num_it=12)
+    learn.fit_one_cycle(2, 1e-2)
+    header, found, cycle = [line.split() for line in repr(learn.history).splitlines()]
+    assert header[:4] == ["run", "method", "epochs", "batches"]
+    assert found[:4] == ["0", "lr_find", "2", "12"]
+    assert cycle[:5] == ["1", "fit_one_cycle", "2", "20", "0.01"]
+    assert cycle[6:] == [f"{learn.recorder.val_losses[-1]:.4f}", f"{learn.recorder.metrics[-1][0]:.4f}"]
+    assert len(repr(toy_learner().history).splitlines()) == 1  # the header
