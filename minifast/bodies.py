@@ -20,6 +20,7 @@ from minifast import files
 from minifast.checkpoint import evaluating, is_with_opt
 from minifast.data.normalize import Stats
 from minifast.errors import DataError, DownloadError, FileFormatError, check_count
+from minifast.hooks import Hooks
 
 PROBE = (2, 3, 128, 128)  # the pictures with which a model is looked at
 MOST = 0.75  # of a body's layers: a part that has more is halved in its stead
@@ -171,16 +172,12 @@ def _before_the_pooling(model: nn.Module, children: list[nn.Module], name: str) 
             (module, output.clone() if isinstance(output, Tensor) else output, _pools(module, inputs, output))
         )
 
-    hooks = [child.register_forward_hook(note) for child in children]
     try:
-        with evaluating(model), torch.no_grad():
+        with Hooks(children, note), evaluating(model), torch.no_grad():
             model(_pictures())
     except Exception as error:
         pictures = " × ".join(map(str, PROBE))
         raise _no_cut(name, f"it does not take pictures of {pictures} ({error})") from error
-    finally:
-        for hook in hooks:
-            hook.remove()
     while called and called[-1][2]:
         called.pop()
     if not called:

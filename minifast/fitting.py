@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,29 +20,25 @@ from minifast.errors import MinifastError, check_count, did_you_mean
 from minifast.finder_result import FinderResult
 from minifast.findings import CheckResult
 from minifast.history import History
+from minifast.part import Part
 from minifast.schedules import Schedule
 from minifast.state import listed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from minifast.learner import Learner
 
 LearningRate = float | slice | Sequence[float]
 DEFAULT_RATE = slice(3e-3)  # for one layer group 0.003; of several, all but the last have a tenth
 
 
-class Fitting:
+class Fitting(Part):
     """The part of ``Learner`` that trains."""
 
     data: DataBunch
     silent: bool
     history: History
     layer_groups: Sequence[Any]
-
-    @property
-    def _learner(self) -> Learner:
-        return cast("Learner", self)
 
     def fit(
         self,

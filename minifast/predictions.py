@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from minifast.errors import DataError, check_count
 from minifast.interpretation import ClassificationInterpretation
 from minifast.losses import activation_name, activation_of, is_cross_entropy, item_losses
 from minifast.metrics import as_metric, columns_of
+from minifast.part import Part
 from minifast.progress import Silent
 from minifast.state import State, as_inputs, joined, listed, mapped
 from minifast.summary import summary
@@ -28,8 +29,6 @@ from minifast.tables import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-    from minifast.learner import Learner
 
 
 class Collector(Callback):
@@ -58,7 +57,7 @@ def as_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-class Predictor:
+class Predictor(Part):
     """What a learner can say of data without training: the part of ``Learner`` that changes nothing."""
 
     data: DataBunch
@@ -111,7 +110,7 @@ class Predictor:
         found = [callback for callback in self.callbacks if not callback._watches]
         for callback in found:
             if isinstance(callback, LearnerCallback):
-                callback.adopt(cast("Learner", self))
+                callback.adopt(self._learner)
         return found
 
     def get_preds(
@@ -228,7 +227,7 @@ class Predictor:
 
     def interpret(self, ds_type: DatasetType = DatasetType.Valid) -> ClassificationInterpretation:
         """Return what a classifier gets wrong in a part of the data; see ``ClassificationInterpretation``."""
-        return ClassificationInterpretation.from_learner(cast("Learner", self), ds_type)
+        return ClassificationInterpretation.from_learner(self._learner, ds_type)
 
     def summary(self) -> str:
         """Return a table of the model's layers with output shapes and parameters, for one batch of the data."""

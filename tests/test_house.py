@@ -24,7 +24,7 @@ FLOORS = [
     ["errors", "callbacks", "data"],  # the two folders' own __init__ hold a docstring each
     ["state"],
     ["groups", "schedules", "files", "suggest", "tables", "eager", "losses", "hooks", "program", "findings"],
-    ["data.position", "data.urls"],
+    ["part", "data.position", "data.urls"],
     ["data.cache", "data.labels", "data.losses", "data.normalize", "data.tables"],
     ["optimizer", "policies", "diagnosis", "heads", "models", "progress", "plots"],
     ["data.drawn", "data.loader", "data.images"],

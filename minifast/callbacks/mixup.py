@@ -47,6 +47,7 @@ class MixUpCallback(LearnerCallback):
         self.alpha = check_number("alpha", alpha, above=0)
         self.stack_x = stack_x
         self.stack_y = stack_y
+        self._shares = torch.distributions.Beta(self.alpha, self.alpha)
         self._loss_func: Any = None  # the learner's own, while it is wrapped
 
     def on_batch_begin(self, last_input: Any, last_target: Any, train: bool) -> dict[str, Any] | None:
@@ -57,7 +58,7 @@ class MixUpCallback(LearnerCallback):
             self._loss_func = self.learn.loss_func
             self.learn.loss_func = MixUpLoss(self._loss_func)
         n = len(last_input)
-        share = torch.distributions.Beta(self.alpha, self.alpha).sample((n,))
+        share = self._shares.sample((n,))
         share = torch.maximum(share, 1 - share)
         order = torch.randperm(n)
         if isinstance(last_input, Tensor):

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from minifast.learner import Learner
 
 
+MOMS = (0.95, 0.85)  # the default, of which nothing is said where there is no momentum
+
+
 def check_moms(moms: Any) -> tuple[float, float]:
     """Return ``moms`` as (high, low); one number stands for both."""
     if isinstance(moms, str) or not hasattr(moms, "__len__"):
@@ -80,9 +83,9 @@ class OneCycleScheduler(ScheduledParameters):
         self.warmup = warmup
         if policy != "one_cycle" and warmup != "linear":
             raise ValueError(f"warmup is {warmup!r}, which {policy} has not; leave it out, or take policy='one_cycle'.")
-        if form.mom is None and self.moms != (0.95, 0.85):
+        if form.mom is None and self.moms != MOMS:
             raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
-        self._momentum_is_meant = self.moms != (0.95, 0.85)
+        self._momentum_is_meant = self.moms != MOMS
         self._sets = tuple(self._forms(self.pct_start))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
