@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from benchmarks.documents import write_part
-from minifast import EVENTS
+from minifast.training import EVENTS
 
 
 def table() -> str:

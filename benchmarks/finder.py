@@ -20,7 +20,7 @@ from minifast import (
     simple_cnn,
     untar_data,
 )
-from minifast.finder_result import LABELS
+from minifast.finder.result import LABELS
 
 SEEDS = 5
 

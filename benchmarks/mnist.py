@@ -11,7 +11,7 @@ import torch
 from benchmarks import hand
 from benchmarks.timing import Row, compare, interleaved, seconds
 from minifast import ImageDataBunch, Learner, URLs, accuracy, simple_cnn, untar_data
-from minifast.data.loader import as_pictures
+from minifast.data.loaders import as_images
 
 
 def rows() -> list[Row]:
@@ -19,7 +19,7 @@ def rows() -> list[Row]:
     torch.set_num_threads(1)
     data = ImageDataBunch.from_folder(untar_data(URLs.MNIST_SAMPLE), seed=0, device="cpu")
     train, valid = (
-        (as_pictures(dl.x).contiguous(memory_format=torch.channels_last), dl.y) for dl in (data.train_dl, data.valid_dl)
+        (as_images(dl.x).contiguous(memory_format=torch.channels_last), dl.y) for dl in (data.train_dl, data.valid_dl)
     )
 
     def ours() -> float:

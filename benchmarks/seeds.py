@@ -8,7 +8,9 @@ from typing import Any
 import torch
 
 from benchmarks.documents import write_part
-from minifast import SCHEDULES, Comparison, ImageDataBunch, Learner, URLs, accuracy, compare, simple_cnn, untar_data
+from minifast import ImageDataBunch, Learner, URLs, accuracy, compare, simple_cnn, untar_data
+from minifast.comparison import Comparison
+from minifast.schedules import SCHEDULES
 
 RATES = {"constant": (5e-3, 1e-2, 5e-2)}
 OTHER_RATES = (2e-2, 5e-2, 1e-1)

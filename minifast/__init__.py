@@ -1,170 +1,155 @@
-"""A Learner for PyTorch: ``lr_find``, ``fit_one_cycle``, ``plot_lr``, over a training loop that fits on one screen."""
+"""A Learner for PyTorch: ``lr_find``, ``fit_one_cycle`` and ``plot_lr`` over a training loop that fits on one screen.
 
-from minifast import models
-from minifast.bodies import create_body
-from minifast.callback import Callback, LearnerCallback
-from minifast.callbacks.accumulation import AccumulateScheduler
-from minifast.callbacks.activations import ActivationStats, HookCallback
-from minifast.callbacks.averaging import EMACallback
-from minifast.callbacks.bn_freeze import BnFreeze
-from minifast.callbacks.csv_logger import CSVLogger
-from minifast.callbacks.gradient_clipping import GradientClipping
-from minifast.callbacks.lr_finder import LRFinder
-from minifast.callbacks.mixed_precision import MixedPrecision
-from minifast.callbacks.mixup import MixUpCallback
-from minifast.callbacks.one_cycle import OneCycleScheduler, one_cycle_scheduler
-from minifast.callbacks.other_schedulers import GeneralScheduler, LearningRateScheduler, TorchScheduler, TrainingPhase
-from minifast.callbacks.recorder import Recorder
-from minifast.callbacks.scheduler import ScheduledParameters, Scheduler
-from minifast.callbacks.show_graph import ShowGraph
-from minifast.callbacks.stoppers import StopAfterNBatches, TerminateOnNaNCallback
-from minifast.callbacks.tensorboard import TensorBoardCallback
-from minifast.callbacks.tracker import (
+``from minifast import *`` brings the names below. Each stands in the package of its idea too, with others that are
+typed less often: ``minifast.callbacks``, ``minifast.metrics``, ``minifast.schedules``, ``minifast.data``, ...
+"""
+
+from typing import Any
+
+from minifast import models, schedules
+from minifast.callbacks import (
+    AccumulateScheduler,
+    ActivationStats,
+    BnFreeze,
+    Callback,
+    CSVLogger,
     EarlyStoppingCallback,
+    EMACallback,
+    GradientClipping,
+    LearnerCallback,
+    LearningRateScheduler,
+    LRFinder,
+    MixedPrecision,
+    MixUpCallback,
+    OneCycleScheduler,
+    Recorder,
     ReduceLROnPlateauCallback,
     SaveModelCallback,
+    Scheduler,
+    ShowGraph,
+    StopAfterNBatches,
+    TensorBoardCallback,
+    TerminateOnNaNCallback,
+    TorchScheduler,
     TrackerCallback,
 )
-from minifast.checkpoint import set_seed
-from minifast.comparison import Comparison, compare
-from minifast.confusion import (
+from minifast.callbacks import GeneralScheduler as GeneralScheduler
+from minifast.callbacks import HookCallback as HookCallback
+from minifast.callbacks import TrainingPhase as TrainingPhase
+from minifast.callbacks import one_cycle_scheduler as one_cycle_scheduler
+from minifast.checkpoint import RunCheckpoint
+from minifast.comparison import compare as compare
+from minifast.data import (
+    DataBunch,
+    DatasetType,
+    ImageDataBunch,
+    TensorDataBunch,
+    URLs,
+    get_image_files,
+    get_transforms,
+    imagenet_stats,
+    untar_data,
+)
+from minifast.data import DeviceDataLoader as DeviceDataLoader
+from minifast.data import TensorLoader as TensorLoader
+from minifast.data import channel_view as channel_view
+from minifast.data import denormalize as denormalize
+from minifast.data import normalize as normalize
+from minifast.diagnostics import ClassificationInterpretation
+from minifast.diagnostics import Interpretation as Interpretation
+from minifast.diagnostics import model_sizes as model_sizes
+from minifast.diagnostics import model_summary as model_summary
+from minifast.diagnostics import num_features_model as num_features_model
+from minifast.errors import CallbackError as CallbackError
+from minifast.errors import DataError as DataError
+from minifast.errors import DownloadError as DownloadError
+from minifast.errors import FileFormatError as FileFormatError
+from minifast.errors import MinifastError, NonFiniteLossError
+from minifast.history import History
+from minifast.history import read_history as read_history
+from minifast.hooks import Hook as Hook
+from minifast.hooks import Hooks as Hooks
+from minifast.hooks import hook_output as hook_output
+from minifast.hooks import hook_outputs as hook_outputs
+from minifast.learner import Learner, fit_one_cycle, load_learner, lr_find
+from minifast.losses import LabelSmoothingCrossEntropy
+from minifast.metrics import (
     AUROC,
+    RMSE,
+    AverageMetric,
     ConfusionMatrix,
     FBeta,
     KappaScore,
     MatthewsCorreff,
     Precision,
+    R2Score,
     Recall,
-    auc_roc_score,
-)
-from minifast.data.augment import get_transforms
-from minifast.data.bunch import DataBunch, DatasetType
-from minifast.data.image_bunch import ImageDataBunch
-from minifast.data.images import get_image_files
-from minifast.data.loader import DeviceDataLoader, TensorLoader
-from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
-from minifast.data.tensor_bunch import TensorDataBunch
-from minifast.data.urls import URLs, untar_data
-from minifast.dispatcher import Dispatcher
-from minifast.errors import (
-    CallbackError,
-    DataError,
-    DownloadError,
-    FileFormatError,
-    MinifastError,
-    NonFiniteLossError,
-)
-from minifast.finder_result import FinderResult
-from minifast.findings import CheckResult, Finding
-from minifast.heads import AdaptiveConcatPool2d, create_head
-from minifast.history import History, read_history
-from minifast.hooks import Hook, Hooks, hook_output, hook_outputs
-from minifast.interpretation import ClassificationInterpretation, Interpretation
-from minifast.learner import Learner, fit_one_cycle, lr_find
-from minifast.loading import load_learner
-from minifast.losses import LabelSmoothingCrossEntropy
-from minifast.metrics import (
-    AverageMetric,
     accuracy,
     accuracy_thresh,
     add_metrics,
     dice,
     error_rate,
     fbeta,
+    mae,
+    mse,
+    r2_score,
+    rmse,
     top_k_accuracy,
 )
-from minifast.models import conv_layer, simple_ann, simple_cnn
-from minifast.optimizer import AdamW, OptimWrapper
-from minifast.policies import (
-    SCHEDULES,
+from minifast.metrics import ExplainedVariance as ExplainedVariance
+from minifast.metrics import ExpRMSPE as ExpRMSPE
+from minifast.metrics import auc_roc_score as auc_roc_score
+from minifast.metrics import exp_rmspe as exp_rmspe
+from minifast.metrics import explained_variance as explained_variance
+from minifast.metrics import mean_absolute_error as mean_absolute_error
+from minifast.metrics import mean_squared_error as mean_squared_error
+from minifast.metrics import mean_squared_logarithmic_error as mean_squared_logarithmic_error
+from minifast.metrics import msle as msle
+from minifast.metrics import root_mean_squared_error as root_mean_squared_error
+from minifast.models import conv_layer as conv_layer
+from minifast.models import simple_ann, simple_cnn
+from minifast.schedules import (
+    annealing_cos,
+    annealing_linear,
     create_one_cycle_lr_schedule,
     flat_cosine,
     one_cycle,
-    one_cycle_momentum,
     three_phases,
-    three_phases_momentum,
     two_halves,
     warm_restarts,
 )
-from minifast.regression import (
-    RMSE,
-    ExplainedVariance,
-    ExpRMSPE,
-    R2Score,
-    exp_rmspe,
-    explained_variance,
-    mae,
-    mean_absolute_error,
-    mean_squared_error,
-    mean_squared_logarithmic_error,
-    mse,
-    msle,
-    r2_score,
-    rmse,
-    root_mean_squared_error,
-)
-from minifast.schedules import (
-    annealing_cos,
-    annealing_exp,
-    annealing_linear,
-    annealing_no,
-    annealing_poly,
-    constant,
-    cosine,
-    exponential,
-    join,
-    linear,
-    polynomial,
-    repeat,
-    step,
-)
-from minifast.state import EVENTS, SmoothenValue
-from minifast.suggest import suggest_lr
-from minifast.summary import model_sizes, model_summary, num_features_model
-from minifast.transfer import cnn_learner
+from minifast.schedules import annealing_exp as annealing_exp
+from minifast.training import AdamW
+from minifast.training import OptimWrapper as OptimWrapper
+from minifast.training import SmoothenValue as SmoothenValue
+from minifast.utils.random import set_seed
+from minifast.vision import AdaptiveConcatPool2d as AdaptiveConcatPool2d
+from minifast.vision import cnn_learner
+from minifast.vision import create_body as create_body
+from minifast.vision import create_head as create_head
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AUROC",
-    "EVENTS",
     "RMSE",
-    "SCHEDULES",
     "AccumulateScheduler",
     "ActivationStats",
     "AdamW",
-    "AdaptiveConcatPool2d",
     "AverageMetric",
     "BnFreeze",
     "CSVLogger",
     "Callback",
-    "CallbackError",
-    "CheckResult",
     "ClassificationInterpretation",
-    "Comparison",
     "ConfusionMatrix",
     "DataBunch",
-    "DataError",
     "DatasetType",
-    "DeviceDataLoader",
-    "Dispatcher",
-    "DownloadError",
     "EMACallback",
     "EarlyStoppingCallback",
-    "ExpRMSPE",
-    "ExplainedVariance",
     "FBeta",
-    "FileFormatError",
-    "FinderResult",
-    "Finding",
-    "GeneralScheduler",
     "GradientClipping",
     "History",
-    "Hook",
-    "HookCallback",
-    "Hooks",
     "ImageDataBunch",
-    "Interpretation",
     "KappaScore",
     "LRFinder",
     "LabelSmoothingCrossEntropy",
@@ -177,91 +162,91 @@ __all__ = [
     "MixedPrecision",
     "NonFiniteLossError",
     "OneCycleScheduler",
-    "OptimWrapper",
     "Precision",
     "R2Score",
     "Recall",
     "Recorder",
     "ReduceLROnPlateauCallback",
+    "RunCheckpoint",
     "SaveModelCallback",
-    "ScheduledParameters",
     "Scheduler",
     "ShowGraph",
-    "SmoothenValue",
     "StopAfterNBatches",
     "TensorBoardCallback",
     "TensorDataBunch",
-    "TensorLoader",
     "TerminateOnNaNCallback",
     "TorchScheduler",
     "TrackerCallback",
-    "TrainingPhase",
     "URLs",
     "accuracy",
     "accuracy_thresh",
     "add_metrics",
     "annealing_cos",
-    "annealing_exp",
     "annealing_linear",
-    "annealing_no",
-    "annealing_poly",
-    "auc_roc_score",
-    "channel_view",
     "cnn_learner",
-    "compare",
-    "constant",
-    "conv_layer",
-    "cosine",
-    "create_body",
-    "create_head",
     "create_one_cycle_lr_schedule",
-    "denormalize",
     "dice",
     "error_rate",
-    "exp_rmspe",
-    "explained_variance",
-    "exponential",
     "fbeta",
     "fit_one_cycle",
     "flat_cosine",
     "get_image_files",
     "get_transforms",
-    "hook_output",
-    "hook_outputs",
     "imagenet_stats",
-    "join",
-    "linear",
     "load_learner",
     "lr_find",
     "mae",
-    "mean_absolute_error",
-    "mean_squared_error",
-    "mean_squared_logarithmic_error",
-    "model_sizes",
-    "model_summary",
     "models",
     "mse",
-    "msle",
-    "normalize",
-    "num_features_model",
     "one_cycle",
-    "one_cycle_momentum",
-    "one_cycle_scheduler",
-    "polynomial",
     "r2_score",
-    "read_history",
-    "repeat",
     "rmse",
-    "root_mean_squared_error",
+    "schedules",
     "set_seed",
     "simple_ann",
     "simple_cnn",
-    "step",
-    "suggest_lr",
     "three_phases",
-    "three_phases_momentum",
     "top_k_accuracy",
     "two_halves",
     "untar_data",
     "warm_restarts",
 ]
+
+# Names that left this package in version 0.2, with the package where they stand now.
+_MOVED = {
+    "SCHEDULES": "schedules",
+    "annealing_no": "schedules",
+    "annealing_poly": "schedules",
+    "constant": "schedules",
+    "cosine": "schedules",
+    "exponential": "schedules",
+    "join": "schedules",
+    "linear": "schedules",
+    "one_cycle_momentum": "schedules",
+    "polynomial": "schedules",
+    "repeat": "schedules",
+    "step": "schedules",
+    "three_phases_momentum": "schedules",
+    "EVENTS": "training",
+    "Dispatcher": "training",
+    "ScheduledParameters": "callbacks",
+    "CheckResult": "diagnostics",
+    "Finding": "diagnostics",
+    "FinderResult": "finder",
+    "suggest_lr": "finder",
+    "Comparison": "comparison",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Return a name that has moved, with a warning that says where it stands now."""
+    if name not in _MOVED:
+        raise AttributeError(f"module 'minifast' has no attribute {name!r}")
+    import importlib
+    import warnings
+
+    package = f"minifast.{_MOVED[name]}"
+    warnings.warn(
+        f"minifast.{name} is now {package}.{name}; this name goes in version 0.3.", DeprecationWarning, stacklevel=2
+    )
+    return getattr(importlib.import_module(package), name)

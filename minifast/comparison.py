@@ -13,31 +13,31 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minifast import plots
+from minifast import plotting
+from minifast.callbacks.monitor import LOWER_IS_BETTER
 from minifast.callbacks.scheduler import as_schedule, check_values
-from minifast.callbacks.tracker import LOWER_IS_BETTER
-from minifast.checkpoint import random_states, set_random_states, set_seed
-from minifast.data.position import go_to, position_of
-from minifast.errors import (
-    MinifastError,
-    NonFiniteLossError,
-    arguments_of,
-    check_callable,
-    check_count,
-    check_word,
-    note,
-)
-from minifast.learner import Learner
-from minifast.metrics import columns_of
-from minifast.progress import make_bar
-from minifast.tables import text_table
+from minifast.data.resume import load_loader_state, loader_state
+from minifast.errors import MinifastError, NonFiniteLossError
+from minifast.learner.learner import Learner
+from minifast.metrics.base import columns_of
+from minifast.training.progress import make_bar
+from minifast.utils.checks import arguments_of, check_callable, check_count, check_word, note
+from minifast.utils.random import get_rng_states, set_rng_states, set_seed
+from minifast.utils.text import text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 EXACT = 12  # pairs up to which all changes of sign are tried
+
+
 DRAWN = 20_000  # changes of sign that are drawn of more
+
+
 LEVEL = 0.05
+
+
 LEAST = 6  # pairs from which a difference can be told from noise at that level: 2 / 2**6 is below it
 
 
@@ -131,16 +131,18 @@ class Comparison:
         """Draw rates and training losses over each other: the first seed's rates, the mean of all seeds' losses."""
         if not any(self.runs.values()):
             raise MinifastError("No seed was trained with every recipe, so there is nothing to draw.")
-        axes = plots.axes_for(ax, 2)
+        axes = plotting.axes_for(ax, 2)
         for name, each in self.runs.items():
             whole = [run.losses for run in each if math.isfinite(run.reached["valid_loss"])]
             shortest = min(map(len, whole), default=0)
             losses = np.mean([one[:shortest] for one in whole], axis=0) if whole else []
-            plots.plot_over_batches(axes[0], range(len(each[0].lrs)), each[0].lrs, "learning rate", name)
-            plots.plot_over_batches(axes[1], range(shortest), losses, "training loss (smoothed, mean of seeds)", name)
+            plotting.plot_over_batches(axes[0], range(len(each[0].lrs)), each[0].lrs, "learning rate", name)
+            plotting.plot_over_batches(
+                axes[1], range(shortest), losses, "training loss (smoothed, mean of seeds)", name
+            )
         axes[0].legend()
         axes[1].set_yscale("log")
-        return plots.finish(axes, return_fig)
+        return plotting.finish(axes, return_fig)
 
 
 def compare(
@@ -188,12 +190,12 @@ def compare(
     if not isinstance(recipes, Mapping) or not recipes:
         raise TypeError(f"recipes is {recipes!r}; give a dict, such as {{'low': 1e-3, 'cosine': cosine(1e-2, 0)}}.")
     recipes = {str(name): recipe for name, recipe in recipes.items()}
-    trainers = {name: as_trainer(name, recipe) for name, recipe in recipes.items()}
+    trainers = {name: as_fit_function(name, recipe) for name, recipe in recipes.items()}
     names, needed = arguments_of(make_learner) or ([], 0)
     takes_seed = "seed" in names or needed > 0
     runs: dict[str, list[Run]] = {name: [] for name in trainers}
     begins: weakref.WeakKeyDictionary[Any, Any] = weakref.WeakKeyDictionary()  # of loaders that learners share
-    generators, bar = random_states(), make_bar(silent)
+    generators, bar = get_rng_states(), make_bar(silent)
     bar.what = "Seed"
     ended_by: BaseException | None = None
     doing = "the beginning"
@@ -207,9 +209,9 @@ def compare(
                 check_learner(learn, by)
                 loader = getattr(learn.data.train_dl, "dl", learn.data.train_dl)  # without what puts it on a device
                 if not takes_seed and loader.__hash__ and hasattr(loader, "__weakref__"):
-                    go_to(loader, begins.setdefault(loader, position_of(loader)))
+                    load_loader_state(loader, begins.setdefault(loader, loader_state(loader)))
                 if not any(runs.values()):
-                    check_recipes(learn, recipes, epochs)
+                    check_configurations(learn, recipes, epochs)
                 runs[name].append(train_once(learn, train, epochs, seed))
             bar.epochs_done(done + 1, len(chosen))
     except KeyboardInterrupt as error:
@@ -224,7 +226,7 @@ def compare(
         warnings.warn(f"The comparison ended in {doing}: {type(error).__name__}: {error}", stacklevel=2)
     finally:
         bar.close(interrupted=ended_by is not None)
-        set_random_states(generators)
+        set_rng_states(generators)
     fewest = min(map(len, runs.values()), default=0)
     return Comparison({name: each[:fewest] for name, each in runs.items()}, by, ended_by)  # pairs only
 
@@ -241,30 +243,30 @@ def check_learner(learn: Any, by: str | None) -> None:
         check_word("by", by, ["valid_loss", *columns_of(learn.metrics)])
 
 
-def check_recipes(learn: Learner, recipes: Mapping[str, Any], epochs: int) -> None:
+def check_configurations(learn: Learner, recipes: Mapping[str, Any], epochs: int) -> None:
     """Refuse schedules that a learner could not be trained with."""
     n_batches, n_groups = epochs * len(learn.data.train_dl), len(learn.layer_groups)
     for name, recipe in recipes.items():
-        schedules = recipe if isinstance(recipe, Mapping) else {} if is_trainer(recipe) else {"lr": recipe}
+        schedules = recipe if isinstance(recipe, Mapping) else {} if is_fit_function(recipe) else {"lr": recipe}
         for what, one in schedules.items():
             called = f"{what} of the recipe {name}"
             schedule, _ = as_schedule(what, one, n_groups, called)
             check_values(what, schedule, (i / n_batches for i in range(n_batches)), n_groups, called)
 
 
-def is_trainer(recipe: Any) -> bool:
+def is_fit_function(recipe: Any) -> bool:
     """Whether a recipe is a function that trains: of (learner, epochs), where the second may have a default."""
     names, needed = (arguments_of(recipe) if callable(recipe) else None) or ([], 0)
     return needed == 2 or (len(names) > 1 and names[0] in ("learn", "learner"))
 
 
-def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
+def as_fit_function(name: str, recipe: Any) -> Callable[[Learner, int], Any]:
     """Return a function of (learner, epochs) for a recipe."""
     if isinstance(recipe, Mapping):
         if "lr" not in recipe or not recipe.keys() <= {"lr", "mom", "wd"}:
             raise ValueError(f"The recipe {name} has {', '.join(recipe)}; a dict has lr, and mom and wd where wanted.")
         return lambda learn, epochs: learn.fit_schedule(epochs, **recipe)
-    if is_trainer(recipe):
+    if is_fit_function(recipe):
         return recipe  # type: ignore[no-any-return]
     if callable(recipe) and (arguments_of(recipe) or (["p"], 1))[0] in ([], ["learn"], ["learner"]):
         raise TypeError(f"The recipe {name} must take (learner, epochs), or as a schedule progress.")
@@ -273,7 +275,7 @@ def as_trainer(name: str, recipe: Any) -> Callable[[Learner, int], None]:
     return lambda learn, epochs: learn.fit_schedule(epochs, recipe)
 
 
-def train_once(learn: Learner, train: Callable[[Learner, int], None], epochs: int, seed: int) -> Run:
+def train_once(learn: Learner, train: Callable[[Learner, int], Any], epochs: int, seed: int) -> Run:
     """Train a learner and return what it reached."""
     learn.silent = True
     begin = time.perf_counter()

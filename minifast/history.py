@@ -8,10 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minifast import files
 from minifast.callbacks.recorder import Recorder, as_plain
 from minifast.errors import FileFormatError
-from minifast.tables import text_table
+from minifast.utils import files
+from minifast.utils.text import text_table
 
 FORMAT = "minifast history 1"
 
@@ -24,7 +24,7 @@ class History(list[Recorder]):
     >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 5
     >>> data = DataBunch(items, items, device="cpu")
     >>> learn = Learner(data, simple_ann(4, 2), loss_func=torch.nn.CrossEntropyLoss(), silent=True)
-    >>> learn.fit(2)
+    >>> _ = learn.fit(2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     learn.history.to_json(f"{folder}/history.json")
     ...     kept = read_history(f"{folder}/history.json")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from minifast.state import mapped
+from minifast.utils.tensors import map_tensors
 
 HookFunc = Callable[[nn.Module, Any, Any], Any]
 
@@ -66,7 +66,7 @@ class Hook:
     def hook_fn(self, module: nn.Module, input: Any, output: Any) -> None:
         """Keep what ``hook_func`` says."""
         if self.detach:
-            input, output = mapped(Tensor.detach, input), mapped(Tensor.detach, output)
+            input, output = map_tensors(Tensor.detach, input), map_tensors(Tensor.detach, output)
         self.stored = self.hook_func(module, input, output)
 
     # Gradients are asked of the tensors, the inputs' before the module may write into them: torch's own backward hook

@@ -7,9 +7,23 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from minifast.errors import check_count, did_you_mean
+from minifast.utils.checks import check_count, did_you_mean
+
+
+@torch.no_grad()
+def initialise(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
+    """Set weights by ``init``, such as ``nn.init.kaiming_normal_``, and biases to 0.
+
+    Normalisations stay as they are, and so does what is frozen.
+    """
+    for layer in module.modules():
+        weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1 and weight.requires_grad:
+            init(weight)
+            if isinstance(bias, Tensor):
+                bias.zero_()
 
 
 def conv_layer(

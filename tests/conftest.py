@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import Callback, DataBunch, Learner, accuracy, simple_ann
-from minifast.data.drawn import draw_sample
+from minifast.data.synthetic import draw_sample
 
 mpl.use("agg")
 torch.set_num_threads(1)  # two threads beside any other load can be many times slower than one
@@ -93,7 +93,7 @@ def toy_learner(n: int = 60, bs: int = 20, **kwargs) -> Learner:
     return Learner(toy_data(n, bs), simple_ann(10, 2, 8), **options)
 
 
-def write_pictures(folder: Path, n: int, size: tuple[int, int] = (28, 28), mode: str = "L", seed: int = 0) -> None:
+def write_images(folder: Path, n: int, size: tuple[int, int] = (28, 28), mode: str = "L", seed: int = 0) -> None:
     """Write ``n`` random PNG pictures, ``size`` as (width, height)."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from minifast.callback import LearnerCallback
-from minifast.errors import MinifastError, check_count
-from minifast.state import n_items
+from minifast.errors import MinifastError
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import check_count
+from minifast.utils.tensors import count_samples
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class AccumulateScheduler(LearnerCallback):
@@ -34,13 +35,13 @@ class AccumulateScheduler(LearnerCallback):
     >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
     >>> loss = torch.nn.CrossEntropyLoss()
     >>> learn = Learner(DataBunch(batches, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)
-    >>> learn.fit(1, 1e-2, callbacks=AccumulateScheduler(n_step=4))  # steps of 4, 4 and 2 batches
+    >>> _ = learn.fit(1, 1e-2, callbacks=AccumulateScheduler(n_step=4))  # steps of 4, 4 and 2 batches
     >>> learn.opt.opt.state[learn.model[1].weight]["step"]
     tensor(3.)
     """
 
     _order = -40  # before those that look at the gradients of a step
-    _settings = ("n_step", "drop_last")
+    must_match = ("n_step", "drop_last")
 
     def __init__(self, learn: Learner | None = None, n_step: int = 1, drop_last: bool = False) -> None:
         super().__init__(learn)
@@ -66,7 +67,7 @@ class AccumulateScheduler(LearnerCallback):
     def on_backward_begin(self, last_target: Any) -> None:
         """Bring what is held into the unit in which this batch's gradient will come."""
         # A mean has its own batch's items in it, a sum has not. Equal batches need no multiplication.
-        unit = 1 if getattr(self.learn.loss_func, "reduction", "mean") == "sum" else n_items(last_target)
+        unit = 1 if getattr(self.learn.loss_func, "reduction", "mean") == "sum" else count_samples(last_target)
         if self._items and unit != self._unit:
             self._multiply(self._unit / unit)
         self._unit = unit
@@ -77,7 +78,7 @@ class AccumulateScheduler(LearnerCallback):
         """Divide what is held by its items and let the optimizer step, or wait for the next batch."""
         if not skip_bwd:
             self._batches += 1
-            self._items += n_items(last_target)
+            self._items += count_samples(last_target)
         if self._batches < self.n_step:
             if not stop_epoch and num_batch + 1 < len(self.learn.data.train_dl):
                 return {"skip_step": True, "skip_zero": True}

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from minifast import plots
-from minifast.callback import LearnerCallback
+from minifast import plotting
 from minifast.errors import MinifastError
 from minifast.hooks import Hooks, leaves, tensors_in
+from minifast.training.callback import LearnerCallback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class HookCallback(LearnerCallback):
@@ -34,7 +34,7 @@ class HookCallback(LearnerCallback):
     ...         return tuple(output.shape)
     """
 
-    _watches = True
+    fit_only = True
 
     def __init__(
         self, learn: Learner | None = None, modules: Sequence[nn.Module] | None = None, do_remove: bool = True
@@ -85,7 +85,7 @@ class ActivationStats(HookCallback):
     >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
     >>> data = DataBunch(items, device="cpu", classes=["no", "yes"])
     >>> learn = Learner(data, simple_ann(4, 2), callback_fns=ActivationStats, silent=True)
-    >>> learn.fit(1)
+    >>> _ = learn.fit(1)
     >>> learn.activation_stats.stats.shape  # mean and deviation, of 2 layers, in 10 batches
     torch.Size([2, 2, 10])
     """
@@ -143,7 +143,7 @@ class ActivationStats(HookCallback):
         """
         if not self._batches:
             raise MinifastError("There is nothing to plot yet: no batch was trained with ActivationStats.")
-        axes = plots.axes_for(ax, 2)
+        axes = plotting.axes_for(ax, 2)
         for one, values, label in zip(axes, self.stats.tolist(), ("mean", "standard deviation"), strict=True):
-            plots.plot_layers(one, values, label, self.names)
-        return plots.finish(axes, return_fig)
+            plotting.plot_layers(one, values, label, self.names)
+        return plotting.finish(axes, return_fig)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from minifast.callback import LearnerCallback
+from minifast.training.callback import LearnerCallback
 
 
 class BnFreeze(LearnerCallback):
@@ -18,8 +18,8 @@ class BnFreeze(LearnerCallback):
     >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["a", "b"])
     >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
     >>> learn = Learner(data, model, train_bn=False, callback_fns=[BnFreeze], silent=True).split([model[1]])
-    >>> learn.freeze()
-    >>> learn.fit(1, 1e-2)
+    >>> _ = learn.freeze()
+    >>> _ = learn.fit(1, 1e-2)
     >>> model[0].running_mean.tolist()
     [0.0, 0.0, 0.0, 0.0]
     """

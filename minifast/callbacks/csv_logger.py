@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minifast import files
-from minifast.callback import LearnerCallback
-from minifast.errors import DataError, import_optional
+from minifast.errors import DataError
+from minifast.training.callback import LearnerCallback
+from minifast.utils import files
+from minifast.utils.checks import import_optional
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class CSVLogger(LearnerCallback):
@@ -31,7 +32,7 @@ class CSVLogger(LearnerCallback):
     >>> logger = CSVLogger(filename="log", append=True)
     """
 
-    _watches = True
+    fit_only = True
 
     def __init__(self, learn: Learner | None = None, filename: str = "history", append: bool = False) -> None:
         super().__init__(learn)

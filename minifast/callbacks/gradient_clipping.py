@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from torch.nn.utils import clip_grad_norm_
 
-from minifast.callback import LearnerCallback
-from minifast.errors import check_number
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import check_number
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class GradientClipping(LearnerCallback):
@@ -26,7 +26,7 @@ class GradientClipping(LearnerCallback):
     Source: R. Pascanu et al., "On the difficulty of training recurrent neural networks" (2013), section 3.2.
     """
 
-    _settings = ("clip",)
+    must_match = ("clip",)
 
     def __init__(self, learn: Learner | None = None, clip: float = 0.0) -> None:
         super().__init__(learn)

@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.errors import check_count
-from minifast.schedules import Value, exponential
-from minifast.state import Losses, SmoothenValue
-from minifast.suggest import BETA
+from minifast.finder.rules import BETA
+from minifast.schedules.annealing import Value
+from minifast.schedules.shapes import exponential
+from minifast.training.averages import Losses, SmoothenValue
+from minifast.utils.checks import check_count
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
+
 
 PATIENCE = 1000  # batches for each step, before a finder whose steps are skipped gives up
 
@@ -41,7 +43,7 @@ class LRFinder(ScheduledParameters):
                 f"start_lr is {start_lr} and end_lr is {end_lr}; the finder goes up, so start_lr < end_lr."
             )
         self.schedules = {"lr": exponential(first, last)}
-        self._sets = ("lr",)
+        self.controls = ("lr",)
         self.num_it = num_it
         self.n_batches = num_it - 1
         self.stop_div = stop_div

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minifast.callback import LearnerCallback
-from minifast.errors import MinifastError, NonFiniteLossError, check_count, check_number
-from minifast.state import read_floats
+from minifast.errors import MinifastError, NonFiniteLossError
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import check_count, check_number
+from minifast.utils.tensors import read_floats
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
+
 
 LOWEST = 2.0**-14  # a scale at which any finite gradient fits: what overflows still is no number of its own
 

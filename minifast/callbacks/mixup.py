@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minifast.callback import LearnerCallback
-from minifast.errors import DataError, check_number
+from minifast.errors import DataError
 from minifast.losses import MixUpLoss
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import check_number
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 STACK = {"inputs": "stack_x", "targets": "stack_y"}
@@ -38,7 +39,7 @@ class MixUpCallback(LearnerCallback):
     Source: H. Zhang et al., "mixup: Beyond empirical risk minimization" (2018).
     """
 
-    _settings = ("alpha", "stack_x", "stack_y")
+    must_match = ("alpha", "stack_x", "stack_y")
 
     def __init__(
         self, learn: Learner | None = None, alpha: float = 0.4, stack_x: bool = False, stack_y: bool = True

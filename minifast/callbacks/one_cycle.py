@@ -6,12 +6,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.errors import check_count, check_number, check_word
-from minifast.policies import POLICIES, whole_batches
-from minifast.schedules import Schedule, Value
+from minifast.schedules.annealing import Schedule, Value
+from minifast.schedules.one_cycle import POLICIES, whole_batches
+from minifast.utils.aliases import accept_aliases
+from minifast.utils.checks import check_count, check_number, check_word
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 MOMS = (0.95, 0.85)  # the default, of which nothing is said where there is no momentum
@@ -56,6 +57,7 @@ class OneCycleScheduler(ScheduledParameters):
     Source: L. Smith, "A disciplined approach to neural network hyper-parameters" (2018).
     """
 
+    @accept_aliases(max_lr="lr_max")
     def __init__(
         self,
         learn: Learner,
@@ -86,7 +88,7 @@ class OneCycleScheduler(ScheduledParameters):
         if form.mom is None and self.moms != MOMS:
             raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
         self._momentum_is_meant = self.moms != MOMS
-        self._sets = tuple(self._forms(self.pct_start))
+        self.controls = tuple(self._forms(self.pct_start))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
         """Return the schedules of ``lr`` and ``mom`` for a cycle of ``n_batches``, with the peak on a batch."""
@@ -114,6 +116,7 @@ class OneCycleScheduler(ScheduledParameters):
         return None if self.start_epoch is None else {"epoch": epoch}
 
 
+@accept_aliases(max_lr="lr_max")
 def one_cycle_scheduler(lr_max: Value, **kwargs: Any) -> partial[OneCycleScheduler]:
     """Return what makes a ``OneCycleScheduler`` of a learner, for ``callback_fns``: each ``fit`` is then one cycle.
 
@@ -126,7 +129,7 @@ def one_cycle_scheduler(lr_max: Value, **kwargs: Any) -> partial[OneCycleSchedul
     >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
     >>> data = DataBunch(items, device="cpu", classes=["a", "b"])
     >>> learn = Learner(data, simple_ann(4, 2), callback_fns=one_cycle_scheduler(1e-2, pct_start=0.5), silent=True)
-    >>> learn.fit(1)
+    >>> _ = learn.fit(1)
     >>> learn.recorder.lrs.index(max(learn.recorder.lrs))
     5
     """

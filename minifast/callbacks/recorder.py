@@ -7,17 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from minifast import plots
-from minifast.callback import LearnerCallback
+from minifast import plotting
 from minifast.errors import MinifastError
-from minifast.finder_result import FinderResult
-from minifast.state import Losses
-from minifast.suggest import cut
+from minifast.finder.result import FinderResult
+from minifast.finder.rules import cut
+from minifast.training.averages import Losses
+from minifast.training.callback import LearnerCallback
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 KEPT = ("lrs", "moms", "group_lrs", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
@@ -112,6 +112,12 @@ class Recorder(LearnerCallback):
     def names(self) -> list[str]:
         """The table's header."""
         return ["epoch", "train_loss", "valid_loss", *self.metrics_names, *(["time"] if self.add_time else [])]
+
+    def __repr__(self) -> str:
+        method = self.call.get("method", "no run yet")
+        values = dict(zip(self.names, self.rows[-1], strict=True)) if self.rows else {}
+        last = "".join(f", {name}={cell(values[name])}" for name in self.names[1:] if name in values and name != "time")
+        return f"Recorder({method}: epochs={len(self.rows)}, batches={len(self.lrs)}{last})"
 
     def add_metric_names(self, names: Sequence[str]) -> None:
         """Add columns; call it in ``on_train_begin`` of a callback whose ``_order`` is below the Recorder's -10."""
@@ -249,14 +255,14 @@ class Recorder(LearnerCallback):
         An optimizer that works without momentum has none to draw; the title says so.
         """
         self._need_batches()
-        axes = plots.axes_for(ax, 2 if show_moms else 1)
+        axes = plotting.axes_for(ax, 2 if show_moms else 1)
         batches = cut(range(len(self.lrs)), skip_start, skip_end)
         rates = cut(self.group_lrs or self.lrs, skip_start, skip_end)
-        plots.plot_over_batches(axes[0], batches, rates, "learning rate")
+        plotting.plot_over_batches(axes[0], batches, rates, "learning rate")
         if show_moms:
-            plots.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
+            plotting.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
             axes[1].set_title(self._without_momentum)
-        return plots.finish(axes, return_fig)
+        return plotting.finish(axes, return_fig)
 
     def plot_losses(
         self,
@@ -268,11 +274,11 @@ class Recorder(LearnerCallback):
     ) -> Figure | None:
         """Draw the smoothed training loss of each batch and the validation loss at the end of each epoch."""
         self._need_batches()
-        axes = plots.axes_for(ax)
+        axes = plotting.axes_for(ax)
         batches = cut(range(len(self.losses)), skip_start, skip_end)
         ends = [n - 1 for n in itertools.accumulate(self.nb_batches)]
-        plots.plot_losses(axes[0], batches, cut(self.losses, skip_start, skip_end), ends, self.val_losses)
-        return plots.finish(axes, return_fig, show_grid)
+        plotting.plot_losses(axes[0], batches, cut(self.losses, skip_start, skip_end), ends, self.val_losses)
+        return plotting.finish(axes, return_fig, show_grid)
 
     def plot_metrics(
         self,
@@ -287,11 +293,11 @@ class Recorder(LearnerCallback):
             raise MinifastError(
                 "There are no metrics to plot; give the Learner some, such as metrics=[accuracy], and fit."
             )
-        axes = plots.axes_for(ax, len(self.metrics[0]))
+        axes = plotting.axes_for(ax, len(self.metrics[0]))
         for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
             epochs = cut(range(len(self.metrics)), skip_start, skip_end)
-            plots.plot_epochs(one, epochs, [self.metrics[epoch][i] for epoch in epochs], name)
-        return plots.finish(axes, return_fig, show_grid)
+            plotting.plot_epochs(one, epochs, [self.metrics[epoch][i] for epoch in epochs], name)
+        return plotting.finish(axes, return_fig, show_grid)
 
     def _need_batches(self, first: str = "fit") -> None:
         if not self.lrs:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minifast.callback import LearnerCallback
-from minifast.errors import MinifastError, arguments_of, check_number
-from minifast.groups import check_rate, per_group
-from minifast.schedules import Schedule, Value, annealing_linear, annealing_no, constant
+from minifast.errors import MinifastError
+from minifast.schedules.annealing import Schedule, Value
+from minifast.schedules.shapes import constant
+from minifast.training.callback import LearnerCallback
+from minifast.training.groups import check_rate, per_group
+from minifast.utils.checks import arguments_of, check_number
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class ScheduledParameters(LearnerCallback):
@@ -36,7 +38,7 @@ class ScheduledParameters(LearnerCallback):
     def __init__(self, learn: Learner, schedules: dict[str, Schedule] | None = None, n_batches: int = 1) -> None:
         super().__init__(learn)
         self.schedules = schedules or {}
-        self._sets = tuple(self.schedules)
+        self.controls = tuple(self.schedules)
         self.n_batches = n_batches
         self.first = 0
 
@@ -96,7 +98,11 @@ class ScheduledParameters(LearnerCallback):
 
 
 GRID = [i / 100 for i in range(101)]  # of progress, on which schedules are compared
+
+
 HIGHEST = {"lr": math.inf, "mom": 1.0, "wd": math.inf}
+
+
 MOST = 100_000  # batches of a run that are looked at before it trains; of more a part, evenly spread
 
 
@@ -145,37 +151,3 @@ def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: i
         where = f"{called or name} at {p:.4g} of the run"
         for one in per_group(value, n_groups, where):
             check_number(where, one, low=low, high=high)
-
-
-class Scheduler:
-    """Goes from one value to another in ``n_iter`` calls of ``step``, for callbacks written in fastai v1's way.
-
-    ``vals`` is ``(start, end)``, or one number to start from; ``func`` is an annealing of ``(start, end, pct)``, linear
-    for a pair and constant for one number unless given.
-
-    >>> s = Scheduler((0.0, 1.0), 4)
-    >>> s.start, [s.step() for _ in range(4)], s.is_done
-    (0.0, [0.25, 0.5, 0.75, 1.0], True)
-    """
-
-    def __init__(self, vals: Value | tuple[Value, Value], n_iter: int, func: Any = None) -> None:
-        pair = isinstance(vals, tuple)
-        self.start: Value = vals[0] if pair else vals
-        self.end: Value = vals[1] if pair else 0
-        self.n_iter = max(1, n_iter)
-        self.func = func or (annealing_linear if pair else annealing_no)
-        self.n = 0
-
-    def restart(self) -> None:
-        """Go back to the start."""
-        self.n = 0
-
-    def step(self) -> Value:
-        """Return the next value."""
-        self.n += 1
-        return self.func(self.start, self.end, self.n / self.n_iter)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether the end is reached."""
-        return self.n >= self.n_iter

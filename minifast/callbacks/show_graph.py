@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from minifast.callback import LearnerCallback
+from minifast.training.callback import LearnerCallback
 
 SHARE = 0.1  # of the time, at most, that goes into drawing
 
@@ -19,7 +19,7 @@ class ShowGraph(LearnerCallback):
     >>> callback = ShowGraph()
     """
 
-    _watches = True
+    fit_only = True
     _next = 0.0
     _drawn = 0
 

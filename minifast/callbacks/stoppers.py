@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from minifast.callback import Callback, LearnerCallback
-from minifast.errors import check_count
+from minifast.training.callback import Callback, LearnerCallback
+from minifast.utils.checks import check_count
 
 
 class TerminateOnNaNCallback(LearnerCallback):
@@ -16,16 +16,15 @@ class TerminateOnNaNCallback(LearnerCallback):
         ValueError: the fit is asked for another ``on_nan``.
     """
 
-    _watches = True
+    fit_only = True
 
-    def on_train_begin(self) -> None:
-        """Tell the guard, who looks at the losses."""
-        guard = self.guard
-        if guard.on_nan not in ("stop", "end"):
+    def on_train_begin(self, on_nan: str) -> dict[str, str]:
+        """End the fit without an error at a loss that is not finite."""
+        if on_nan not in ("stop", "end"):
             raise ValueError(
-                f"on_nan is {guard.on_nan!r}, and TerminateOnNaNCallback is there to end the fit at NaN; leave one out."
+                f"on_nan is {on_nan!r}, and TerminateOnNaNCallback is there to end the fit at NaN; leave one out."
             )
-        guard.on_nan = "end"
+        return {"on_nan": "end"}
 
 
 class StopAfterNBatches(Callback):
@@ -34,7 +33,7 @@ class StopAfterNBatches(Callback):
     >>> callback = StopAfterNBatches(n_batches=1)
     """
 
-    _watches = True
+    fit_only = True
 
     def __init__(self, n_batches: int = 2) -> None:
         self.n_batches = check_count("n_batches", n_batches)

@@ -6,11 +6,11 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from minifast.callback import LearnerCallback
-from minifast.errors import import_optional
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import import_optional
 
 if TYPE_CHECKING:
-    from minifast.learner import Learner
+    from minifast.learner.learner import Learner
 
 
 class TensorBoardCallback(LearnerCallback):
@@ -31,7 +31,7 @@ class TensorBoardCallback(LearnerCallback):
         ImportError: TensorBoard is not installed.
     """
 
-    _watches = True
+    fit_only = True
 
     def __init__(self, learn: Learner | None = None, log_dir: str | Path = "runs", name: str | None = None) -> None:
         super().__init__(learn)

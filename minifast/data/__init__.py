@@ -1,1 +1,31 @@
-"""Where batches come from: archives, folders of images, tensors in memory."""
+"""Data: loaders, the order of samples, labels, normalization, downloads, and the DataBunch that holds them.
+
+Everything about images (decoding, the cache, augmentation) lives in ``minifast.data.images``. Pretrained networks live
+in ``minifast.vision``.
+"""
+
+from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.download import URLs, untar_data
+from minifast.data.images.augment import get_transforms
+from minifast.data.images.decoding import get_image_files
+from minifast.data.images.image_bunch import ImageDataBunch
+from minifast.data.loaders import DeviceDataLoader, TensorLoader
+from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
+from minifast.data.tensors import TensorDataBunch
+
+__all__ = [
+    "DataBunch",
+    "DatasetType",
+    "DeviceDataLoader",
+    "ImageDataBunch",
+    "TensorDataBunch",
+    "TensorLoader",
+    "URLs",
+    "channel_view",
+    "denormalize",
+    "get_image_files",
+    "get_transforms",
+    "imagenet_stats",
+    "normalize",
+    "untar_data",
+]

@@ -11,23 +11,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from minifast import plots
-from minifast.data.augment import Seeded
+from minifast import plotting
 from minifast.data.labels import Labels
-from minifast.data.loader import (
-    BatchLoader,
-    DeviceDataLoader,
-    EpochOrder,
-    Transform,
-    batch_of_one,
-    default_device,
-    to_device,
-)
-from minifast.data.losses import classes_of, loss_for
+from minifast.data.loaders import BatchLoader, DeviceDataLoader, Transform, batch_of_one, default_device, to_device
 from minifast.data.normalize import Normalize, Stats, channel_view, normaliser
-from minifast.data.position import left_in_place
-from minifast.errors import DataError, MinifastError, check_count
-from minifast.state import mapped
+from minifast.data.order import EpochOrder
+from minifast.data.resume import preserve_loader
+from minifast.data.transforms import Seeded
+from minifast.errors import DataError, MinifastError
+from minifast.losses import classes_of, loss_for
+from minifast.utils.checks import check_count
+from minifast.utils.tensors import map_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -193,7 +187,7 @@ class DataBunch:
             DataError: there is no such part, or it has no batch.
         """
         loader = self.dl(ds_type)
-        with left_in_place(loader):
+        with preserve_loader(loader):
             batch = next(iter(loader), None)
         if batch is None:
             raise DataError(f"The {ds_type.name.lower()} part of these data has no batch; give it at least one item.")
@@ -201,7 +195,7 @@ class DataBunch:
         if denorm and self.norm is not None:
             x = self.norm.undo(x)
         if detach:
-            x, y = mapped(Tensor.detach, (x, y))
+            x, y = map_tensors(Tensor.detach, (x, y))
         return to_device((x, y), torch.device("cpu")) if cpu else (x, y)
 
     def add_tfm(self, tfm: Transform) -> None:
@@ -304,8 +298,8 @@ class DataBunch:
             raise DataError("These items are no pictures (n, 1 or 3, height, width), so there is nothing to draw.")
         hidden = ds_type is DatasetType.Test and not self.test_labelled
         titles = ["" if hidden else self.label_of(target) for target in y[:n]]
-        figure: Figure = plots.plot_images(pictures, titles, figsize)
-        return plots.finish(figure.axes, return_fig)
+        figure: Figure = plotting.plot_images(pictures, titles, figsize)
+        return plotting.finish(figure.axes, return_fig)
 
     def pictures(self, x: Any) -> list[Any] | None:
         """Return a batch as the model takes it as pictures to draw, arrays ``(height, width, 3)`` in [0, 1].

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minifast.errors import DataError, check_once, did_you_mean, few
+from minifast.errors import DataError
+from minifast.utils.checks import check_once, did_you_mean, few
 
 
 class Labels(NamedTuple):

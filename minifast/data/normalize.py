@@ -11,6 +11,8 @@ from torch import Tensor
 from minifast.errors import DataError
 
 Stats = tuple[Sequence[float], Sequence[float]]  # mean and standard deviation of each channel
+
+
 imagenet_stats: Stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minifast.errors import DataError, check_count, check_once, did_you_mean
+from minifast.errors import DataError
+from minifast.utils.checks import check_count, check_once, did_you_mean
 
 WHOLE = re.compile(r"[+-]?(0|[1-9][0-9]*)")
+
+
 REAL = re.compile(r"[+-]?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 

@@ -1,0 +1,103 @@
+"""A moving average of the weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from minifast.training.callback import LearnerCallback
+from minifast.utils.checks import check_number
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+class EMACallback(LearnerCallback):
+    """Keeps an exponential moving average of the weights, validates with it, and leaves it in the model at the end.
+
+    After step ``n`` the average moves by ``1 - decay`` of the way to the weights, in the first steps by more:
+    ``decay`` is then ``(1 + n) / (10 + n)``. Floating-point buffers, such as BatchNorm's statistics, are averaged in
+    the same way. Training goes on with the weights themselves: from the first batch of a validation to the start of the
+    next epoch the model holds the average, so what callbacks save at an epoch's end is what was validated. A fit
+    that an error or Ctrl-C ends leaves the weights themselves. It takes no part in ``lr_find``.
+
+    Args:
+        learn: the learner.
+        decay: in [0, 1]; 0.999 averages over about the last thousand steps.
+
+    Source: B. Polyak & A. Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+
+    >>> from minifast import DataBunch, Learner, simple_ann
+    >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
+    >>> loss = torch.nn.CrossEntropyLoss()
+    >>> learn = Learner(DataBunch(batches, batches, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)
+    >>> _ = learn.fit_one_cycle(2, 1e-2, callbacks=EMACallback(decay=0.99))
+    >>> learn.validate() == learn.recorder.val_losses[-1:]
+    True
+    """
+
+    _order = 5_000  # after those that change weights when a step is made
+    fit_only = True
+    must_match = ("decay",)
+
+    def __init__(self, learn: Learner | None = None, decay: float = 0.999) -> None:
+        super().__init__(learn)
+        self.decay = check_number("decay", decay, low=0, high=1)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._steps = 0
+        self._others: list[Tensor] = []  # the averages; the weights themselves while the model holds the averages
+        self._swapped = False
+
+    def _tensors(self) -> list[Tensor]:
+        model = self.learn.model
+        both = (*model.parameters(), *model.buffers())
+        return [one.detach() for one in both if one.is_floating_point() or one.is_complex()]
+
+    def _swap(self) -> None:
+        held = self._tensors()
+        others, self._others = self._others, [one.clone() for one in held]
+        torch._foreach_copy_(held, others)
+        self._swapped = not self._swapped
+
+    def on_train_begin(self) -> None:
+        """Begin without an average."""
+        self._begin()
+
+    def on_epoch_begin(self) -> None:
+        """Go on with the weights themselves."""
+        if self._swapped:
+            self._swap()
+
+    def on_step_end(self, skip_step: bool) -> None:
+        """Take in the weights after a step."""
+        if skip_step:
+            return
+        tensors = self._tensors()
+        if self._others:
+            decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
+            get_ema_multi_avg_fn(decay)(self._others, tensors, None)  # type: ignore[no-untyped-call]
+        else:
+            self._others = [one.clone() for one in tensors]
+        self._steps += 1
+
+    def on_batch_begin(self, train: bool) -> None:
+        """Validate with the average."""
+        if not train and self._others and not self._swapped:
+            self._swap()
+
+    def on_train_end(self, exception: Any) -> None:
+        """Leave the average in the model, or after an error the weights themselves."""
+        if self._others and self._swapped == bool(exception):
+            self._swap()
+        self._begin()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it over; the model must hold the rest."""
+        super().load_state_dict(state)
+        pairs = zip(self._others, self._tensors(), strict=False)  # none, where no step was made
+        self._others = [kept.to(held.device, copy=True) for kept, held in pairs]

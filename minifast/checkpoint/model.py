@@ -1,0 +1,76 @@
+"""Save and load the weights of a model and the state of its optimizer."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from minifast.errors import DataError, MinifastError
+from minifast.training.optimizer import OptimizerStateError
+from minifast.utils import files
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = False) -> Path | IO[bytes]:
+    """Return where ``file`` is: an open file as it is, a name in the learner's model folder, or ``anywhere`` a path."""
+    if not isinstance(file, (str, Path)):
+        if not hasattr(file, "read") and not hasattr(file, "write"):
+            raise TypeError(f"file is {file!r}; it must be a name, a path or an open file.")
+        return file
+    folder = learn.path / learn.model_dir
+    if not str(file) or "\0" in str(file) or Path(file).name in ("", ".", ".."):
+        raise ValueError(f"{str(file)!r} is no name for a file; give one, such as 'model'.")
+    target = folder / f"{str(file).removesuffix('.pth')}.pth"
+    if not anywhere and not target.resolve().is_relative_to(folder.resolve()):
+        raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
+    return target
+
+
+def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
+    """Return what ``Learner.save`` keeps: the model's state, with the optimizer's where there is one."""
+    state = learn.model.state_dict()
+    return {"model": state, "opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else state
+
+
+def is_with_opt(state: Any) -> bool:
+    """Whether a file holds a model's state together with an optimizer's, as ``model_state`` returns them."""
+    return isinstance(state, dict) and set(state) == {"model", "opt"}
+
+
+def load_model(
+    learn: Learner,
+    file: Path | IO[bytes],
+    device: torch.device | str,
+    strict: bool,
+    with_opt: bool | None,
+    trust: bool = False,
+) -> None:
+    """Load what ``Learner.save`` kept into the learner: all of it, or nothing and an error."""
+    state = files.read(file, device, trust=trust)
+    if isinstance(state, nn.Module):  # a whole model, which only trust reads
+        state = state.state_dict()
+    both = is_with_opt(state)
+    if with_opt and not both:
+        raise MinifastError(f"{file} holds no optimizer; load it with with_opt=False.")
+    model = learn.model
+    before = copy.deepcopy(model.state_dict())
+    opt = learn.opt
+    try:
+        model.load_state_dict(state["model"] if both else state, strict=strict)
+        if both and with_opt is not False:
+            if opt is None:
+                learn.create_opt(3e-3, learn.wd)
+            learn.opt.load_state_dict(state["opt"])
+    except (RuntimeError, TypeError, AttributeError, KeyError, OptimizerStateError) as error:
+        learn.opt = opt
+        model.load_state_dict(before)
+        if isinstance(error, OptimizerStateError):
+            raise DataError(f"{file} holds another optimizer's state: {error} Load it with with_opt=False.") from error
+        reason = " ".join(str(error).split())
+        raise DataError(f"{file} belongs to another model than this learner's: {reason}") from error

@@ -1,0 +1,347 @@
+"""A run that can be killed at any batch and taken up again, bit for bit."""
+
+from __future__ import annotations
+
+import math
+import random
+import re
+import reprlib
+import time
+import warnings
+from collections import Counter, deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from minifast.checkpoint.fingerprint import run_fingerprint
+from minifast.checkpoint.model import model_file
+from minifast.data.resume import RemainingBatches, load_loader_state, loader_state
+from minifast.errors import CallbackError, MinifastError
+from minifast.training.callback import Callback, LearnerCallback
+from minifast.training.non_finite import all_finite
+from minifast.training.state import State
+from minifast.utils import files
+from minifast.utils.checks import check_count, check_word
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.tensors import is_plain
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+STATEFUL_TYPES = (deque, set, dict, list, bytearray, np.ndarray, np.generic, torch.Generator, random.Random)
+
+
+@dataclass(frozen=True)
+class RunCheckpoint:
+    """Where and how often a run is checkpointed: what ``fit(checkpoint=...)`` takes beside a plain name.
+
+    Args:
+        name: the run's name; the file is ``{name}.checkpoint`` in ``learn.path / learn.model_dir``.
+        every: save during an epoch too: a number of batches, or seconds as a string such as ``"60s"``. By default a
+            run is saved at the end of each epoch only.
+        resume: False starts again from the beginning, whatever the file holds.
+        on_write_error: ``"continue"`` warns when a checkpoint cannot be written and keeps training, ``"stop"`` raises
+            the error. The last complete file stays in both cases.
+
+    Raises:
+        TypeError, ValueError: an argument is of the wrong type or not allowed.
+
+    >>> RunCheckpoint("run1", every="60s")
+    RunCheckpoint(name='run1', every='60s', resume=True, on_write_error='continue')
+    """
+
+    name: str
+    every: int | str | None = None
+    resume: bool = True
+    on_write_error: str = "continue"
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise TypeError(f"checkpoint is {self.name!r}; it must be a name.")
+        if not isinstance(self.resume, bool):
+            raise TypeError(f"resume is {self.resume!r}; it must be True or False.")
+        check_word("on_write_error", self.on_write_error, ("continue", "stop"))
+        save_interval(self.every)
+
+
+class Checkpointer(LearnerCallback):
+    """Saves what a run is at the end of each epoch, and in between; takes it up where the file left it.
+
+    A run is the model, the optimizer, the position, the schedules' place, all generators, the order of the data, the
+    record, and each callback's own state (``Callback.state_dict``).
+
+    Args:
+        learn: the learner.
+        file: where the run is kept; the file before it stays beside it until the new one is whole.
+        call: what the run was asked to do; a file of another call is refused.
+        checkpoint: the run's name, and how often it is saved.
+    """
+
+    _order = 10_000  # so that all others have done what they do in the event
+
+    def __init__(self, learn: Learner, file: Path, call: dict[str, Any], checkpoint: RunCheckpoint) -> None:
+        super().__init__(learn)
+        self.file = file
+        self.call = call
+        self.checkpoint = checkpoint
+        self._batches, self._seconds = save_interval(checkpoint.every)
+        self._saved_at = time.monotonic()
+        self._identity = run_fingerprint(learn)
+        self._written = 0  # when, as the file system says it
+        self._warned = False
+        self._found: dict[str, Any] | None = None
+        self.left = "nothing is kept yet"  # what is, and how to go on, in a sentence without its full stop
+        self.finished = False  # whether the file holds a run that came to its end
+        if not is_plain(call):
+            raise TypeError(f"A run that is kept is begun with plain numbers and texts; {call} holds something else.")
+        if checkpoint.resume and (file.is_file() or files.previous(file).is_file()):
+            self._found, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
+            self._compare(self._found)
+            self.finished = bool(self._found["finished"])
+            self._say_left(self._found["epoch"], self._found["num_batch"])
+            whole = "" if newest else f"{file} is not whole; the one before it is. "
+            self._goes_on = whole + self._going_on(checkpoint.name)
+        self._new = self._found is None
+
+    def _going_on(self, name: str | None) -> str:
+        if self.finished:
+            return f"The run {name} is finished; the learner is now as it left it. resume=False begins it anew."
+        found = self._found or {}
+        return f"The run {name} goes on from epoch {found['epoch']}, batch {found['num_batch']}."
+
+    def _say_left(self, epoch: int, num_batch: int) -> None:
+        self.left = f"{self.file} is of epoch {epoch}, batch {num_batch}: the same call goes on from there"
+
+    def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
+        """Learn of the state that is to be kept, and of the other callbacks."""
+        self._state = state
+        self._others = [callback for callback in callbacks if callback is not self]
+        if self._found is not None:
+            names, here = ([name for name, _ in self._found["callbacks"]], [*map(_name, self._others)])
+            if names != here:
+                missing, more = Counter(names) - Counter(here), Counter(here) - Counter(names)
+                said = [f"{', '.join(missing)} is missing"] if missing else []
+                said += [f"{', '.join(more)} is more"] if more else []
+                raise MinifastError(
+                    f"{self.file} was kept with other callbacks: here {' and '.join(said) or 'they stand otherwise'}; "
+                    f"give those it was begun with, in their order: {', '.join(names)}."
+                )
+            if not self.learn.silent:
+                print(self._goes_on)
+        for callback in self._others:
+            _warn_of_what_is_not_kept(callback)
+
+    def _compare(self, found: dict[str, Any]) -> None:
+        for part, mine in {"call": self.call, **self._identity}.items():
+            theirs = dict(found[part])
+            if "cyc_len" in theirs:  # written by version 0.1
+                theirs["epochs"] = theirs.pop("cyc_len")
+            if theirs != mine:
+                name = min(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
+                was, is_ = (reprlib.repr(one.get(name, "absent")) for one in (theirs, mine))
+                seed = " Where the split is drawn, give it a seed." if name.startswith("checksum") else ""
+                seed += " Freeze what it was begun with: freeze, freeze_to, unfreeze." if name == "frozen" else ""
+                raise MinifastError(
+                    f"{self.file} holds another run: its {part} has {name} = {was}, and here it is {is_}.{seed} Name "
+                    f"another checkpoint (a run that is to be longer is a second fit with a name of its own), or give "
+                    f"resume=False to begin anew."
+                )
+
+    def on_train_begin(self) -> None:
+        """Take the run up where the file left it; a new run is kept before its first batch, lest that be the last."""
+        if self._found is None:
+            self._note_position()
+            self._save(self._state.epoch, 0, self._state.iteration)
+            return
+        found, state, learn = self._found, self._state, self.learn
+        learn.model.load_state_dict(found["weights"])
+        for name, buffer in learn.model.named_buffers():
+            if name in found["buffers"]:
+                buffer.copy_(found["buffers"][name])
+        for name, parameter in learn.model.named_parameters():
+            parameter.requires_grad_(found["trainable"][name])
+            gradient = found["gradients"].get(name)  # of batches whose step is still to come
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        learn.opt.load_state_dict(found["optimizer"])
+        state.n_epochs, state.epoch, state.iteration = found["n_epochs"], found["epoch"], found["iteration"]
+        state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
+        self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
+        self._restore(self._others, found)
+        for loader, position in zip(self._loaders(), found["position"], strict=True):
+            load_loader_state(loader, position)
+        set_rng_states(found["random"])
+        state.pbar.epochs_done(state.epoch, state.n_epochs)
+        if not found["num_batch"]:
+            self._found = None
+
+    def _restore(self, wanted: Sequence[Callback], found: dict[str, Any]) -> None:
+        for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
+            if callback in wanted:
+                callback.load_state_dict(kept)
+
+    def on_epoch_begin(self) -> None:
+        """Note where the epoch's order begins, or go on in the middle of an epoch."""
+        if self._found is not None:
+            found, self._found = self._found, None
+            # What the others did in this event is undone; the recorder's rows are in the table already.
+            self._restore([callback for callback in self._others if callback is not self.learn.recorder], found)
+            self._state.num_batch = found["num_batch"]
+            self._state.stop_training = found["stop_training"]
+            set_rng_states(found["random_at_epoch"])
+
+            def then() -> None:
+                for tfm, position in zip(self._transforms(), found["transforms"], strict=True):
+                    load_loader_state(tfm, position)
+                set_rng_states(found["random"])
+
+            self._state.rest = lambda loader: RemainingBatches(loader, found["num_batch"], then)
+        self._note_position()
+
+    def _loaders(self) -> list[Any]:
+        data = self.learn.data
+        return [loader for loader in (data.train_dl, data.valid_dl) if loader]
+
+    def _transforms(self) -> list[Any]:
+        return getattr(self.learn.data.train_dl, "tfms", [])
+
+    def _note_position(self) -> None:
+        self._position, self._random_at_epoch = [loader_state(loader) for loader in self._loaders()], get_rng_states()
+
+    def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
+        """Save when it is time."""
+        if not train or stop_epoch or (self._batches is None and self._seconds is None):
+            return
+        due = self._batches is not None and (num_batch + 1) % self._batches == 0
+        if due or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds):
+            self._save(self._state.epoch, num_batch + 1, self._state.iteration + 1)
+
+    def on_epoch_end(self, epoch: int, iteration: int) -> None:
+        """Save."""
+        self._position = [loader_state(loader) for loader in self._loaders()]
+        self._save(epoch + 1, 0, iteration)
+
+    def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
+        """Mark the run as finished, if it came to its end now."""
+        if not exception and not self.finished:
+            self._save(epoch, 0, iteration, finished=True)
+
+    def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
+        learn, state = self.learn, self._state
+        self._saved_at = time.monotonic()
+        if state.on_nan != "ignore":
+            # A run that is lost must not take the place of one that was good.
+            recent = state.raw_losses[-(state.num_batch + 1) :]
+            if not all(map(math.isfinite, recent)) or not all_finite(learn.model.state_dict().values()):
+                return
+        kept = [[_name(callback), callback.state_dict()] for callback in self._others]
+        for name, state_dict in kept:
+            if not is_plain(state_dict):
+                raise CallbackError(
+                    f"{name}.state_dict returned more than tensors and plain values, which cannot be kept."
+                )
+        values = {
+            "call": self.call,
+            "every": self.checkpoint.every,
+            **self._identity,
+            "finished": finished,
+            "n_epochs": state.n_epochs,
+            "epoch": epoch,
+            "num_batch": num_batch,
+            "iteration": iteration,
+            "weights": learn.model.state_dict(),
+            "buffers": dict(learn.model.named_buffers()),  # those too that are not in the state
+            "trainable": {name: p.requires_grad for name, p in learn.model.named_parameters()},
+            "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
+            "optimizer": learn.opt.state_dict(),
+            "skip_validate": state.skip_validate,
+            "stop_training": state.stop_training or finished,
+            "position": self._position,
+            "random_at_epoch": self._random_at_epoch,
+            "transforms": [loader_state(tfm) for tfm in self._transforms()],
+            "random": get_rng_states(),
+            "callbacks": kept,
+        }
+        self._look_for_others()
+        try:
+            files.write_checked(values, self.file, anew=self._new and not self._written)
+        except OSError as error:
+            if not self._written and self._new:
+                raise MinifastError(
+                    f"{self.file} cannot be written ({error}), so the run would not be kept; make room, or give the "
+                    f"learner another path."
+                ) from error
+            if self.checkpoint.on_write_error == "stop":
+                raise
+            if not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"{self.file} was not written ({error}); training goes on, the last good file stays.", stacklevel=2
+                )
+            return
+        self._written = self.file.stat().st_mtime_ns
+        self._say_left(epoch, num_batch)
+
+    def _look_for_others(self) -> None:
+        """Warn where the file is not the one that was written last."""
+        there = self.file.stat().st_mtime_ns if self.file.is_file() else None
+        if self._written and there and there != self._written and not self._warned:
+            self._warned = True
+            warnings.warn(
+                f"{self.file} is written by another process too; give each run a name of its own.", stacklevel=2
+            )
+
+
+def _name(callback: Callback) -> str:
+    return type(callback).__name__
+
+
+def _warn_of_what_is_not_kept(callback: Callback) -> None:
+    """Warn of an attribute that holds a state, but is not plain enough to be kept."""
+    if type(callback).state_dict is not Callback.state_dict:
+        return
+    for name, value in vars(callback).items():
+        if isinstance(value, (*STATEFUL_TYPES, np.random.Generator)) and not is_plain(value):
+            warnings.warn(
+                f"{_name(callback)}.{name} is a {type(value).__name__} that a checkpoint does not keep; give "
+                f"{_name(callback)} the methods state_dict and load_state_dict.",
+                stacklevel=2,
+            )
+
+
+def save_interval(every: int | str | None) -> tuple[int | None, float | None]:
+    """Return the number of batches, or the seconds, between two saves within an epoch."""
+    if not isinstance(every, str):
+        return (None if every is None else check_count("every", every)), None
+    if not re.fullmatch(r"\d+(\.\d+)?s", every):
+        raise ValueError(f"every is {every!r}; it must be a number of batches, or seconds such as '60s'.")
+    return None, float(every[:-1])
+
+
+def checkpoint_file(learn: Learner, name: str) -> Path:
+    """Return where the run called ``name`` is kept."""
+    file = model_file(learn, name)
+    if not isinstance(name, str) or not isinstance(file, Path):
+        raise TypeError(f"checkpoint is {name!r}; it must be a name.")
+    return file.with_suffix(".checkpoint")
+
+
+def is_slice(value: Any) -> bool:
+    """Whether a kept value stands for a slice."""
+    return isinstance(value, list) and value[:1] == ["slice"]
+
+
+def plain_call(method: str, **arguments: Any) -> dict[str, Any]:
+    """Return a call in plain values, to keep and to compare: slices and arrays as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, slice):
+            return ["slice", plain(value.start), plain(value.stop)]
+        value = value.tolist() if hasattr(value, "tolist") else value
+        return [plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+
+    return {"method": method, **{name: plain(value) for name, value in arguments.items()}}

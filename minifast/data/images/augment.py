@@ -1,0 +1,178 @@
+"""Random changes of image batches: rotation, zoom, perspective and lighting."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from minifast.errors import DataError
+from minifast.utils.checks import check_number
+
+EPS = 1e-7  # how near to black and white a logit is still taken, in float32
+
+
+class Augment:
+    """Changes each picture of a batch by chance, all geometry in one resampling; ``get_transforms`` says how.
+
+    What is drawn comes from torch's generator of the CPU, a few numbers a picture, so that it is the same on a GPU.
+    """
+
+    def __init__(
+        self,
+        do_flip: bool,
+        flip_vert: bool,
+        max_rotate: float,
+        max_zoom: float,
+        max_lighting: float,
+        max_warp: float,
+        p_affine: float,
+        p_lighting: float,
+    ) -> None:
+        self.do_flip = do_flip
+        self.flip_vert = flip_vert
+        self.max_rotate = check_number("max_rotate", max_rotate or 0, low=0, high=180)
+        self.max_zoom = check_number("max_zoom", max_zoom or 1, low=1)
+        self.max_lighting = check_number("max_lighting", max_lighting or 0, low=0, high=0.99)
+        self.max_warp = check_number("max_warp", max_warp or 0, low=0, high=0.49)
+        self.p_affine = check_number("p_affine", p_affine, low=0, high=1)
+        self.p_lighting = check_number("p_lighting", p_lighting, low=0, high=1)
+
+    def __repr__(self) -> str:
+        return f"Augment({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
+
+    def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+        """Return the batch with its pictures changed.
+
+        Raises:
+            DataError: the inputs are no pictures, floats ``(n, channels, height, width)``.
+        """
+        x, y = batch
+        if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+            raise DataError(
+                "The inputs are no pictures (floats (n, channels, height, width)), which augmentation is for; leave "
+                "ds_tfms out, or give transforms of your own."
+            )
+        height, width = x.shape[2:]
+        if self.do_flip or self.max_rotate or self.max_zoom > 1 or self.max_warp:
+            x = resample(x, self._maps(len(x), height, width).to(x.device, non_blocking=True))
+        if self.max_lighting:
+            x = self._lit(x)
+        return x, y
+
+    def _maps(self, n: int, height: int, width: int) -> Tensor:
+        """Draw for each picture where its points come from: a projective map, ``(n, 3, 3)``.
+
+        Points are ``(across, down, 1)`` from -1 to 1.
+        """
+        flip = torch.eye(3).repeat(n, 1, 1)
+        if self.do_flip:
+            flip[:, 0, 0] = _sign(n)
+            if self.flip_vert:
+                flip[:, 1, 1] = _sign(n)
+                if height == width:  # of the eight symmetries of a square, a rectangle has four
+                    flip = torch.where((torch.rand(n) < 0.5)[:, None, None], flip[:, [1, 0, 2]], flip)
+        angle = self._spread(n, math.radians(self.max_rotate))
+        rotate = torch.eye(3).repeat(n, 1, 1)
+        rotate[:, 0, 0], rotate[:, 1, 1] = angle.cos(), angle.cos()
+        rotate[:, 0, 1], rotate[:, 1, 0] = angle.sin() * height / width, -angle.sin() * width / height
+        part = 1 / (1 + torch.rand(n) * (self.max_zoom - 1) * self._taken(n, self.p_affine))  # of the picture, is seen
+        zoom = torch.eye(3).repeat(n, 1, 1)
+        zoom[:, 0, 0], zoom[:, 1, 1] = part, part
+        zoom[:, :2, 2] = (1 - part)[:, None] * (2 * torch.rand(n, 2) - 1)
+        taken = self._taken(n, self.p_affine)[:, None]
+        by = (2 * torch.rand(n, 4) - 1) * self.max_warp * taken
+        return flip @ (tilted(by) if self.max_warp else torch.eye(3)) @ rotate @ zoom
+
+    def _spread(self, n: int, most: float) -> Tensor:
+        return (2 * torch.rand(n) - 1) * most * self._taken(n, self.p_affine)
+
+    def _taken(self, n: int, p: float) -> Tensor:
+        return (torch.rand(n) < p).float()
+
+    def _lit(self, x: Tensor) -> Tensor:
+        # On the logits, where what is black or white stays so and no value leaves [0, 1].
+        n, most = len(x), self.max_lighting
+        change = torch.logit(0.5 + (torch.rand(n) - 0.5) * most * self._taken(n, self.p_lighting))
+        contrast = torch.exp((1 - 2 * torch.rand(n)) * math.log(1 - most) * self._taken(n, self.p_lighting))
+        drawn = torch.stack([contrast, change]).view(2, n, 1, 1, 1).to(x.device, x.dtype, non_blocking=True)
+        return torch.sigmoid(torch.logit(x, EPS) * drawn[0] + drawn[1])
+
+
+def _sign(n: int) -> Tensor:
+    return 1 - 2 * (torch.rand(n) < 0.5).float()
+
+
+def tilted(by: Tensor) -> Tensor:
+    """Return the projective maps ``(n, 3, 3)`` that draw the sides of a square apart or together.
+
+    ``by`` is ``(n, 4)``: how much longer the upper, lower, left and right sides become, in halves of a side.
+    """
+    upper, lower, left, right = (1 + by).unbind(1)
+    corners = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1]])
+    across = torch.stack([-upper, upper, -lower, lower], 1)
+    down = torch.stack([-left, -right, left, right], 1)
+    # Each corner (x, y) gives two equations for the eight unknowns: u (gx + hy + 1) = ax + by + c, and so for v.
+    n = len(by)
+    point = torch.cat([corners, torch.ones(4, 1)], 1).expand(n, 4, 3)
+    zero = torch.zeros(n, 4, 3)
+    rows = torch.cat(
+        [
+            torch.cat([point, zero, -across[..., None] * corners], 2),
+            torch.cat([zero, point, -down[..., None] * corners], 2),
+        ],
+        1,
+    )
+    unknowns = torch.linalg.solve(rows, torch.cat([across, down], 1))
+    return torch.cat([unknowns, torch.ones(n, 1)], 1).view(n, 3, 3)
+
+
+def resample(x: Tensor, maps: Tensor) -> Tensor:
+    """Return pictures seen through projective maps ``(n, 3, 3)``; beyond their borders they are mirrored."""
+    height, width = x.shape[2:]
+    across = (torch.arange(width, device=x.device) * 2 + 1 - width) / width  # centres of pixels
+    down = (torch.arange(height, device=x.device)[:, None] * 2 + 1 - height) / height
+    m = maps[..., None, None]
+    u, v, scale = (m[:, i, 0] * across + m[:, i, 1] * down + m[:, i, 2] for i in range(3))  # no TF32, as in products
+    grid = torch.stack([u / scale, v / scale], -1).to(x.dtype)
+    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def get_transforms(
+    do_flip: bool = True,
+    flip_vert: bool = False,
+    max_rotate: float = 10.0,
+    max_zoom: float = 1.1,
+    max_lighting: float = 0.2,
+    max_warp: float = 0.2,
+    p_affine: float = 0.75,
+    p_lighting: float = 0.75,
+    xtra_tfms: Sequence[Any] | None = None,
+) -> tuple[list[Any], list[Any]]:
+    """Return transforms for the ``ds_tfms`` of pictures: those of training, and those of validation, which are none.
+
+    Each picture is changed by numbers of its own. As in fastai v1, but that the pictures are scaled to their size
+    before, and all geometry is one resampling.
+
+    Args:
+        do_flip: mirror left and right, half of the pictures.
+        flip_vert: mirror top and bottom too, and turn squares by right angles.
+        max_rotate: degrees.
+        max_zoom: how many times larger.
+        max_lighting: how much brightness and contrast change, from 0 to 0.99.
+        max_warp: how much longer or shorter a side becomes, as seen from an angle, in halves of it; up to 0.49.
+        p_affine: how likely each of turning, zooming and warping is.
+        p_lighting: how likely each of brightness and contrast is.
+        xtra_tfms: more for training: functions of a batch ``(x, y)`` that return both, or transforms of torchvision.
+
+    >>> train, valid = get_transforms(max_rotate=20, flip_vert=True)
+    >>> x, y = train[0]((torch.rand(8, 3, 32, 32), torch.zeros(8)))
+    >>> x.shape, valid
+    (torch.Size([8, 3, 32, 32]), [])
+    """
+    augment = Augment(do_flip, flip_vert, max_rotate, max_zoom, max_lighting, max_warp, p_affine, p_lighting)
+    return [augment, *(xtra_tfms or ())], []

@@ -1,0 +1,53 @@
+"""The order of samples in an epoch, as a function of the seed and the epoch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from minifast.utils.checks import check_count, check_number
+
+
+def order_of(n: int, seed: int, epoch: int) -> Tensor:
+    """Return the order of ``n`` items in an epoch: a function of its arguments and of nothing else.
+
+    >>> torch.equal(order_of(10, 1, 2), order_of(10, 1, 2)), torch.equal(order_of(10, 1, 2), order_of(10, 1, 3))
+    (True, False)
+    """
+    generator = torch.Generator().manual_seed((seed * 1_000_003 + epoch) % 2**63)
+    return torch.randperm(n, generator=generator)
+
+
+def split_rows(n: int, valid_pct: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Return the numbers of ``n`` items, 2 or more, in two parts drawn at random: of training, and of validation.
+
+    >>> [len(part) for part in split_rows(10, 0.2, seed=0)], [len(part) for part in split_rows(2, 0.01, seed=0)]
+    ([8, 2], [1, 1])
+    """
+    order = order_of(n, seed, 0)
+    n_valid = max(1, int(n * check_number("valid_pct", valid_pct, above=0, high=0.99)))
+    return order[n_valid:], order[:n_valid]
+
+
+def draw_seed(seed: int | None) -> int:
+    """Return a seed, by default one drawn from torch's generator."""
+    return int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+
+
+class EpochOrder(Sampler[int]):
+    """The order of an epoch for torch's DataLoader: the same function of seed and epoch as in memory."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        epoch, self.epoch = self.epoch, self.epoch + 1
+        return iter(order_of(self.n, self.seed, epoch).tolist())

@@ -1,0 +1,19 @@
+"""Diagnostics: check a setup before training, summarize a model, interpret its mistakes.
+
+``learn.check()``, ``learn.summary()`` and ``learn.interpret()`` call this package. The diagnosis of a loss that is NaN
+lives in ``minifast.training.non_finite``.
+"""
+
+from minifast.diagnostics.findings import CheckResult, Finding
+from minifast.diagnostics.interpretation import ClassificationInterpretation, Interpretation
+from minifast.diagnostics.summary import model_sizes, model_summary, num_features_model
+
+__all__ = [
+    "CheckResult",
+    "ClassificationInterpretation",
+    "Finding",
+    "Interpretation",
+    "model_sizes",
+    "model_summary",
+    "num_features_model",
+]

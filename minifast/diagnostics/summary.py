@@ -1,0 +1,92 @@
+"""A model's layers as a table, and their sizes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minifast.hooks import Hooks, hook_outputs, leaves
+from minifast.training.non_finite import uncompiled
+from minifast.training.snapshot import eval_mode
+from minifast.utils.tensors import as_arguments
+from minifast.utils.text import text_table
+
+
+class Table(str):
+    """Text that a notebook and a prompt show as it is, line by line."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@torch.no_grad()
+def summary(model: nn.Module, x: Any) -> str:
+    """Return a table of the layers that a batch ``x`` meets, with output shapes and parameters.
+
+    >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4))
+    layer   output  parameters  trainable
+    Linear  8 × 2           10        yes
+    ReLU    8 × 2            0
+    10 parameters, 10 of them trainable
+    """
+    rows = [("layer", "output", "parameters", "trainable")]
+
+    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+        parameters = list(module.parameters())
+        trainable = [p for p in parameters if p.requires_grad]
+        trained = (
+            "" if not parameters else "yes" if len(trainable) == len(parameters) else "partly" if trainable else "no"
+        )
+        shape = " × ".join(map(str, output.shape)) if isinstance(output, Tensor) else type(output).__name__
+        rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
+
+    with Hooks(leaves(model), note), eval_mode(model), uncompiled(model):
+        model(*as_arguments(x))
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return Table(f"{text_table(rows, right=2)}\n{total:,} parameters, {trainable:,} of them trainable")
+
+
+def model_sizes(m: nn.Module, size: tuple[int, int] = (64, 64)) -> list[torch.Size]:
+    """Return the shape of what each part of ``m`` gives for one picture of ``size``, height and width.
+
+    The parts are the direct children of ``m``. (fastai v1's annotation promises the input and the hooks too.)
+
+    Raises:
+        ValueError: ``m`` has no convolution, so it does not say how many channels a picture has.
+
+    >>> model_sizes(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten()))
+    [torch.Size([1, 8, 32, 32]), torch.Size([1, 8192])]
+    """
+    convolutions = (module for module in m.modules() if isinstance(module, nn.modules.conv._ConvNd))
+    first = next(convolutions, None)
+    if first is None:
+        raise ValueError(f"{type(m).__name__} has no convolution, so it does not say what pictures it takes.")
+    picture = torch.zeros(1, first.in_channels, *size, device=first.weight.device, dtype=first.weight.dtype)
+    with hook_outputs(m.children()) as hooks, eval_mode(m), torch.no_grad():
+        m(picture)
+    return [output.shape for output in hooks.stored]
+
+
+def num_features_model(m: nn.Module) -> int:
+    """Return how many features the last part of ``m`` gives, for a body of convolutions its channels.
+
+    >>> num_features_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
+    8
+    """
+    for side in (64, 128, 256):
+        try:
+            return int(model_sizes(m, (side, side))[-1][1])
+        except RuntimeError:  # the picture is too small for it
+            continue
+    return int(model_sizes(m, (512, 512))[-1][1])
+
+
+def model_summary(m: Any, n: int = 70) -> str:
+    """Return ``learn.summary()`` of a learner ``m``; ``n``, the width of fastai v1's table, changes nothing here."""
+    table: str = m.summary()
+    return table

@@ -1,0 +1,156 @@
+"""What each way to train hands to a run: its schedule, its checkpoint and a record of the call."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from minifast import plotting
+from minifast.callbacks.lr_finder import LRFinder
+from minifast.callbacks.one_cycle import OneCycleScheduler
+from minifast.callbacks.recorder import Recorder
+from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
+from minifast.checkpoint.run import checkpoint_file, is_slice, plain_call
+from minifast.errors import MinifastError
+from minifast.finder.result import FinderResult
+from minifast.learner import running
+from minifast.learner.running import RunOptions
+from minifast.schedules.annealing import Schedule
+from minifast.training.callback import Callback, check_callbacks
+from minifast.utils import files
+from minifast.utils.checks import check_count, did_you_mean
+from minifast.utils.tensors import as_list
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from minifast.learner.learner import Learner
+
+LearningRate = float | slice | Sequence[float]
+Callbacks = Collection[Callback] | Callback | None
+DEFAULT_LR = slice(3e-3)  # 0.003 for the last layer group, a tenth of it for the others
+
+
+def fit(learn: Learner, epochs: int, lr: LearningRate, wd: Any, callbacks: Callbacks, options: RunOptions) -> Recorder:
+    """Train with a constant learning rate."""
+    epochs = check_count("epochs", epochs)
+    call = plain_call("fit", epochs=epochs, lr=lr, wd=wd)
+    return running.fit(learn, epochs, lr, wd, check_callbacks(as_list(callbacks)), call, options)
+
+
+def fit_one_cycle(
+    learn: Learner, epochs: int, cycle: dict[str, Any], wd: Any, callbacks: Callbacks, options: RunOptions
+) -> Recorder:
+    """Train with the 1cycle policy; ``cycle`` holds the arguments of ``OneCycleScheduler``."""
+    epochs = check_count("epochs", epochs)
+    scheduler = OneCycleScheduler(learn, **cycle)
+    call = plain_call("fit_one_cycle", epochs=epochs, wd=wd, **cycle)
+    print_default_lr(learn, cycle["max_lr"])
+    extra = [*check_callbacks(as_list(callbacks)), scheduler]
+    return running.fit(learn, epochs, cycle["max_lr"], wd, extra, call, options)
+
+
+def fit_schedule(
+    learn: Learner, epochs: int, schedules: dict[str, Any], callbacks: Callbacks, options: RunOptions
+) -> Recorder:
+    """Train with a schedule, or a constant, for each of ``lr``, ``mom`` and ``wd``."""
+    epochs = check_count("epochs", epochs)
+    functions, values = sampled_schedules(learn, schedules)
+    scheduler = ScheduledParameters(learn, functions, epochs * len(learn.data.train_dl))
+    call = plain_call("fit_schedule", epochs=epochs, **values)
+    max_lr = np.max(values["lr"], axis=0).tolist()
+    wd = values["wd"][0] if "wd" in values else None
+    extra = [*check_callbacks(as_list(callbacks)), scheduler]
+    return running.fit(learn, epochs, max_lr, wd, extra, call, options)
+
+
+def sampled_schedules(learn: Learner, given: dict[str, Any]) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
+    """Return the schedules that are given, and their values on a grid of progress."""
+    given = {name: value for name, value in given.items() if value is not None or name == "lr"}
+    sampled = {name: as_schedule(name, value, len(learn.layer_groups)) for name, value in given.items()}
+    functions = {name: function for name, (function, _) in sampled.items()}
+    return functions, {name: values for name, (_, values) in sampled.items()}
+
+
+def print_default_lr(learn: Learner, max_lr: LearningRate) -> None:
+    """Print the maximum learning rate where the caller did not choose one."""
+    if not isinstance(max_lr, slice) or max_lr != DEFAULT_LR or learn.silent:
+        return
+    suggestions = [run.found.suggestion for run in learn.history if run.found and run.found.suggestion]
+    advice = f"lr_find suggests {suggestions[-1]:.2g}" if suggestions else "lr_find() suggests one for this model"
+    tenth = ", a tenth of it for all layer groups but the last" if len(learn.layer_groups) > 1 else ""
+    print(f"The maximum learning rate is {DEFAULT_LR.stop}{tenth}; {advice}.")
+
+
+def plot_schedule(
+    learn: Learner,
+    epochs: int,
+    max_lr: LearningRate | Schedule,
+    mom: Any,
+    wd: Any,
+    cycle: dict[str, Any],
+    return_fig: bool | None,
+    ax: Any,
+) -> Figure | None:
+    """Plot the values that ``fit_one_cycle`` or ``fit_schedule`` would train with."""
+    epochs = check_count("epochs", epochs)
+    scheduler: Any
+    if callable(max_lr):
+        if cycle:
+            raise TypeError(
+                f"`max_lr` is a schedule, but {', '.join(cycle)} belongs to the 1cycle policy; leave it out."
+            )
+        functions, values = sampled_schedules(learn, {"lr": max_lr, "mom": mom, "wd": wd})
+        scheduler = ScheduledParameters(learn, functions, epochs * len(learn.data.train_dl))
+        lr: Any = np.max(values["lr"], axis=0).tolist()
+    elif mom is not None or wd is not None:
+        raise TypeError("`mom` and `wd` need a schedule as `max_lr`; the 1cycle policy takes its momentum from `moms`.")
+    else:
+        allowed = list(inspect.signature(OneCycleScheduler).parameters)[2:]
+        for name in cycle.keys() - set(allowed):
+            raise TypeError(
+                f"`{name}` is no argument of the 1cycle policy; it takes {', '.join(allowed)}."
+                f"{did_you_mean(name, allowed)}"
+            )
+        scheduler, lr = OneCycleScheduler(learn, max_lr, **cycle), max_lr
+    values, without_momentum = running.planned_values(learn, scheduler, epochs, lr)
+    return plotting.plot_hyperparameters(values, without_momentum, return_fig, ax)
+
+
+def resume(learn: Learner, checkpoint: str, callbacks: Callbacks, on_write_error: str, on_nan: str) -> Recorder:
+    """Resume a checkpointed run with the arguments that it was started with."""
+    values, _ = files.read_checked(checkpoint_file(learn, checkpoint))
+    call: dict[str, Any] = dict(values["call"])
+    call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
+    method = call.pop("method")
+    if "cyc_len" in call:  # written by version 0.1
+        call["epochs"] = call.pop("cyc_len")
+    if method == "fit_schedule":
+        raise MinifastError(
+            f"The run {checkpoint!r} was started by fit_schedule, whose schedules are functions and not in the file; "
+            f"call fit_schedule again with the same arguments and checkpoint={checkpoint!r}."
+        )
+    start = learn.fit if method == "fit" else learn.fit_one_cycle
+    return start(
+        **call, callbacks=callbacks, checkpoint=checkpoint, every=values["every"],
+        on_write_error=on_write_error, on_nan=on_nan,
+    )  # fmt: skip
+
+
+def lr_find(
+    learn: Learner,
+    start_lr: LearningRate,
+    end_lr: LearningRate,
+    num_it: int,
+    stop_div: bool,
+    wd: Any,
+    repeats: int,
+) -> FinderResult:
+    """Run the learning rate range test ``repeats`` times."""
+    repeats = check_count("repeats", repeats)
+    finders = [LRFinder(learn, start_lr, end_lr, num_it, stop_div) for _ in range(repeats)]
+    call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
+    return running.find(learn, finders, start_lr, wd, call)

@@ -1,0 +1,256 @@
+"""What stands around the loop: a run is prepared, watched, kept and, when it ends early, explained."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from minifast.callbacks.lr_finder import LRFinder
+from minifast.callbacks.nan_guard import LastFiniteWeights, NaNGuard
+from minifast.callbacks.recorder import Recorder
+from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
+from minifast.errors import DataError, NonFiniteLossError
+from minifast.finder.result import FinderResult
+from minifast.metrics.base import as_metric, columns_of
+from minifast.training import loop
+from minifast.training.batch_checks import check_outputs, check_targets
+from minifast.training.callback import Callback, LearnerCallback, check_callbacks
+from minifast.training.dispatcher import Dispatcher
+from minifast.training.groups import per_group
+from minifast.training.progress import make_bar
+from minifast.training.snapshot import preserve_learner
+from minifast.training.state import State
+from minifast.utils.checks import check_number, check_word, note
+from minifast.utils.tensors import as_arguments
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """The arguments that ``fit``, ``fit_one_cycle`` and ``fit_schedule`` share, checked."""
+
+    checkpoint: str | RunCheckpoint | None = None
+    every: int | str | None = None
+    resume: bool = True
+    on_write_error: str = "continue"
+    on_nan: str = "stop"
+
+    def __post_init__(self) -> None:
+        check_word("on_nan", self.on_nan, ("stop", "restore", "ignore"))
+        if isinstance(self.checkpoint, RunCheckpoint) and (self.every, self.resume, self.on_write_error) != (
+            None,
+            True,
+            "continue",
+        ):
+            raise ValueError("every, resume and on_write_error stand in the RunCheckpoint already; give them there.")
+        if self.checkpoint is None and self.every is not None:
+            raise ValueError(f"every is {self.every!r}, but nothing is kept; name the run, such as checkpoint='run1'.")
+        self.run_checkpoint(self.checkpoint or "unnamed")
+
+    def run_checkpoint(self, name: str | RunCheckpoint) -> RunCheckpoint:
+        """Return the settings of the checkpoint called ``name``."""
+        if isinstance(name, RunCheckpoint):
+            return name
+        return RunCheckpoint(name, self.every, self.resume, self.on_write_error)
+
+
+def prepare(learn: Learner, lr: Any, wd: Any) -> None:
+    """Check what a run is to do, and make the optimizer or set it."""
+    if not any(parameter.requires_grad for parameter in learn.model.parameters()):
+        raise ValueError(
+            "No parameter of the model is to be trained: all are frozen, or it has none; learn.unfreeze() frees them. "
+            "(A model from load_learner only predicts; save and load are for training on.)"
+        )
+    if len(learn.data.train_dl) == 0:
+        raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
+    rates = learn.lr_range(lr)
+    decay = learn.wd if wd is None else wd
+    for one in per_group(decay, len(learn.layer_groups), "wd"):
+        check_number("wd", one, low=0)
+    if learn.opt is None:
+        learn.create_opt(lr, decay)
+    else:
+        learn.opt.lr = rates
+        learn.opt.wd = decay
+
+
+def fit(
+    learn: Learner,
+    epochs: int,
+    lr: Any,
+    wd: Any,
+    extra: Sequence[Callback],
+    call: dict[str, Any],
+    options: RunOptions,
+) -> Recorder:
+    """Train with the learner's callbacks, its own and ``extra``; a run that is refused changes nothing."""
+    before, opt = learn.recorder, learn.opt
+    values = {name: opt.read(name) for name in ("lr", "wd")} if opt else {}
+    last_good = None
+    try:
+        prepare(learn, lr, wd)
+        recorder = Recorder(learn)
+        recorder.call = call
+        guard = NaNGuard(learn, recorder)
+        last_good = LastFiniteWeights(learn) if options.on_nan == "restore" else None
+        callbacks = [*callbacks_for_run(learn, recorder, guard, *([last_good] if last_good else [])), *extra]
+        if options.checkpoint is not None:
+            checkpoint = options.run_checkpoint(options.checkpoint)
+            callbacks.append(Checkpointer(learn, checkpoint_file(learn, checkpoint.name), call, checkpoint))
+        run(learn, epochs, callbacks, recorder, options.on_nan)
+    except NonFiniteLossError as error:
+        where = last_good.restore() if last_good else None
+        if where is None:
+            raise
+        warnings.warn(f"{error}\nThe weights of {where} are put back.", stacklevel=4)
+    except BaseException:
+        if learn.recorder not in learn.history:
+            learn.recorder, learn.opt = before, opt
+            for name, value in values.items():
+                learn.opt.write(name, value)
+        raise
+    finally:
+        if last_good:
+            last_good.forget()
+    return learn.recorder
+
+
+def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, call: dict[str, Any]) -> FinderResult:
+    """Run the mock training of each finder and put back all that it changed; its record stays."""
+    kept, recorder = learn.recorder, None
+    try:
+        for again, finder in enumerate(finders):
+            with preserve_learner(learn):
+                prepare(learn, start_lr, wd)
+                _skip_orders(learn, again)
+                recorder = Recorder(learn, silent=True)
+                recorder.call = call
+                epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
+                guard = NaNGuard(learn, recorder)
+                others = callbacks_for_run(learn, recorder, guard, watching=False)
+                run(learn, epochs, [*(one for one in others if not one.controls), finder], recorder, on_nan="ignore")
+    finally:
+        learn.recorder = recorder or kept
+    stopped = finders[-1].stopped
+    result = FinderResult([one.lrs for one in finders], [one.losses for one in finders], stopped)
+    learn.recorder.found = result
+    if not learn.silent:
+        rate = "" if result.suggestion is None else f" It suggests a rate of {result.suggestion:.2g}."
+        steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
+        print(f"Stopped at {steps}: {stopped}.{rate} learn.recorder.plot() shows the losses.")
+    return result
+
+
+def _skip_orders(learn: Learner, times: int) -> None:
+    """Go on to other random numbers and another order of the data."""
+    torch.rand(times)
+    for _ in range(times):
+        next(iter(learn.data.train_dl), None)
+
+
+def planned_values(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[str, list[Any]], str]:
+    """Return what a scheduler would set for each batch and layer group, and what is to be said of the momentum."""
+    opt = learn.opt
+    learn.opt = None  # a new one is made, and nothing is set in the learner's own
+    try:
+        prepare(learn, lr, None)
+        scheduler.on_train_begin(n_epochs=epochs, epoch=0)
+        values = [scheduler.values(i) for i in range(scheduler.first, epochs * len(learn.data.train_dl))]
+        without = learn.opt.without_momentum
+    finally:
+        learn.opt = opt
+    n = len(learn.layer_groups)
+    return {name: [per_group(one[name], n, name) for one in values] for name in scheduler.schedules}, without
+
+
+def callbacks_for_run(learn: Learner, *first: Callback, watching: bool = True) -> list[Callback]:
+    """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` make for this run.
+
+    Those that watch are neither returned nor made without ``watching``.
+    """
+    given = [one for one in check_callbacks(learn.callbacks) if watching or not one.fit_only]
+    makers = [
+        make for make in learn.callback_fns if watching or not getattr(getattr(make, "func", make), "_watches", False)
+    ]
+    made = [one for one in check_callbacks([make(learn) for make in makers]) if watching or not one.fit_only]
+    return [*given, *first, *made]
+
+
+def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Recorder, on_nan: str) -> None:
+    """Let the loop run, with its record in the history, and leave the learner usable however it ends."""
+    metrics = [as_metric(metric) for metric in learn.metrics]
+    state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
+    for callback in callbacks:
+        if isinstance(callback, LearnerCallback):
+            callback.adopt(learn)
+    check_single_controller(callbacks)
+    keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
+    for keeper in keepers:
+        keeper.attach(
+            state, [*(one for one in callbacks if not isinstance(one, (NaNGuard, LastFiniteWeights))), *metrics]
+        )
+    before = {name: learn.opt.read(name) for name in learn.opt.names}
+    dispatcher = Dispatcher(state, callbacks, metrics)
+    learn.history.append(recorder)
+    if any(parameter.grad is not None for parameter in learn.model.parameters()):
+        learn.opt.zero_grad()  # what an earlier run accumulated without a step is not of this one
+    try:
+        loop.fit(learn, dispatcher)
+    except BaseException as error:
+        if state.last_input is None:
+            learn.history.remove(recorder)  # it was refused, or ended, before anything was trained
+        learn.opt.zero_grad()  # the gradients of the batch in which it ended
+        try:
+            if isinstance(error, IndexError):
+                check_outputs(learn, state.last_output, state.last_target)
+                check_targets(learn.loss_func, state.last_output, as_arguments(state.last_target)[0])
+        except DataError as better:
+            report_stop(learn, state, better, keepers)
+            raise better from error
+        report_stop(learn, state, error, keepers)
+        raise
+    finally:
+        for name in {name for callback in callbacks for name in callback.controls} & before.keys():
+            if learn.opt.read(name) != before[name]:
+                learn.opt.write(name, before[name])
+
+
+def check_single_controller(callbacks: Sequence[Callback]) -> None:
+    """Refuse two callbacks that set the same hyper-parameter, of which the later one would win in silence."""
+    setters: dict[str, Callback] = {}
+    for callback in callbacks:
+        for name in callback.controls:
+            other = setters.setdefault(name, callback)
+            if other is not callback:
+                raise ValueError(
+                    f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out "
+                    f"(fit_one_cycle and fit_schedule bring their own, fit has none)."
+                )
+
+
+def report_stop(learn: Learner, state: State, error: BaseException, keepers: Sequence[Checkpointer]) -> None:
+    """Say where a run ended early and how to go on: in a note on an error, or after a Ctrl-C in a line."""
+    if state.last_input is None:
+        where = "before the first batch"
+    elif state.train:
+        where = f"in epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
+    else:
+        where = f"in the validation of epoch {state.epoch}"
+    kept = " ".join(f"{keeper.left}." for keeper in keepers)
+    if isinstance(error, KeyboardInterrupt):
+        finding = learn.recorder.call.get("method") == "lr_find"
+        rest = "lr_find puts all back." if finding else kept or "the learner can go on."
+        if not learn.silent:
+            print(f"Stopped {where}; {rest}")
+    elif isinstance(error, NonFiniteLossError):
+        if kept:
+            note(error, kept)
+    elif isinstance(error, Exception):
+        note(error, f"This was {where}, learning rate {learn.opt.lr:.3g}. {kept}".rstrip())

@@ -1,0 +1,238 @@
+"""Pictures: lists in, matplotlib axes out. matplotlib is imported when the first picture is made."""
+
+from __future__ import annotations
+
+import math
+import sys
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+WIDTH, HEIGHT = 6.0, 4.0  # inches, of one pair of axes
+
+
+GLYPH = 0.62  # the width of a character on average, of its height
+
+
+LONGEST = 24  # characters of a name beside an axis
+
+
+NAMES = {"lr": "learning rate", "mom": "momentum", "wd": "weight decay"}
+
+
+def axes_for(ax: Any, n: int = 1) -> list[Axes]:
+    """Return ``n`` axes: those given as ``ax`` (one, or a sequence of ``n``), or new ones side by side."""
+    if ax is None:
+        import matplotlib.pyplot as plt
+
+        _, grid = plt.subplots(1, n, figsize=(WIDTH * n, HEIGHT), squeeze=False, layout="constrained")
+        return list(grid[0])
+    given = list(ax) if isinstance(ax, Sequence) or hasattr(ax, "shape") else [ax]
+    if len(given) != n:
+        raise ValueError(f"ax holds {len(given)} axes and this plot needs {n}; give {n}, or leave ax out.")
+    return given
+
+
+def finish(axes: Sequence[Axes], return_fig: bool | None, show_grid: bool = False) -> Figure | None:
+    """Draw a grid and return the figure where they are asked for; a notebook shows it once, as its cell's value."""
+    for ax in axes if show_grid else ():
+        ax.grid(alpha=0.4)
+    if not return_fig:
+        return None
+    figure = axes[0].figure
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    if pyplot is not None and "inline" in pyplot.get_backend():
+        pyplot.close(figure)
+    return figure  # type: ignore[return-value]  # a subfigure's axes give a SubFigure, which saves and shows alike
+
+
+def plot_finder(
+    ax: Axes,
+    lrs: Sequence[float],
+    losses: Sequence[float],
+    runs: Sequence[Sequence[float]] = (),
+    marks: Sequence[tuple[str, float]] = (),
+    band: tuple[float, float] | None = None,
+) -> None:
+    """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark.
+
+    Of several ``runs`` the spread is a shade around the curve; ``band`` is a shade behind the marks.
+    """
+    ax.plot(lrs, losses)
+    if len(runs) > 1:
+        ax.fill_between(lrs, np.min(runs, axis=0), np.max(runs, axis=0), alpha=0.25, label=f"{len(runs)} runs")
+    ax.set_xscale("log")
+    ax.set_xlabel("learning rate")
+    ax.set_ylabel("loss (smoothed)")
+    for i, (label, lr) in enumerate(marks, 1):
+        ax.axvline(lr, color=f"C{i}", linestyle="--", linewidth=1, label=f"{label}: {lr:.2e}")
+    if marks and band:
+        ax.axvspan(*band, color=f"C{len(marks)}", alpha=0.12, label="about as good")
+    if marks or len(runs) > 1:
+        ax.legend()
+
+
+def plot_over_batches(
+    ax: Axes, batches: Sequence[int], values: Sequence[Any], label: str, legend: str | None = None
+) -> None:
+    """Draw a value a training batch, or one for each layer group: a line for those that have the same.
+
+    Of one batch alone it is a point.
+    """
+    marker = "o" if len(values) == 1 else None
+    if len(values) and isinstance(values[0], Sequence):
+        lines: dict[tuple[float, ...], list[int]] = {}
+        for i, line in enumerate(zip(*values, strict=True)):
+            lines.setdefault(line, []).append(i)
+        for line, groups in lines.items():
+            names = f"layer group{'s' if len(groups) > 1 else ''} {', '.join(map(str, groups))}"
+            ax.plot(batches, line, label=f"{names}: up to {max(line):.2g}", marker=marker)
+        if len(lines) > 1:
+            ax.legend()
+    else:
+        ax.plot(batches, values, label=legend, marker=marker)
+    ax.set_xlabel("training batch")
+    ax.set_ylabel(label)
+
+
+def plot_hyperparameters(
+    values: dict[str, list[Any]], title: str = "", return_fig: bool | None = None, ax: Any = None
+) -> Figure | None:
+    """Draw hyper-parameters over the training batches side by side."""
+    axes = axes_for(ax, len(values))
+    for one, (name, each) in zip(axes, values.items(), strict=True):
+        plot_over_batches(one, range(len(each)), each, NAMES.get(name, name))
+        one.set_title(title)
+    return finish(axes, return_fig)
+
+
+def plot_losses(
+    ax: Axes, batches: Sequence[int], losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None]
+) -> None:
+    """Draw the training loss a batch and the validation loss at the ends of the epochs."""
+    ax.plot(batches, losses, label="train (smoothed)", marker="o" if len(losses) == 1 else None)
+    points = [(end, loss) for end, loss in zip(ends, val_losses, strict=False) if loss is not None]
+    if points:
+        ax.plot(*zip(*points, strict=True), marker="o", label="valid")
+    ax.set_xlabel("training batch")
+    ax.set_ylabel("loss")
+    ax.legend()
+
+
+def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
+    """Draw a value an epoch."""
+    ax.plot(epochs, values, marker="o")
+    ax.locator_params(axis="x", integer=True)
+    ax.set_xlabel("epoch")
+    ax.set_ylabel(label)
+
+
+def shortened(text: str, n: int) -> str:
+    """Cut a text to ``n`` characters, in its middle, where names that begin or end alike differ least.
+
+    >>> shortened("german_shorthaired_pointer", 12), shortened("beagle", 12)
+    ('german…ointer', 'beagle')
+    """
+    return text if len(text) <= n else f"{text[: n - n // 2]}…{text[-(n // 2) :]}"
+
+
+def fitting(texts: Sequence[str], width: float, largest: float = 12.0, smallest: float = 6.0) -> tuple[float, int]:
+    """Return the font size at which the longest text is ``width`` points wide, and how many characters fit then."""
+    longest = max(map(len, texts), default=0)
+    size = min(largest, max(smallest, width / (GLYPH * max(longest, 1))))
+    return size, max(3, int(width / (GLYPH * size)))
+
+
+def plot_images(
+    pictures: Sequence[Any],
+    titles: Sequence[str],
+    figsize: tuple[float, float] | None = None,
+    colors: Sequence[str | None] | None = None,
+    heading: str = "",
+) -> Figure:
+    """Draw pictures, arrays ``(height, width, channels)`` in [0, 1], in a square of rows, a title over each.
+
+    Titles are made as small as they must be to fit over their pictures, and cut where that would be too small to read.
+    """
+    import matplotlib.pyplot as plt
+
+    columns = max(1, math.isqrt(len(pictures) - 1) + 1)
+    rows = -(-len(pictures) // columns)
+    titles = [
+        "\n".join(textwrap.fill(line, 14, break_long_words=False) for line in title.splitlines()) for title in titles
+    ]
+    n_lines = max((title.count("\n") for title in titles), default=0)
+    width, height = figsize or (1.4 * columns, (1.6 + 0.2 * n_lines) * rows)
+    figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
+    lines = [line for title in titles for line in title.splitlines()]
+    size, n = fitting(lines, 72 * 0.95 * width / columns)
+    for ax in grid.flat:
+        ax.axis("off")
+    for ax, picture, title, color in zip(grid.flat, pictures, titles, colors or [None] * len(titles), strict=False):
+        ax.imshow(picture)
+        text = "\n".join(shortened(line, n) for line in title.splitlines())
+        ax.set_title(text, fontsize=size, **({"color": color} if color else {}))
+    figure.suptitle(heading, fontsize=10)
+    return figure
+
+
+def matrix_axes(
+    labels: Sequence[str], figsize: tuple[float, float] | None = None, dpi: float | None = None
+) -> list[Axes]:
+    """Return new axes for a matrix over ``labels``, as large as its rows and names need."""
+    import matplotlib.pyplot as plt
+
+    side = 2.5 + 0.08 * min(LONGEST, max(map(len, labels))) + 0.3 * len(labels)
+    figure = plt.figure(figsize=figsize or (min(side, 20.0), min(side, 20.0)), dpi=dpi, layout="constrained")
+    return [figure.add_subplot()]
+
+
+def plot_matrix(
+    ax: Axes, values: Any, labels: Sequence[str], texts: Sequence[Sequence[str]] | None, cmap: Any, title: str
+) -> None:
+    """Draw a square matrix, labels on both sides, with a text in each cell where it is not too small to read."""
+    n = len(labels)
+    image = ax.imshow(values, cmap=cmap)
+    box = ax.get_window_extent()
+    cell = min(box.width, box.height) / ax.figure.dpi * 72 / n  # points
+    names = [shortened(label, LONGEST) for label in labels]
+    size = max(4.0, min(10.0, 0.8 * cell))
+    flat = max(map(len, names)) * GLYPH * size <= 0.9 * cell
+    ax.set_xticks(range(n), names, rotation=0 if flat else 90, fontsize=size)
+    ax.set_yticks(range(n), names, fontsize=size)
+    ax.set_xlabel("predicted")
+    ax.set_ylabel("actual")
+    ax.set_title(title)
+    if texts is None:
+        return
+    size, n_fit = fitting([text for row in texts for text in row], 0.9 * cell, smallest=4.0)
+    if max(len(text) for row in texts for text in row) > n_fit:
+        return
+    shades = image.to_rgba(np.asarray(values, float))[..., :3] @ [0.299, 0.587, 0.114]  # how light a cell is to the eye
+    for i, row in enumerate(texts):
+        for j, text in enumerate(row):
+            color = ("0.75" if text == "0" else "black") if shades[i, j] > 0.5 else "white"
+            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False)  # for speed
+
+
+def plot_layers(ax: Axes, values: Sequence[Sequence[float]], label: str, names: Sequence[str]) -> None:
+    """Draw a line a layer over the training batches, from dark for the first to light for the last."""
+    import matplotlib as mpl
+
+    colours = mpl.colormaps["viridis"]
+    for i, (line, name) in enumerate(zip(values, names, strict=True)):
+        ax.plot(line, color=colours(0.9 * i / max(1, len(values) - 1)), linewidth=1.2, label=name)
+    ax.set_xlabel("training batch")
+    ax.set_ylabel(f"{label} of the activations")
+    few = 10
+    if len(names) <= few:
+        ax.legend(fontsize="small")
+    else:
+        ax.legend([ax.lines[0], ax.lines[-1]], [f"first: {names[0]}", f"last: {names[-1]}"], fontsize="small")

@@ -1,0 +1,122 @@
+"""Functions that build schedules, and functions that combine them."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from minifast.schedules.annealing import (
+    Schedule,
+    Value,
+    _is_array,
+    annealing_cos,
+    annealing_exp,
+    annealing_linear,
+    annealing_no,
+    annealing_poly,
+    as_value,
+)
+from minifast.utils.checks import check_count, check_number
+
+
+def constant(value: Value) -> Schedule:
+    """Make the schedule that stays at ``value``."""
+    value = as_value("value", value)
+    return partial(annealing_no, value, value)
+
+
+def linear(start: Value, end: Value) -> Schedule:
+    """Make the schedule that goes from ``start`` to ``end`` on a straight line."""
+    return partial(annealing_linear, as_value("start", start), as_value("end", end))
+
+
+def cosine(start: Value, end: Value) -> Schedule:
+    """Make the schedule that goes from ``start`` to ``end`` on half a cosine."""
+    return partial(annealing_cos, as_value("start", start), as_value("end", end))
+
+
+def exponential(start: Value, end: Value) -> Schedule:
+    """Make the schedule that goes from ``start`` to ``end`` by equal ratios.
+
+    Raises:
+        ValueError: one of them is 0, or they have different signs, so that no ratio leads from one to the other.
+    """
+    start, end = as_value("start", start), as_value("end", end)
+    if not np.all(start * end > 0):
+        raise ValueError(
+            f"exponential from {start} to {end}: equal ratios never reach 0; give an end such as start / 1000, or take "
+            f"linear or cosine."
+        )
+    return partial(annealing_exp, start, end)
+
+
+def polynomial(start: Value, end: Value, degree: float) -> Schedule:
+    """Make the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``, with a degree above 0."""
+    start, end = as_value("start", start), as_value("end", end)
+    return partial(annealing_poly(check_number("degree", degree, above=0)), start, end)
+
+
+def step(start: Value, factor: float, steps: int) -> Schedule:
+    """Make the schedule that is multiplied by ``factor`` at each of ``steps`` seams, evenly spread.
+
+    >>> [step(1.0, 0.5, 2)(p) for p in (0.0, 0.33, 0.34, 0.67, 1.0)]
+    [1.0, 1.0, 0.5, 0.25, 0.25]
+    """
+    start = as_value("start", start)
+    factor, steps = check_number("factor", factor, above=0), check_count("steps", steps, least=0)
+    return join(*((1, constant(start * factor**k)) for k in range(steps + 1)))
+
+
+def join(*parts: tuple[float, Schedule]) -> Schedule:
+    """Put schedules one after another, each over its share of the whole.
+
+    Shares are proportions, divided by their sum here; a schedule whose share is 0 is left out. At a seam the later
+    schedule speaks. Shares that are whole numbers of batches put the seams exactly on batches.
+
+    Raises:
+        ValueError: no share is greater than 0, or one is negative or not finite.
+
+    >>> f = join((1, linear(0.0, 1.0)), (3, linear(1.0, 0.0)))
+    >>> [f(p) for p in (0.0, 0.125, 0.25, 0.625, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    for part in parts:
+        if not isinstance(part, tuple) or len(part) != 2 or not callable(part[1]):
+            raise TypeError(f"join got {part!r}; it takes pairs of a share and a schedule: (1, linear(0, 0.1)).")
+    shares = [check_number("a share of join", share, low=0) for share, _ in parts]
+    total = math.fsum(shares)
+    if not total > 0:
+        raise ValueError("join got no share greater than 0; give each schedule its own, such as (0.3, linear(0, 1)).")
+    pieces = []
+    done = 0.0
+    for share, (_, schedule) in zip(shares, parts, strict=True):
+        if share > 0:
+            pieces.append((done / total, (done + share) / total, schedule))
+            done += share
+
+    def concatenate(p: Any) -> Value:
+        if _is_array(p):
+            return np.array([concatenate(float(q)) for q in p])
+        for begin, end, schedule in pieces[:-1]:
+            if p < end:
+                return schedule((p - begin) / (end - begin))
+        begin, _, schedule = pieces[-1]
+        return schedule((p - begin) / (1 - begin))
+
+    return concatenate
+
+
+def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:
+    """Repeat a schedule ``n`` times, each time ``mult`` times as long as the time before.
+
+    >>> saw = repeat(linear(0.0, 1.0), 2)
+    >>> [saw(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
+    [0.0, 0.5, 0.0, 0.5, 1.0]
+    """
+    if not callable(schedule):
+        raise TypeError(f"schedule is {schedule!r}; it must be a function of progress, such as linear(0, 0.1).")
+    n, mult = check_count("n", n), check_number("mult", mult, above=0)
+    return join(*((mult**k, schedule) for k in range(n)))

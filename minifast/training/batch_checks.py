@@ -1,0 +1,56 @@
+"""Checks of a batch, a model output and a loss before training starts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from minifast.errors import DataError
+from minifast.losses import bare, is_cross_entropy
+from minifast.utils.checks import few
+from minifast.utils.tensors import as_arguments
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+
+
+REAL_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+
+
+def check_outputs(learn: Learner, output: Any, target: Any) -> None:
+    """Refuse outputs of another width than there are classes, or of another shape than real targets."""
+    loss_func, target = bare(learn.loss_func), as_arguments(target)[0]
+    broadcasts = type(loss_func) in REAL_LOSSES or loss_func in REAL_FUNCTIONS
+    if broadcasts and getattr(output, "shape", None) != getattr(target, "shape", None):
+        raise DataError(
+            f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
+            f"{getattr(loss_func, '__name__', type(loss_func).__name__)} would broadcast; give both the same shape."
+        )
+    if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
+        return
+    n_outputs, n_classes = output.shape[1], learn.data.c
+    if n_classes is not None and n_outputs != n_classes:
+        raise DataError(
+            f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
+            f"({few(learn.data.classes or ())}); make the last layer {n_classes} wide."
+        )
+
+
+def check_targets(loss_func: Any, output: Any, target: Any) -> None:
+    """Refuse class numbers that the outputs have no place for."""
+    both = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
+    if not both or not is_cross_entropy(loss_func) or target.is_floating_point():
+        return
+    n_outputs = output.shape[1]
+    wanted = target[target != getattr(loss_func, "ignore_index", -100)]
+    if len(wanted) and (wanted.min() < 0 or wanted.max() >= n_outputs):
+        raise DataError(
+            f"The targets go from {int(wanted.min())} to {int(wanted.max())}, but the model gives {n_outputs} outputs; "
+            f"targets are class numbers from 0 to {n_outputs - 1}."
+        )

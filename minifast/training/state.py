@@ -1,0 +1,140 @@
+"""The state of the loop: its only holder, the events, which fields are known at each, and what may be changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifast.training.averages import Losses
+
+
+@dataclass(frozen=True)
+class Event:
+    """One event of the loop: the fields first known there, and the fields that a callback may return."""
+
+    first_known: tuple[str, ...]
+    may_return: tuple[str, ...]
+
+
+# In the order in which a run meets them. The README's table is made from this one.
+EVENTS: dict[str, Event] = {
+    "on_train_begin": Event(
+        (
+            "n_epochs",
+            "epoch",
+            "iteration",
+            "num_batch",
+            "pbar",
+            "metrics",
+            "metrics_names",
+            "raw_losses",
+            "skip_validate",
+            "on_nan",
+        ),
+        ("epoch", "skip_validate", "on_nan"),
+    ),
+    "on_epoch_begin": Event(("stop_training",), ("skip_validate", "stop_training")),
+    "on_batch_begin": Event(
+        ("last_input", "last_target", "train", "stop_epoch", "skip_bwd", "skip_step", "skip_zero"),
+        (
+            "last_input",
+            "last_target",
+            "skip_bwd",
+            "skip_step",
+            "skip_zero",
+            "stop_epoch",
+            "stop_training",
+            "skip_validate",
+        ),
+    ),
+    "on_loss_begin": Event(
+        ("last_output",),
+        ("last_output", "skip_bwd", "skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate"),
+    ),
+    "on_backward_begin": Event(
+        ("last_loss", "smooth_loss"),
+        ("last_loss", "skip_bwd", "skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate"),
+    ),
+    "on_backward_end": Event((), ("skip_step", "skip_zero", "stop_epoch", "stop_training", "skip_validate")),
+    "on_step_end": Event((), ("skip_zero", "stop_epoch", "stop_training", "skip_validate")),
+    "on_batch_end": Event((), ("stop_epoch", "stop_training", "skip_validate")),
+    "on_epoch_end": Event(("last_metrics",), ("last_metrics", "n_epochs", "stop_training", "skip_validate")),
+    "on_train_end": Event(("exception",), ()),
+}
+
+
+FIRST_KNOWN: dict[str, str] = {field: name for name, event in EVENTS.items() for field in event.first_known}
+
+
+class State:
+    """All that the loop knows, under the names that callbacks ask for; nobody else holds a copy.
+
+    A field that nobody has set yet is None. ``raw_losses`` holds a loss a batch; ``smooth_loss`` is their moving
+    average, a tensor on the CPU, computed when somebody asks.
+    """
+
+    def __init__(
+        self,
+        n_epochs: int,
+        pbar: Any,
+        metrics: Sequence[Any] = (),
+        metrics_names: Sequence[str] = (),
+        on_nan: str = "ignore",
+    ) -> None:
+        self.n_epochs = n_epochs
+        self.pbar = pbar
+        self.metrics = list(metrics)
+        self.metrics_names = list(metrics_names)
+        self.on_nan = on_nan
+        self.epoch = 0
+        self.iteration = 0
+        self.num_batch = 0
+        self.raw_losses = Losses()
+        self.skip_validate = False
+        self.stop_training = False
+        self.last_input: Any = None
+        self.last_target: Any = None
+        self.train = False
+        self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False
+        self.last_output: Any = None
+        self.last_loss: Any = None
+        self.last_metrics: list[Any] = []
+        self.exception: BaseException | bool = False
+        self.rest: Callable[[Any], Any] | None = None
+
+    @property
+    def smooth_loss(self) -> Tensor | None:
+        """The moving average of the training losses so far, before callbacks changed them."""
+        smoothed = self.raw_losses.smoothed()
+        return torch.tensor(smoothed[-1]) if smoothed else None
+
+    def batches(self, loader: Any) -> Any:
+        """Return the batches of this epoch that are still to do: all, or after a resume the rest."""
+        rest, self.rest = self.rest, None
+        return loader if rest is None else rest(loader)
+
+    def begin_epoch(self) -> None:
+        """Start counting an epoch's batches."""
+        self.num_batch = 0
+        self.stop_training = False
+
+    def end_epoch(self) -> None:
+        """Count an epoch as done."""
+        self.epoch += 1
+        self.pbar.epochs_done(self.epoch, self.n_epochs)
+
+    def end_batch(self) -> None:
+        """Count a training batch as done."""
+        self.iteration += 1
+        self.num_batch += 1
+
+    def begin_batch(self, xb: Any, yb: Any, train: bool) -> None:
+        """Take a batch in and lower the flags that last for one batch."""
+        self.last_input = xb
+        self.last_target = yb
+        self.train = train
+        self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False

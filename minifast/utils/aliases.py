@@ -1,0 +1,38 @@
+"""Other names for arguments: those that fastai v1's users type."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def accept_aliases(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Let a function take keyword arguments under other names too: ``alias="name"``.
+
+    Raises:
+        TypeError: when the function is called with an argument under both names.
+
+    >>> @accept_aliases(cyc_len="epochs")
+    ... def fit(epochs):
+    ...     return epochs
+    >>> fit(cyc_len=2)
+    2
+    """
+
+    def decorate(function: Callable[P, R]) -> Callable[P, R]:
+        @wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            for alias in aliases.keys() & kwargs.keys():
+                name = aliases[alias]
+                if name in kwargs:
+                    raise TypeError(f"{function.__name__} got `{alias}` and `{name}`, two names of one argument.")
+                kwargs[name] = kwargs.pop(alias)
+            return function(*args, **kwargs)
+
+        return wrapper
+
+    return decorate

@@ -1,0 +1,375 @@
+"""The command line: what it trains, what it leaves, and what it says to wrong use."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import write_images
+
+from minifast import DownloadError, MinifastError, cli, load_learner
+from minifast.data import synthetic
+from minifast.schedules import SCHEDULES
+
+RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """3s and 7s, few of them."""
+    return synthetic.draw_sample(tmp_path / "sample", n_train=320, n_valid=60)
+
+
+def test_train_leaves_model_history_pictures_and_options(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "3", "--seed", "7", "--out", str(out)]) == 0
+    assert {path.name for path in out.iterdir()} == RESULTS
+    rows = list(csv.reader((out / "history.csv").read_text().splitlines()))
+    assert rows[0] == ["epoch", "train_loss", "valid_loss", "accuracy", "time"]
+    assert [row[0] for row in rows[1:]] == ["0", "1", "2"]
+    options = json.loads((out / "options.json").read_text())
+    assert options["seed"] == 7
+    assert options["lr_option"] == "auto"
+    assert 1e-4 < options["lr"] < 1
+    assert "0.weight" in torch.load(out / "model.pth", weights_only=True)["model"]
+    text = capsys.readouterr().out
+    assert "320 training and 60 validation pictures of 2 classes" in text
+    assert len([line for line in text.splitlines() if line[:3] in ("0  ", "1  ", "2  ")]) == 3
+    assert "\r" not in text
+
+
+def test_same_seed_same_model(folder, tmp_path):
+    for out in ("a", "b"):
+        command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--seed", "3"]
+        assert cli.main([*command, "--out", str(tmp_path / out)]) == 0
+    a, b = (torch.load(tmp_path / out / "model.pth", weights_only=True)["model"] for out in ("a", "b"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert not (tmp_path / "a" / "lr_find.png").exists()
+
+
+def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2"]) == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert (run / "model.pth").is_file()
+
+
+def test_torchvision_model_and_sizes(tmp_path):
+    for name in ("a", "b"):
+        write_images(tmp_path / "data" / name, 10, (40, 30), mode="RGB")
+    command = ["train", str(tmp_path / "data"), "--valid-pct", "0.2", "--size", "32", "--arch", "shufflenet_v2_x0_5"]
+    assert cli.main([*command, "--bs", "8", "--epochs", "1", "--lr", "1e-3", "--out", str(tmp_path / "out")]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--epochs", "0"], "'0' is no whole number of 1 or more"),
+        (["train", "--epochs", "two"], "'two' is no whole number"),
+        (["train", "--lr", "-1"], "'-1' is no number above 0, such as 5e-2, nor auto"),
+        (["train", "--lr", "quick"], "'quick' is no number above 0"),
+        (["train", "--valid-pct", "2"], "'2' is no number from 0 to below 1"),
+        (["train", "--speed", "1"], "unrecognized arguments: --speed"),
+        (["tarin"], "invalid choice: 'tarin'"),
+        ([], "COMMAND"),
+    ],
+)
+def test_wrong_use_is_two(arguments, words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
+        (["FOLDER", "--arch", "resnet81"], "--arch resnet81 is no classifier of torchvision. Did you mean resnet18?"),
+        (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
+    ],
+)
+def test_names_that_do_not_exist_are_wrong_use(arguments, words, folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["train", *(argument.replace("FOLDER", str(folder)) for argument in arguments)]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_failure_is_one_line_and_one(tmp_path, capsys):
+    write_images(tmp_path / "data" / "train" / "a", 4)
+    write_images(tmp_path / "data" / "valid" / "a", 4)
+    broken = tmp_path / "data" / "train" / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:300])
+    command = ["train", str(tmp_path / "data"), "--bs", "2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 1
+    error = capsys.readouterr().err
+    assert str(broken) in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="cut off"):
+        cli.main([*command, "--debug"])
+
+
+def test_an_early_end_keeps_what_there_is(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    command = ["train", str(folder), "--bs", "16", "--epochs", "60", "--lr", "1e9", "--seed", "1", "--out", str(out)]
+    assert cli.main(command) == 1
+    captured = capsys.readouterr()
+    assert captured.err.startswith("minifast: The training loss is ")
+    assert captured.err.count("\n") == 1
+    assert f"to {out}." in captured.out
+    assert (out / "options.json").is_file()
+    assert not [path for path in out.iterdir() if path.name.startswith(".")]
+
+
+def test_an_accuracy_of_chance_is_said(folder, tmp_path, capsys):
+    command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-12", "--seed", "2"]
+    assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
+    assert "is no better than chance: try another --seed" in capsys.readouterr().out
+
+
+def test_a_damaged_archive_is_not_replaced_by_other_pictures(empty_home, tmp_path, capsys):
+    (empty_home / "data").mkdir(parents=True)
+    (empty_home / "data" / "mnist_sample.tgz").write_bytes(b"cut off")
+    assert cli.main(["train", "--out", str(tmp_path / "out")]) == 1
+    assert "mnist_sample.tgz" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--device", "cudaa"], "--device cudaa is not to be had here; leave it out, or give cpu."),
+        (["--out", "/proc/nothing/here"], "cannot be made"),
+        (["--out", "."], "--out is the current folder"),
+    ],
+)
+def test_what_is_not_to_be_had_is_wrong_use(arguments, words, folder, capsys):
+    assert cli.main(["train", str(folder), "--bs", "16", *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_warnings_are_one_line_too(tmp_path, capsys):
+    write_images(tmp_path / "data" / "train" / "a", 4)
+    write_images(tmp_path / "data" / "valid" / "a", 4)
+    command = ["train", str(tmp_path / "data"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main(command) == 0
+    expected = "minifast: There are 4 training pictures, fewer than bs=64: each epoch is one batch.\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_interrupt(folder, tmp_path, monkeypatch, capsys):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minifast.learner.learner.Learner.fit_one_cycle", stop)
+    assert cli.main(["train", str(folder), "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 130
+    assert capsys.readouterr().err == "minifast: interrupted\n"
+
+
+def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, capsys):
+    def no_network(*_: object, **__: object) -> Path:
+        raise DownloadError("there is no network.")
+
+    monkeypatch.setattr("minifast.data.download.untar_data", no_network)
+    monkeypatch.setattr("minifast.data.synthetic.draw_sample", lambda: folder)
+    assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
+    assert "there is no network. Training on a drawn sample" in capsys.readouterr().out
+    assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
+    assert "holds another training's model.pth; name another folder, or remove it." in capsys.readouterr().err
+    assert cli.main(["train", "cifar", "--out", str(tmp_path / "other")]) == 1
+    assert capsys.readouterr().err == "minifast: there is no network.\n"
+
+
+def test_module_and_help(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    version = subprocess.run(
+        [sys.executable, "-m", "minifast", "--version"], capture_output=True, text=True, check=True
+    )
+    assert version.stdout.startswith("minifast 0.")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    text = capsys.readouterr().out
+    for option in ("--epochs", "--lr", "--bs", "--arch", "--seed", "--out", "--debug", "Exit codes"):
+        assert option in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.slow
+def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
+    home = tmp_path / "empty"
+    home.mkdir()
+    dead = "http://127.0.0.1:9"  # nothing listens here, and both names lead every request to it
+    environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "http_proxy": dead, "https_proxy": dead}
+    environment.pop("MINIFAST_HOME")
+    command = [sys.executable, "-u", "-m", "minifast", "train", "--seed", "1", "--out", str(tmp_path / "out")]
+    begin = time.monotonic()
+    with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        said_after = time.monotonic() - begin
+        rest = process.stdout.read()
+    assert process.returncode == 0
+    assert "drawn sample" in first
+    assert said_after < 60  # ten seconds of waiting at most, and the imports of a busy machine
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
+    (last,) = [line for line in rest.splitlines() if line.startswith("1  ")]
+    assert 0.9 < float(last.split()[3]) <= 1
+
+
+# --- schedule and compare
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_drawn(name, tmp_path, capsys):
+    out = tmp_path / "new" / "picture.svg"
+    assert cli.main(["schedule", name, "--lr", "5e-2", "--epochs", "2", "--out", str(out)]) == 0
+    assert f"Wrote {out}." in capsys.readouterr().out
+    assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize("done", [0, 3])
+def test_a_comparison_that_is_stopped_says_so_and_keeps_what_is_done(done, folder, tmp_path, capsys, monkeypatch):
+    from minifast import Learner
+
+    count = itertools.count()
+    fit = Learner.fit_schedule
+
+    def stops(learn, *arguments, **options):
+        if next(count) == done:
+            raise KeyboardInterrupt
+        fit(learn, *arguments, **options)
+
+    monkeypatch.setattr(Learner, "fit_schedule", stops)
+    out = tmp_path / "comparison.png"
+    arguments = ["--schedules", "constant", "cosine", "--seeds", "4", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
+    assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 130
+    said = capsys.readouterr()
+    assert f"Stopped after {done} of 8 runs." in said.out
+    assert said.err == "minifast: interrupted\n"
+    assert out.exists() == (done > 1)
+
+
+def test_all_schedules_are_listed(capsys):
+    assert cli.main(["schedule", "--list"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == list(SCHEDULES)
+
+
+def test_schedules_are_compared(folder, tmp_path, capsys):
+    out = tmp_path / "comparison.png"
+    arguments = ["--schedules", "constant", "one_cycle", "--seeds", "2", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
+    assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split() == ["recipe", "accuracy", "valid_loss", "seconds"]
+    assert [line.split()[0] for line in printed[1:3]] == ["constant", "one_cycle"]
+    assert "2 seeds are too few" in printed[3]
+    assert out.stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["schedule"], "Name a schedule of these"),
+        (
+            ["schedule", "one_cylce"],
+            "one_cylce is no schedule; minifast schedule --list shows them. Did you mean one_cycle?",
+        ),
+        (["schedule", "one_cycle", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
+        (["compare", "--schedules", "constant", "stpe"], "--schedules stpe is no schedule"),
+        (["compare", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
+        (["compare", "--schedules", "constant", "constant"], "--schedules needs two or more different ones"),
+        (["compare", "nowhere"], "nowhere is neither a folder nor the name of a data set"),
+    ],
+)
+def test_wrong_schedules_are_named(arguments, said, capsys):
+    assert cli.main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minifast.finder.rules.CLEAR", 1e9)
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--out", str(out)]) == 1
+    assert "so it suggests no rate" in (err := capsys.readouterr().err)
+    assert "Or give --lr a rate." in err
+    assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}
+
+
+# --- predict
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """A folder with a sample, and what train left of it in out."""
+    root = tmp_path_factory.mktemp("trained")
+    synthetic.draw_sample(root / "sample", n_train=320, n_valid=20)
+    command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
+    assert cli.main([*command, "--out", str(root / "out")]) == 0
+    return root
+
+
+def test_one_picture_is_a_class_and_a_probability(trained, capsys):
+    picture = next(trained.glob("sample/valid/3/*.png"))
+    assert cli.main(["predict", str(trained / "out" / "export.pkl"), str(picture)]) == 0
+    name, probability = capsys.readouterr().out.split()
+    category, _, probabilities = load_learner(trained / "out").predict(picture)
+    assert name == category
+    assert probability == f"{float(probabilities.max()):.4f}"
+
+
+def test_several_pictures_are_a_table_or_json(trained, capsys):
+    pictures = sorted(map(str, trained.glob("sample/valid/*/*.png")))[:5]
+    command = ["predict", str(trained / "out" / "export.pkl"), *pictures]
+    assert cli.main(command) == 0
+    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert header == ["picture", "class", "probability"]
+    assert [row[0] for row in rows] == pictures
+    assert cli.main([*command, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [[one["picture"], one["class"], f"{one['probability']:.4f}"] for one in found] == rows
+    assert all(max(one["probabilities"].values()) == one["probability"] for one in found)
+    assert set(found[0]["probabilities"]) == {"3", "7"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["out/export.pkl", "sample/valid/3"], 2, "sample/valid/3 is a folder; name pictures, such as "),
+        (["out/export.pkl", "no.png"], 2, "no.png; check the path."),
+        (["out", "sample/valid/3/0.png"], 2, "out is a folder; name the model's file in it, such as export.pkl."),
+        (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
+        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a picture that can be read"),
+        (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is no export; learn.save wrote it"),
+        (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
+        (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not to be had here"),
+    ],
+)
+def test_what_cannot_be_predicted_is_one_line(arguments, code, words, trained, capsys):
+    given = [str(trained / one) if not one.startswith("--") and one != "cudaa" else one for one in arguments]
+    assert cli.main(["predict", *given]) == code
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+def test_a_model_that_cannot_be_exported_is_no_failure_of_train(folder, tmp_path, monkeypatch, capsys):
+    def refuse(*_: object) -> None:
+        raise MinifastError("torch.export cannot follow it.")
+
+    monkeypatch.setattr("minifast.learner.learner.Learner.export", refuse)
+    command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
+    assert cli.main(command) == 0
+    assert "The model is kept in model.pth alone. torch.export cannot follow it." in capsys.readouterr().out
+    assert (tmp_path / "out" / "model.pth").is_file()

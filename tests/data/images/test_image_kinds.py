@@ -1,0 +1,200 @@
+"""Kinds of picture files: each is read right, on the way into memory and batch by batch, or refused by its name."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from minifast import DataError, ImageDataBunch
+from minifast.data.images.decoding import decode, read_image
+
+SIZE = (6, 4)  # width, height
+
+
+def colours(seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (SIZE[1], SIZE[0], 3), dtype=np.uint8)
+
+
+def grey(seed: int = 0) -> np.ndarray:
+    return colours(seed)[..., 0]
+
+
+def alpha() -> np.ndarray:
+    return np.linspace(0, 255, SIZE[0] * SIZE[1]).astype(np.uint8).reshape(SIZE[1], SIZE[0])
+
+
+def paletted(transparency=None) -> bytes:
+    """A PNG whose palette is known, with or without transparent colours."""
+    image = Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=np.uint8).reshape(SIZE[1], SIZE[0]), "P")
+    image.putpalette(np.random.default_rng(1).integers(0, 256, 768, dtype=np.uint8).tobytes())
+    stream = io.BytesIO()
+    image.save(stream, "png", **({} if transparency is None else {"transparency": transparency}))
+    return stream.getvalue()
+
+
+def palette_colours() -> np.ndarray:
+    palette = np.random.default_rng(1).integers(0, 256, 768, dtype=np.uint8).reshape(256, 3)
+    return palette[np.arange(SIZE[0] * SIZE[1]).reshape(SIZE[1], SIZE[0])]
+
+
+def saved(image: Image.Image, kind: str, **kwargs) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **kwargs)
+    return stream.getvalue()
+
+
+def animated(kind: str) -> bytes:
+    frames = [Image.fromarray(colours(seed)).quantize(24).convert("RGB") for seed in range(3)]
+    return saved(
+        frames[0], kind, save_all=True, append_images=frames[1:], **({"lossless": True} if kind == "webp" else {})
+    )
+
+
+def first_frame() -> np.ndarray:
+    return np.asarray(Image.fromarray(colours(0)).quantize(24).convert("RGB"))
+
+
+def deep_colours() -> bytes:
+    """A PNG of 16 bits a channel, which PIL itself cannot write: the high bytes are ``colours()``."""
+    import struct
+    import zlib
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    pixels = np.stack([colours(), np.full_like(colours(), 77)], -1).reshape(SIZE[1], -1)
+    rows = b"".join(b"\0" + row.tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", *SIZE, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+RIGHT = {  # file's name, its content, its pixels
+    "grey.png": (lambda: saved(Image.fromarray(grey()), "png"), grey),
+    "black-and-white.png": (lambda: saved(Image.fromarray(grey() > 127), "png"), lambda: 255 * (grey() > 127)),
+    "grey-and-alpha.png": (
+        lambda: saved(Image.merge("LA", [Image.fromarray(grey()), Image.fromarray(alpha())]), "png"),
+        grey,
+    ),
+    "colours.png": (lambda: saved(Image.fromarray(colours()), "png"), colours),
+    "colours-and-alpha.png": (lambda: saved(Image.fromarray(np.dstack([colours(), alpha()])), "png"), colours),
+    "one-colour-transparent.png": (
+        lambda: saved(Image.fromarray(colours()), "png", transparency=tuple(map(int, colours()[0, 0]))),
+        colours,
+    ),
+    "palette.png": (paletted, palette_colours),
+    "palette-one-transparent.png": (lambda: paletted(3), palette_colours),
+    "palette-transparent.png": (lambda: paletted(bytes(range(0, 250, 10))), palette_colours),
+    "deep-colours.png": (deep_colours, colours),
+    "colours.bmp": (lambda: saved(Image.fromarray(colours()), "bmp"), colours),
+    "colours.tif": (lambda: saved(Image.fromarray(colours()), "tiff"), colours),
+    "inks.tif": (
+        lambda: saved(Image.fromarray(np.dstack([255 - colours(), np.zeros_like(grey())]), "CMYK"), "tiff"),
+        colours,
+    ),
+    "animated.gif": (lambda: animated("gif"), first_frame),
+    "animated.webp": (lambda: animated("webp"), first_frame),
+    "animated.png": (lambda: animated("png"), first_frame),
+}
+
+
+def as_rgb(pixels: np.ndarray) -> np.ndarray:
+    pixels = pixels.astype(np.uint8)
+    return (np.stack([pixels] * 3) if pixels.ndim == 2 else pixels.transpose(2, 0, 1)).copy()
+
+
+@pytest.mark.parametrize("name", RIGHT)
+def test_each_kind_is_read_as_it_is_seen(tmp_path, name):
+    content, pixels = RIGHT[name]
+    (tmp_path / name).write_bytes(content())
+    found = read_image(str(tmp_path / name))
+    assert found.dtype == np.uint8
+    assert np.array_equal(np.broadcast_to(found, (3, *found.shape[1:])), as_rgb(pixels()))
+
+
+def test_inks_of_a_jpeg_are_not_inverted(tmp_path):
+    """Those that Photoshop writes are stored inverted, and PIL turns them back."""
+    flat = np.full((16, 16, 3), (200, 60, 20), np.uint8)
+    inks = Image.merge("CMYK", [*Image.fromarray(255 - flat).split(), Image.new("L", (16, 16), 0)])
+    inks.save(tmp_path / "inks.jpg", quality=95)
+    with Image.open(tmp_path / "inks.jpg") as image:
+        assert image.mode == "CMYK"
+    assert np.abs(read_image(str(tmp_path / "inks.jpg")).astype(int).mean((1, 2)) - (200, 60, 20)).max() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp"])
+def test_a_picture_stands_as_its_camera_was_held(tmp_path, orientation, kind):
+    """A file of each orientation, made so that upright it is one and the same picture."""
+    upright = Image.fromarray(np.kron(colours(), np.ones((8, 8, 1), np.uint8)))
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the PIL Transpose that the camera did, as the standard says
+    stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
+    exif = Image.Exif()
+    exif[274] = orientation
+    options = {"jpeg": {"quality": 98, "subsampling": 0}, "webp": {"lossless": True}}.get(kind, {})
+    stored.save(tmp_path / f"x.{kind}", exif=exif, **options)
+    found = read_image(str(tmp_path / f"x.{kind}"))
+    difference = np.abs(found.astype(int) - as_rgb(np.asarray(upright)))
+    assert found.shape == (3, 32, 48)
+    assert difference.mean() < (3 if kind == "jpeg" else 1e-9)
+    with Image.open(tmp_path / f"x.{kind}") as image:  # and as PIL would turn it
+        assert np.array_equal(found, as_rgb(np.asarray(ImageOps.exif_transpose(image))))
+        assert np.array_equal(read_image(image), found)
+
+
+def test_a_size_is_of_the_upright_picture(tmp_path):
+    exif = Image.Exif()
+    exif[274] = 6
+    stored = Image.fromarray(np.kron(colours(), np.ones((8, 8, 1), np.uint8)))
+    stored.save(tmp_path / "x.png", exif=exif)
+    wanted = ImageOps.fit(stored.transpose(Image.Transpose.ROTATE_270), (10, 20), Image.Resampling.BILINEAR)
+    assert np.array_equal(read_image(str(tmp_path / "x.png"), (20, 10)), as_rgb(np.asarray(wanted)))
+
+
+def test_a_damaged_note_on_the_camera_costs_no_picture(tmp_path):
+    Image.fromarray(colours()).save(tmp_path / "x.png", exif=b"Exif\0\0no note at all")
+    assert np.array_equal(read_image(str(tmp_path / "x.png")), as_rgb(colours()))
+
+
+def deep(mode: str) -> Image.Image:
+    pixels = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    return Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=pixels).reshape(SIZE[1], SIZE[0]))
+
+
+@pytest.mark.parametrize(("mode", "name"), [("I;16", "deep.png"), ("I;16", "deep.tif"), ("I", "a.tif"), ("F", "b.tif")])
+def test_deep_greys_are_refused_by_name(tmp_path, mode, name):
+    deep(mode).save(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name} has more than 8 bits a channel .*; convert it to 8 bits first"):
+        read_image(str(tmp_path / name))
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")  # what PIL says of a TIFF
+@pytest.mark.parametrize("name", RIGHT)
+def test_a_file_that_is_cut_off_is_named(tmp_path, name):
+    content = RIGHT[name][0]()
+    share = 0.2 if "animated" in name else 0.5  # within the first frame
+    (tmp_path / name).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(DataError, match=rf"{name} is not a picture that can be read, or it is cut off"):
+        read_image(str(tmp_path / name))
+
+
+def test_kinds_mix_and_are_the_same_from_memory_and_from_files(tmp_path):
+    for name, (content, _) in RIGHT.items():
+        (tmp_path / name).write_bytes(content())
+    files = sorted(map(str, tmp_path.iterdir()))
+    wanted = torch.from_numpy(np.stack([as_rgb(RIGHT[Path(file).name][1]()) for file in files]))
+    assert decode(files).equal(wanted)
+    assert decode(files, threads=3).equal(wanted)
+    found = []
+    for memory in (2**30, 0):
+        data = ImageDataBunch.from_lists(
+            tmp_path, files, list(range(len(files))), seed=0, bs=4, device="cpu", memory=memory, num_workers=0
+        )
+        pictures = {int(i): x for dl in data.dls for xs, ys in dl for x, i in zip(xs, ys, strict=True)}
+        assert all(pictures[i].equal(wanted[i] / 255) for i in pictures)
+        found.append(pictures.keys())
+    assert found[0] == found[1]

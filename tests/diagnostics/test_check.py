@@ -1,0 +1,356 @@
+"""learn.check(): each fault is found and said, a healthy learner has none, and nothing is changed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from conftest import toy_data, toy_learner
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from minifast import DataBunch, DataError, ImageDataBunch, Learner, accuracy, simple_ann, simple_cnn
+from minifast.data import synthetic
+from minifast.diagnostics import CheckResult, Finding
+
+
+def learner(model=None, x=None, y=None, **options) -> Learner:
+    """A healthy learner of 12 batches, but for what is given."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(120) % 2 if y is None else y
+    x = torch.randn(120, 10, generator=generator) + (torch.arange(120) % 2)[:, None] if x is None else x
+    torch.manual_seed(0)
+    options = {"loss_func": nn.CrossEntropyLoss(), "silent": True} | options
+    data = DataBunch(DataLoader(TensorDataset(x, y), 10), device="cpu", classes=options.pop("classes", None))
+    return Learner(data, simple_ann(10, 2) if model is None else model, **options)
+
+
+def one(learn: Learner) -> Finding:
+    """The only finding."""
+    (finding,) = learn.check().findings
+    assert finding.why
+    assert finding.way_out
+    return finding
+
+
+# --- health
+
+
+class Recurrent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(20, 8)
+        self.lstm = nn.LSTM(8, 16, batch_first=True)
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x):
+        return self.head(self.lstm(self.embedding(x))[0][:, -1])
+
+
+def regression(**options) -> Learner:
+    x = torch.randn(120, 10, generator=torch.Generator().manual_seed(1))
+    return learner(nn.Linear(10, 1), x, x.sum(1, keepdim=True) + 1, loss_func=nn.MSELoss(), **options)
+
+
+HEALTHY = {
+    "ann": learner,
+    "momentum": lambda: learner(opt_func=partial(torch.optim.SGD, momentum=0.9)),
+    "dropout and normalisation": lambda: learner(
+        nn.Sequential(nn.Linear(10, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.5), nn.Linear(32, 2))
+    ),
+    "regression": regression,
+    "two labels": lambda: learner(
+        simple_ann(10, 3), y=(torch.arange(360).view(120, 3) % 2).float(), loss_func=nn.BCEWithLogitsLoss()
+    ),
+    "nll": lambda: learner(nn.Sequential(simple_ann(10, 2), nn.LogSoftmax(1)), loss_func=nn.NLLLoss()),
+    "logarithms": lambda: learner(nn.Sequential(simple_ann(10, 2), nn.LogSoftmax(1))),
+    "words": lambda: learner(Recurrent(), torch.arange(120)[:, None] % 7 + torch.arange(5)),
+    "label smoothing": lambda: learner(loss_func=nn.CrossEntropyLoss(label_smoothing=0.1)),
+    "a class of its own": lambda: learner(y=torch.zeros(120, dtype=torch.int64)),
+    "a function": lambda: learner(loss_func=nn.functional.cross_entropy),
+}
+
+
+@pytest.mark.parametrize("name", HEALTHY)
+def test_a_healthy_learner_has_no_finding(name):
+    found = HEALTHY[name]().check()
+    assert found.findings == [], str(found)
+    assert str(found).startswith("Nothing found. The loss starts at ")
+
+
+def test_pictures_are_healthy(tmp_path):
+    folder = synthetic.draw_sample(tmp_path / "sample", n_train=320, n_valid=20)
+    data = ImageDataBunch.from_folder(folder, bs=32, device="cpu", seed=1)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        found = Learner(data, simple_cnn((3, 16, 16, 2)), metrics=[accuracy]).check()
+        assert found.findings == [], str(found)
+
+
+def test_a_trained_learner_stays_healthy():
+    learn = learner()
+    learn.fit_one_cycle(3, 1e-2)
+    assert learn.check().findings == []
+
+
+# --- faults
+
+
+def test_softmax_before_cross_entropy():
+    finding = one(learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1))))
+    assert finding.what == "The outputs sum to 1: there is a softmax before cross entropy, which does one itself."
+    assert "Leave the softmax out" in finding.way_out
+
+
+def test_sigmoid_before_its_own_loss():
+    model = nn.Sequential(simple_ann(10, 3), nn.Sigmoid())
+    y = (torch.arange(360).view(120, 3) % 2).float()
+    assert (
+        "a sigmoid or a ReLU seems to end the model" in one(learner(model, y=y, loss_func=nn.BCEWithLogitsLoss())).what
+    )
+
+
+def test_nll_of_what_are_no_logarithms():
+    findings = learner(loss_func=nn.NLLLoss()).check().findings
+    assert "no logarithms of probabilities" in findings[0].what
+
+
+def test_a_loss_far_above_a_guess():
+    model = simple_ann(10, 2)
+    nn.init.normal_(model[3].weight, std=20)
+    finding = one(learner(model))
+    assert "far above the 0.693 of a guess among 2 classes" in finding.what
+
+
+def test_class_numbers_without_a_place():
+    finding = one(learner(y=torch.arange(120) % 3))
+    assert finding.what == "The targets go from 0 to 2, but the model gives 2 outputs."
+    assert finding.way_out == "So targets are class numbers from 0 to 1."
+
+
+def test_outputs_of_another_width_than_classes():
+    finding = one(learner(simple_ann(10, 5), classes=["a", "b"]))
+    assert finding.what == "The model gives 5 outputs, but the data have 2 classes (a, b)."
+    assert finding.way_out == "So make the last layer 2 wide."
+
+
+CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2
+
+
+@pytest.mark.parametrize(
+    ("y", "loss", "what"),
+    [
+        (CLASSES.float(), nn.CrossEntropyLoss(), "The targets are float32, and cross entropy wants class numbers"),
+        (CLASSES.int(), nn.CrossEntropyLoss(), "The targets are int32."),
+        (PAIRS, nn.BCEWithLogitsLoss(), "are int64, and BCEWithLogitsLoss wants real numbers"),
+        (PAIRS, nn.MSELoss(), "are int64, and MSELoss wants real numbers"),
+        (CLASSES.float(), nn.MSELoss(), "outputs have the shape (10, 2) and the targets (10,), which MSELoss"),
+        (CLASSES[:, None], nn.CrossEntropyLoss(), "fails on outputs (10, 2) float32 and targets (10, 1) int64"),
+    ],
+)
+def test_targets_of_the_wrong_kind(y, loss, what):
+    assert what in one(learner(y=y, loss_func=loss)).what
+
+
+def test_a_model_that_does_not_take_the_batch():
+    finding = one(learner(nn.Linear(7, 2)))
+    assert finding.what.startswith("The model fails on a batch of shape (10, 10) float32: ")
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [
+        (nn.CrossEntropyLoss(reduction="none"), "The loss is of shape (10,)."),
+        (lambda output, target: 3.0, "The loss is 3.0."),
+        (lambda output, target: output.detach().mean(), "The backward pass fails: element 0 of tensors does not"),
+        (lambda output, target: output.mean() / 0, "All outputs are finite, so it is the loss function that"),
+    ],
+)
+def test_losses_that_do_not_train(loss, what):
+    assert what in one(learner(loss_func=loss)).what
+
+
+def test_inputs_that_are_not_finite():
+    x = torch.randn(120, 10)
+    x[3, 4] = torch.nan
+    assert "The batch's inputs hold NaN or infinity." in one(learner(x=x)).what
+
+
+class Ignores(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(10, 2)
+
+    def forward(self, x):
+        return self.layer(torch.ones_like(x))
+
+
+def test_what_cannot_learn_one_batch_by_heart():
+    finding = one(learner(Ignores()))
+    assert finding.what.startswith("10 items of one batch cannot be learnt by heart: their loss is 0.69")
+    assert "0.693 without looking at the inputs" in finding.what
+
+
+def test_targets_far_from_zero_cannot_be_learnt():
+    x = torch.randn(120, 10)
+    finding = one(learner(nn.Linear(10, 1), x, x[:, :1] + 1000, loss_func=nn.MSELoss()))
+    assert "cannot be learnt by heart" in finding.what
+
+
+class Spare(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = simple_ann(10, 2)
+        self.spare = nn.Linear(2, 2)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+def test_parameters_that_get_no_gradient():
+    finding = one(learner(Spare()))
+    assert finding.what == "No gradient reaches spare.weight, spare.bias."
+    assert not finding.mild
+
+
+def test_dead_units():
+    model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
+    nn.init.constant_(model[0].bias, -100.0)
+    found = [finding.what for finding in learner(model).check().findings]
+    assert found[0] == "The gradient of 0.weight, 0.bias, 2.weight is 0 for every item."
+    assert "cannot be learnt by heart" in found[1]
+
+
+def test_weights_that_only_begin_at_zero_are_not_dead():
+    model = simple_ann(10, 2)
+    nn.init.zeros_(model[3].weight)
+    assert learner(model).check().findings == []
+
+
+def test_small_gradients_are_no_fault_of_a_learner_in_float16():
+    def tiny(output, target):
+        return 1e-8 * nn.functional.cross_entropy(output, target)
+
+    learn = learner(simple_ann(10, 2), loss_func=tiny).to_fp16()
+    assert learn.check().findings == []
+    assert learn.precision is torch.float16
+
+
+def test_frozen_parameters_are_mild_and_all_of_them_are_not():
+    model = simple_ann(10, 2)
+    model[1].requires_grad_(False)
+    finding = one(learner(model))
+    assert finding.what == "2 of 4 parameters are frozen: 1.weight, 1.bias."
+    assert finding.mild
+    model.requires_grad_(False)
+    finding = one(learner(model))
+    assert finding.what == "4 of 4 parameters are frozen: 1.weight, 1.bias, 3.weight, 3.bias."
+    assert not finding.mild
+
+
+def test_a_model_that_was_changed_behind_the_optimizer():
+    learn = learner()
+    learn.fit(1)
+    learn.model[3] = nn.Linear(64, 2)
+    assert one(learn).what == "The optimizer does not have 3.weight, 3.bias, which the model does."
+    learn.layer_groups = [learn.model[1]]
+    assert one(learn).what.startswith("The layer groups are not the model's: 3.weight is in none of layer_groups")
+
+
+def test_no_momentum_to_schedule():
+    finding = one(learner(opt_func=torch.optim.SGD))
+    assert finding.what == "SGD works without momentum here."
+    assert finding.way_out.startswith("Give the Learner opt_func=partial(torch.optim.SGD, momentum=0.9)")
+    assert finding.mild
+    assert one(learner(opt_func=torch.optim.Adagrad)).way_out == "Take AdamW or SGD with momentum, or train with fit."
+
+
+def test_a_schedule_of_few_steps():
+    learn = toy_learner()
+    finding = one(learn)
+    assert finding.what == "1 epoch of 3 batches: 3 steps in all."
+    assert finding.way_out == "A smaller bs, or 4 epochs or more; learn.check(epochs) takes your number."
+    assert "2 epochs of 3 batches" in learn.check(2).findings[0].what
+    assert learn.check(4).findings == []
+
+
+@pytest.mark.parametrize(
+    ("x", "what"),
+    [
+        (
+            torch.arange(120 * 16.0).view(120, 1, 4, 4) % 255,
+            "The inputs have a mean of 79.5 and a standard deviation of",
+        ),
+        (torch.cat([torch.zeros(120, 9), 40.0 + CLASSES[:, None]], 1), "Column 9 of the inputs has a mean of 40.5"),
+        (CLASSES.view(120, 1, 1, 1).expand(-1, 1, 3, 3) / 1e3, "mean of 0.0005 and a standard deviation of 0.0005"),
+    ],
+)
+def test_inputs_of_another_scale(x, what):
+    model = simple_ann(x[0].numel(), 2)
+    findings = learner(model, x).check().findings
+    (finding,) = [one for one in findings if one.mild]
+    assert what in finding.what
+    assert "data.normalize()" in finding.way_out
+
+
+def test_no_batch_is_an_error():
+    learn = Learner(DataBunch([], device="cpu"), simple_ann(10, 2), loss_func=nn.CrossEntropyLoss())
+    with pytest.raises(DataError, match="has no batch"):
+        learn.check()
+    with pytest.raises(ValueError, match="epochs is 0"):
+        learner().check(0)
+
+
+# --- no trace
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_training_after_a_check_is_training_without(trained):
+    weights = []
+    for checked in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Linear(8, 2))
+        learn = Learner(toy_data(shuffle=True), model, silent=True)
+        if trained:
+            learn.fit(2, 1e-2)
+        before, opt = dict(vars(learn)), learn.opt and learn.opt.state_dict()
+        n = len(learn.history)
+        if checked:
+            learn.check()
+            assert all(vars(learn)[name] is value for name, value in before.items())
+            assert len(learn.history) == n
+            assert all(p.grad is None for p in learn.model.parameters())
+            assert str(learn.opt and learn.opt.state_dict()) == str(opt)
+        learn.fit_one_cycle(2, 1e-2)
+        weights.append((learn.model.state_dict(), torch.rand(1)))
+    (a, drawn_a), (b, drawn_b) = weights
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert torch.equal(drawn_a, drawn_b)
+
+
+def test_a_check_that_fails_leaves_no_trace_either():
+    learn = learner(nn.Linear(7, 2))
+    learn.model.eval()
+    before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+    generator = torch.get_rng_state()
+    learn.check()
+    assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert not learn.model.training
+
+
+# --- what is shown
+
+
+def test_results_are_text_and_html():
+    found = learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1)), opt_func=torch.optim.SGD).check()
+    lines = str(found).splitlines()
+    assert lines[0].startswith("2 findings. The loss starts at 0.6")
+    assert lines[1] == f"1. {found.findings[0].what}"
+    assert lines[4] == "2. SGD works without momentum here. (This may be meant.)"
+    assert repr(found) == str(found)
+    assert found._repr_html_().count("<li>") == 2
+    quiet = CheckResult([], "a < b")
+    assert str(quiet) == "Nothing found. a < b"
+    assert quiet._repr_html_() == "<p><b>Nothing found.</b> a &lt; b</p>"
