@@ -44,6 +44,7 @@ from minifast.data import (
     DatasetType,
     ImageDataBunch,
     TensorDataBunch,
+    TensorLoader,
     URLs,
     get_image_files,
     get_transforms,
@@ -51,7 +52,6 @@ from minifast.data import (
     untar_data,
 )
 from minifast.data import DeviceDataLoader as DeviceDataLoader
-from minifast.data import TensorLoader as TensorLoader
 from minifast.data import channel_view as channel_view
 from minifast.data import denormalize as denormalize
 from minifast.data import normalize as normalize
@@ -174,6 +174,7 @@ __all__ = [
     "StopAfterNBatches",
     "TensorBoardCallback",
     "TensorDataBunch",
+    "TensorLoader",
     "TerminateOnNaNCallback",
     "TorchScheduler",
     "TrackerCallback",

@@ -178,7 +178,7 @@ def compare(
     >>> def make():
     ...     data = DataBunch(items, items, device="cpu", loss_func=torch.nn.CrossEntropyLoss())
     ...     return Learner(data, simple_ann(4, 2), metrics=[accuracy])
-    >>> found = compare(make, {"constant": 1e-2, "cosine": cosine(1e-2, 0.0)}, epochs=1, seeds=2, silent=True)
+    >>> found = compare(make, {"constant": 1e-2, "cosine": schedules.cosine(1e-2, 0.0)}, epochs=1, seeds=2, silent=True)
     >>> [len(runs) for runs in found.runs.values()]
     [2, 2]
     """

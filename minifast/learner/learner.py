@@ -227,7 +227,7 @@ class Learner:
 
         Args:
             epochs: a whole number of 1 or more.
-            lr: a function of progress from 0 to 1 (see ``minifast.schedules.shapes``), or a number that stays. A schedule may
+            lr: a function of progress from 0 to 1 (see ``minifast.schedules``), or a number that stays. A schedule may
                 return an array with a value for each layer group.
             mom: the same for the momentum; by default the optimizer's own. An optimizer without momentum has none.
             wd: the same for the weight decay; by default the learner's.
@@ -242,7 +242,8 @@ class Learner:
         >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
         >>> loss = torch.nn.CrossEntropyLoss()
         >>> learn = Learner(DataBunch(items, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)
-        >>> _ = learn.fit_schedule(1, lr=join((1, linear(0.0, 1e-2)), (1, constant(1e-2))))
+        >>> warmup = schedules.join((1, schedules.linear(0.0, 1e-2)), (1, schedules.constant(1e-2)))
+        >>> _ = learn.fit_schedule(1, lr=warmup)
         >>> learn.recorder.lrs[0], learn.recorder.lrs[-1]
         (0.0, 0.01)
         """
@@ -571,8 +572,8 @@ class Learner:
         >>> from minifast import DataBunch, Learner, simple_ann
         >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 2
         >>> learn = Learner(DataBunch(items, items, device="cpu", classes=["a", "b"]), simple_ann(4, 2))
-        >>> learn.pred_batch().shape, learn.pred_batch(batch=(torch.zeros(1, 4), None)).sum()
-        (torch.Size([8, 2]), tensor(1.))
+        >>> learn.pred_batch().shape, learn.pred_batch(batch=(torch.zeros(1, 4), None)).shape
+        (torch.Size([8, 2]), torch.Size([1, 2]))
         """
         return predicting.pred_batch(self, ds_type, batch, activ)
 

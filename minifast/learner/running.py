@@ -177,7 +177,7 @@ def callbacks_for_run(learn: Learner, *first: Callback, watching: bool = True) -
     """
     given = [one for one in check_callbacks(learn.callbacks) if watching or not one.fit_only]
     makers = [
-        make for make in learn.callback_fns if watching or not getattr(getattr(make, "func", make), "_watches", False)
+        make for make in learn.callback_fns if watching or not getattr(getattr(make, "func", make), "fit_only", False)
     ]
     made = [one for one in check_callbacks([make(learn) for make in makers]) if watching or not one.fit_only]
     return [*given, *first, *made]

@@ -135,7 +135,7 @@ class Callback:
     """The base of all callbacks: override the events you want, and name as parameters the fields you read.
 
     An event returns None or a dict of the fields it changes. Fields and events are checked when the class is defined;
-    the table of both is ``minifast.training.state.EVENTS``. ``**kwargs`` receives all that is known. ``_order`` decides who
+    the table of both is ``minifast.training.EVENTS``. ``**kwargs`` receives all that is known. ``_order`` decides who
     goes first (lower first); a later callback sees what an earlier one changed. A callback that only watches or writes
     (it stops early, saves, logs) sets ``_watches = True`` and takes no part in ``lr_find``, ``validate``
     and ``get_preds``.
@@ -258,7 +258,8 @@ class LearnerCallback(Callback):
     def __getattr__(self, name: str) -> Any:
         learn = self.__dict__.get("_learn", lambda: None)()
         if name.startswith("_") or learn is None:
-            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}.")
+            learner = "" if name.startswith("_") else ", and no learner to look it up in; set its `learn`"
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{learner}.")
         return getattr(learn, name)
 
     def __getstate__(self) -> dict[str, Any]:

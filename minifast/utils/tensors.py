@@ -33,7 +33,7 @@ def as_list(values: Any) -> list[Any]:
 def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
     """Return ``function`` of a tensor, or of each in tuples, lists and dicts; all else stays as it is.
 
-    >>> mapped(torch.numel, (torch.zeros(2), {"text": "a", "more": [torch.zeros(3)]}))
+    >>> map_tensors(torch.numel, (torch.zeros(2), {"text": "a", "more": [torch.zeros(3)]}))
     (2, {'text': 'a', 'more': [3]})
     """
     if isinstance(values, Tensor):
@@ -53,7 +53,7 @@ def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
 def concatenate(batches: Sequence[Any]) -> Any:
     """Return the batches of a data set as one: tensors are put one after another, also those in tuples and dicts.
 
-    >>> joined([(torch.zeros(2), torch.ones(2)), (torch.zeros(1), torch.ones(1))])
+    >>> concatenate([(torch.zeros(2), torch.ones(2)), (torch.zeros(1), torch.ones(1))])
     (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
     """
     first = batches[0]

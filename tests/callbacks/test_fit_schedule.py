@@ -142,7 +142,7 @@ def test_it_is_kept_and_taken_up_again(tmp_path) -> None:
         learner(5).fit_schedule(3, lr=one_cycle(1e-2), checkpoint="run", every=1)
     with pytest.raises(MinifastError, match="holds another run: its call has lr"):
         learner().fit_schedule(3, lr=one_cycle(2e-2), checkpoint="run")
-    with pytest.raises(MinifastError, match="was begun by fit_schedule; the same call goes on"):
+    with pytest.raises(MinifastError, match="was started by fit_schedule"):
         learner().resume("run")
     again = learner()
     again.fit_schedule(3, lr=one_cycle(1e-2), checkpoint="run", every=1)
@@ -196,7 +196,7 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
         "layer group 0: up to 0.001",
         "layer group 1: up to 0.1",
     ]
-    with pytest.raises(TypeError, match="max_lr is a schedule, and pct_start would shape one cycle"):
+    with pytest.raises(TypeError, match="`max_lr` is a schedule, but pct_start belongs to the 1cycle policy"):
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
     with pytest.raises(TypeError, match=r"momss does not shape one cycle; moms, .* do\. Did you mean moms\?"):
         learn.plot_schedule(2, 0.1, momss=(0.9, 0.8))
@@ -356,7 +356,7 @@ def test_a_fit_without_a_rate_says_which_it_is(capsys) -> None:
     learn = toy_learner(n=200)
     learn.silent = False
     learn.fit_one_cycle(1)
-    assert "The highest learning rate is 0.003; lr_find() suggests one" in capsys.readouterr().out
+    assert "The maximum learning rate is 0.003; lr_find() suggests one" in capsys.readouterr().out
     found = learn.lr_find()
     learn.fit_one_cycle(1)
     assert f"0.003; lr_find suggests {found.suggestion:.2g}." in capsys.readouterr().out

@@ -387,7 +387,7 @@ def test_on_nan_is_what_this_call_says(tmp_path):
     with pytest.warns(UserWarning, match=r"The weights of epoch 1, batch 1 are put back"):
         learn = begin(on_nan="restore")
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
-    assert learn.last_good._kept is None
+    assert learn.last_finite_weights._kept is None
     learn = begin(on_nan="ignore")
     assert len(learn.recorder.lrs) == 12
     assert files.read_checked(tmp_path / "models" / "run.checkpoint")[0]["finished"]

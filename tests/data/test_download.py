@@ -137,7 +137,7 @@ for name, path in [("minifast", {str(ROOT / "minifast")!r}), ("minifast.data", {
     sys.modules[name] = types.ModuleType(name)  # the packages' own imports are not the matter here
     sys.modules[name].__path__ = [path]
 before = set(sys.modules)
-import minifast.data.urls
+import minifast.data.download
 new = {{name.partition(".")[0] for name in set(sys.modules) - before}}
 assert new <= set(sys.stdlib_module_names) | {{"minifast"}}, new
 """
@@ -505,7 +505,7 @@ def test_ctrl_c_while_downloading(server, place):
     code = """
 import signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from minifast.data.urls import untar_data
+from minifast.data.download import untar_data
 try:
     untar_data(sys.argv[1])
 except KeyboardInterrupt:

@@ -292,7 +292,7 @@ def test_the_default_rate_is_a_tenth_for_all_groups_but_the_last(method, capsys)
     used, notes = rates_used(learn)
     getattr(learn, method)(1, callbacks=[notes])
     assert np.max(used, axis=0).tolist() == pytest.approx([3e-4, 3e-4, 3e-3])
-    said = "The highest learning rate is 0.003, a tenth of it for all layer groups but the last; lr_find()"
+    said = "The maximum learning rate is 0.003, a tenth of it for all layer groups but the last; lr_find()"
     assert (said in capsys.readouterr().out) == (method == "fit_one_cycle")
     alone = toy_learner()
     getattr(alone, method)(1)

@@ -189,7 +189,8 @@ class ImageDataBunch(DataBunch):
         Raises:
             DataError: as ``from_lists``, and where the file is missing, or has not these columns.
 
-        >>> from minifast.data.drawn import draw_sample, home
+        >>> from minifast.data.download import home
+        >>> from minifast.data.synthetic import draw_sample
         >>> path = draw_sample(home() / "data" / "small", n_train=60, n_valid=20)
         >>> data = ImageDataBunch.from_csv(path, bs=16, device="cpu")
         >>> data.classes, len(data.train_ds), len(data.valid_ds)

@@ -52,7 +52,7 @@ def opened(monkeypatch) -> list[str]:
         names.append(Path(file).name)
         return really_read(file, *args, **kwargs)
 
-    monkeypatch.setattr(decoding, "read_picture", spy)
+    monkeypatch.setattr(decoding, "read_image", spy)
     return names
 
 
@@ -239,9 +239,7 @@ def test_only_big_files_are_decoded_in_threads(tmp_path, monkeypatch, side, thre
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     write_images(tmp_path, 4, (side, side), mode="RGB")  # noise: about three bytes a pixel
     threads = []
-    monkeypatch.setattr(
-        decoding, "read_picture", lambda *args: threads.append(threading.current_thread()) or read(*args)
-    )
+    monkeypatch.setattr(decoding, "read_image", lambda *args: threads.append(threading.current_thread()) or read(*args))
     read = read_image
     found, _ = pictures_in(tmp_path).tensors()
     assert any(thread is not threading.main_thread() for thread in threads) is threaded

@@ -286,7 +286,7 @@ def test_each_file_is_decoded_once_also_where_nothing_can_be_kept(tree, monkeypa
     (tree.parent / "file").touch()
     monkeypatch.setenv("MINIFAST_HOME", str(tree.parent / home))
     opened, read = [], decoding.read_image
-    monkeypatch.setattr(decoding, "read_picture", lambda file, *args: opened.append(str(file)) or read(file, *args))
+    monkeypatch.setattr(decoding, "read_image", lambda file, *args: opened.append(str(file)) or read(file, *args))
     bunch(tree, valid_pct=0.5)
     files = {str(file) for file in tree.rglob("*.png")}
     assert set(opened) == files
