@@ -1,4 +1,4 @@
-"""Frozen BatchNorms that stand still altogether."""
+"""Keep the running statistics of frozen BatchNorm layers constant."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from minifast.training.callback import LearnerCallback
 
 
 class BnFreeze(LearnerCallback):
-    """Holds the running statistics of frozen BatchNorms, which move in training otherwise.
+    """Keep the running statistics of frozen BatchNorm layers constant during training.
 
-    A frozen one has parameters and none of them trains, so the learner needs ``train_bn=False``, or they are frozen by
-    hand. It then normalises by its running statistics, in training as in validation.
+    A BatchNorm layer is frozen when it has parameters and none of them requires a gradient. Create the Learner with
+    ``train_bn=False``, or freeze the layers yourself. A frozen layer then normalizes by its running statistics, in
+    training as in validation.
 
-    >>> import torch
-    >>> from minifast import *
-    >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["a", "b"])
-    >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
-    >>> learn = Learner(data, model, train_bn=False, callback_fns=[BnFreeze], silent=True).split([model[1]])
-    >>> _ = learn.freeze()
-    >>> _ = learn.fit(1, 1e-2)
-    >>> model[0].running_mean.tolist()
-    [0.0, 0.0, 0.0, 0.0]
+    Example:
+        >>> import torch
+        >>> from minifast import *
+        >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["a", "b"])
+        >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
+        >>> learn = Learner(data, model, train_bn=False, callback_fns=[BnFreeze], silent=True).split([model[1]])
+        >>> _ = learn.freeze()
+        >>> _ = learn.fit(1, 1e-2)
+        >>> model[0].running_mean.tolist()
+        [0.0, 0.0, 0.0, 0.0]
     """
 
     def on_epoch_begin(self) -> None:
-        """Put frozen BatchNorms into evaluation mode."""
+        """Put frozen BatchNorm layers in evaluation mode."""
         for module in self.learn.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 parameters = list(module.parameters())

@@ -1,6 +1,6 @@
-"""Vision: pretrained networks for images, with a new head.
+"""Transfer learning for images: pretrained backbones with a new head.
 
-Images themselves (folders, decoding, augmentation) live in ``minifast.data.images`` and are exported here too.
+Loading, decoding and augmentation of images are in ``minifast.data.images``; this package exports them too.
 """
 
 from minifast.data.images import ImageDataBunch, get_transforms

@@ -1,4 +1,4 @@
-"""The head of an image classifier: from the maps of a convolutional body to a number for each class."""
+"""The head of an image classifier: from feature maps to one output per class."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from minifast.utils.checks import check_count, check_number
 
 
 class AdaptiveConcatPool2d(nn.Module):
-    """The maximum and the mean of each channel's map, one behind the other: ``(n, c, h, w)`` to ``(n, 2 c, sz, sz)``.
+    """Concatenate adaptive max pooling and adaptive average pooling: ``(n, c, h, w)`` to ``(n, 2 c, sz, sz)``.
 
-    >>> AdaptiveConcatPool2d()(torch.tensor([[[[1.0, 3.0]]]])).flatten().tolist()
-    [3.0, 2.0]
+    Args:
+        sz: height and width of the output.
+
+    Example:
+        >>> AdaptiveConcatPool2d()(torch.tensor([[[[1.0, 3.0]]]])).flatten().tolist()
+        [3.0, 2.0]
     """
 
     def __init__(self, sz: int = 1) -> None:
@@ -24,7 +28,7 @@ class AdaptiveConcatPool2d(nn.Module):
         self.ap = nn.AdaptiveAvgPool2d(sz)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return maximum and mean."""
+        """Return the maxima, followed by the means, along the channel dimension."""
         return torch.cat([self.mp(x), self.ap(x)], 1)
 
 
@@ -36,22 +40,30 @@ def create_head(
     concat_pool: bool = True,
     bn_final: bool = False,
 ) -> nn.Sequential:
-    """Make a head: a pooling and a flatten, then for each linear layer a BatchNorm, a dropout, the layer and a ReLU.
+    """Create a classification head: pooling, flatten, then blocks of BatchNorm, dropout and a linear layer.
 
-    Takes maps ``(n, channels, h, w)`` and returns ``(n, nc)``; the last layer has no ReLU.
+    A ReLU follows every linear layer but the last.
 
     Args:
-        nf: numbers an item after the pooling: twice the body's channels with ``concat_pool``.
-        nc: outputs, one a class.
-        lin_ftrs: widths of the layers between; by default one of 512.
-        ps: the dropout before each linear layer, or that before the last, of which the others have half.
-        concat_pool: pool the maximum and the mean, else the mean.
-        bn_final: a BatchNorm after the last layer.
+        nf: number of features after the pooling: twice the channels of the backbone with ``concat_pool``.
+        nc: number of outputs, one per class.
+        lin_ftrs: widths of the hidden linear layers; by default one layer of 512.
+        ps: dropout probability before each linear layer. A single number applies before the last layer, and half of it
+            before the others.
+        concat_pool: concatenate max and average pooling; False for average pooling alone.
+        bn_final: add a BatchNorm after the last linear layer.
 
-    >>> [type(layer).__name__ for layer in create_head(1024, 2)][:6]
-    ['AdaptiveConcatPool2d', 'Flatten', 'BatchNorm1d', 'Dropout', 'Linear', 'ReLU']
-    >>> create_head(1024, 2).eval()(torch.zeros(4, 512, 3, 3)).shape
-    torch.Size([4, 2])
+    Returns:
+        A Sequential that maps feature maps ``(n, channels, h, w)`` to outputs ``(n, nc)``.
+
+    Raises:
+        ValueError, TypeError: a width is no positive integer, or ``ps`` holds no probabilities, or too many.
+
+    Example:
+        >>> [type(layer).__name__ for layer in create_head(1024, 2)][:6]
+        ['AdaptiveConcatPool2d', 'Flatten', 'BatchNorm1d', 'Dropout', 'Linear', 'ReLU']
+        >>> create_head(1024, 2).eval()(torch.zeros(4, 512, 3, 3)).shape
+        torch.Size([4, 2])
     """
     sizes = [nf, *([512] if lin_ftrs is None else lin_ftrs), nc]
     for name, value in zip(["nf", *["each of lin_ftrs"] * (len(sizes) - 2), "nc"], sizes, strict=True):
@@ -62,13 +74,13 @@ def create_head(
     if len(dropouts) == 1:
         dropouts = [dropouts[0] / 2] * (n_layers - 1) + dropouts
     if len(dropouts) != n_layers:
-        raise ValueError(f"ps has {len(given)} values for {n_layers} linear layers; give one value, or one per layer.")
+        raise ValueError(f"`ps` has {len(given)} values for {n_layers} linear layers; give one value or one per layer.")
     layers: list[nn.Module] = [AdaptiveConcatPool2d() if concat_pool else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    for (before, after), p in zip(itertools.pairwise(sizes), dropouts, strict=True):
-        layers.append(nn.BatchNorm1d(before))
+    for (n_in, n_out), p in zip(itertools.pairwise(sizes), dropouts, strict=True):
+        layers.append(nn.BatchNorm1d(n_in))
         if p:
             layers.append(nn.Dropout(p))
-        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(n_in, n_out), nn.ReLU(inplace=True)]
     layers.pop()
     if bn_final:
         layers.append(nn.BatchNorm1d(nc, momentum=0.01))

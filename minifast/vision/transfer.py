@@ -1,4 +1,4 @@
-"""Transfer learning: a trained body with a new head for other classes."""
+"""Transfer learning: a pretrained backbone with a new head for your classes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.learner.learner import Learner, check_data
 from minifast.models import initialise
-from minifast.vision.body import Cut, load_body, n_channels, second_half
+from minifast.vision.body import Cut, load_body, n_channels, second_half_start
 from minifast.vision.head import create_head
 
 
@@ -30,46 +30,52 @@ def cnn_learner(
     concat_pool: bool = True,
     **kwargs: Any,
 ) -> Learner:
-    """Make a learner for pictures from a trained model: its body, and a new head for the data's classes.
+    """Create a Learner that fine-tunes a pretrained image model: its backbone with a new head for your classes.
 
-    The model is a Sequential of both. Its layer groups are the first half of the body, the second, and the head (of a
-    ResNet cut at ``layer3``, as in fastai v1). With trained weights all but the head is frozen: train, then
-    ``learn.unfreeze()`` and train on with ``max_lr=slice(low, high)``. Data that are not normalised yet are, as the
-    weights want it, and a line says so.
+    The model is a Sequential of backbone and head. It has three layer groups: the first half of the backbone, the
+    second half (for a ResNet it begins at ``layer3``, as in fastai v1), and the head. With pretrained weights, all but
+    the head is frozen. Train the head first, then call ``learn.unfreeze()`` and train all layers with
+    ``max_lr=slice(low, high)``. If the data are not normalized yet, they are normalized as the weights expect, and a
+    line is printed.
 
     Args:
-        data: pictures with 3 channels.
-        base_arch: makes the model, such as ``models.resnet18``; or any function that has a ``pretrained``.
-        cut: the number of the model's children that are the body, or a function of the model that returns the body; by
-            default it is found.
-        pretrained: True for torchvision's best weights, a member of its weights enum, or the path of a file with the
-            state of such a model; False for none.
-        lin_ftrs: widths of the head's layers but the last; by default one of 512.
-        ps: the head's dropout, see ``create_head``.
-        custom_head: a head to use in place of one made here.
-        split_on: where the layer groups begin, see ``Learner.split``.
-        bn_final: a BatchNorm after the head's last layer.
-        init: sets the weights of the head, a custom one's too; None leaves them.
-        concat_pool: the head pools the maximum and the mean, else the mean.
-        kwargs: what the Learner takes, such as ``metrics``.
+        data: batches of images with 3 channels.
+        base_arch: a function that creates the model, such as ``models.resnet18``, or any function with an argument
+            ``pretrained``.
+        cut: the split point: the number of the model's children in the backbone, or a function of the model that
+            returns the backbone. By default minifast finds it.
+        pretrained: True for torchvision's best weights, a member of its weights enum, or the path of a file with a
+            state dict of the model. False for random weights.
+        lin_ftrs: widths of the head's hidden linear layers; by default one layer of 512.
+        ps: dropout probability of the head, see ``create_head``.
+        custom_head: your own head, used instead of ``create_head``.
+        split_on: the modules at which layer groups begin, see ``Learner.split``.
+        bn_final: add a BatchNorm after the head's last layer.
+        init: initializes the weights of the head, a custom head included. None leaves them unchanged.
+        concat_pool: let the head concatenate max and average pooling; False for average pooling alone.
+        kwargs: arguments of ``Learner``, such as ``metrics``.
+
+    Returns:
+        The Learner.
 
     Raises:
-        DownloadError: the weights cannot be fetched; the message says where a copy can be put.
-        DataError: the model cannot be cut by itself, the data have no classes, or the file is another model's.
+        DownloadError: the weights cannot be downloaded. The message names the place for a local copy.
+        DataError: no split point was found, the data have no classes, or the file holds another model's weights.
 
-    >>> import torch
-    >>> from minifast import models
-    >>> pictures = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))]
-    >>> data = DataBunch(pictures, pictures, device="cpu", classes=["cat", "dog"])
-    >>> learn = cnn_learner(data, models.resnet18, pretrained=False, silent=True)
-    >>> len(learn.layer_groups), learn.model[1][-1]
-    (3, Linear(in_features=512, out_features=2, bias=True))
+    Example:
+        >>> import torch
+        >>> from minifast import models
+        >>> batches = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))]
+        >>> data = DataBunch(batches, batches, device="cpu", classes=["cat", "dog"])
+        >>> learn = cnn_learner(data, models.resnet18, pretrained=False, silent=True)
+        >>> len(learn.layer_groups), learn.model[1][-1]
+        (3, Linear(in_features=512, out_features=2, bias=True))
     """
     check_data(data)
     if custom_head is None and data.c is None:
         raise DataError(
-            "The data have no classes, so how many outputs the head needs is not known; give a custom_head, or "
-            "DataBunch(classes=...)."
+            "The data have no classes, so the number of outputs is unknown; give a `custom_head`, or create the data "
+            "with DataBunch(classes=...)."
         )
     body, stats = load_body(base_arch, pretrained, cut)
     head = custom_head
@@ -79,29 +85,29 @@ def cnn_learner(
     if init is not None:
         initialise(head, init)
     learn = Learner(data, nn.Sequential(body, head), **kwargs)
-    halfway = second_half(body)
+    halfway = second_half_start(body)
     learn.split(split_on if split_on is not None else [part for part in (halfway, head) if part is not None])
     if pretrained:
         learn.freeze()
-        said = normalise(data, stats)
-        if said and not learn.silent:
-            print(said)
+        message = normalize_for_weights(data, stats)
+        if message and not learn.silent:
+            print(message)
     return learn
 
 
-def normalise(data: DataBunch, stats: Stats | None) -> str:
-    """Normalise data as weights want it, if that is known and not done yet; return what is to be said of it."""
+def normalize_for_weights(data: DataBunch, stats: Stats | None) -> str:
+    """Normalize data as pretrained weights expect, where that is known and not done yet; return a line to print."""
     if data.norm is not None:
         return ""
     if stats is None:
         return (
-            "What pictures these weights want is not known, so the data stay as they are; if they were trained on "
-            "normalised ones, give data.normalize(...) the same means and deviations first."
+            "The normalization that these weights expect is unknown, so the data stay unchanged. If the weights were "
+            "trained on normalized images, call data.normalize(...) with the same means and standard deviations first."
         )
     x, _ = data.one_batch(cpu=False)
-    low, high = (float(one) for one in (x.min(), x.max()))
+    low, high = float(x.min()), float(x.max())
     if low < 0 or high > 1:
-        return f"The pictures' values go from {low:.3g} to {high:.3g}, so they are taken to be normalised already."
+        return f"The images have values from {low:.3g} to {high:.3g}, so they count as normalized and stay unchanged."
     data.normalize(stats)
     mean, std = (", ".join(f"{value:g}" for value in part) for part in stats)
-    return f"The data are now normalised as the weights want it: means {mean}, standard deviations {std}."
+    return f"The data are now normalized as the weights expect: means {mean}, standard deviations {std}."

@@ -1,4 +1,4 @@
-"""Transfer learning: bodies of trained models, new heads, and learners of both. No test uses a network."""
+"""Transfer learning: pretrained backbones, heads and `cnn_learner`. No test uses the network."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from minifast import (
     imagenet_stats,
     models,
 )
-from minifast.vision.body import cut_off, second_half
+from minifast.vision.body import cut_model, second_half_start
 
-NAME = "resnet18-f37072fd.pth"  # of torchvision's file
+NAME = "resnet18-f37072fd.pth"  # of the file that torchvision downloads
 
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory) -> Path:
-    """The state of a resnet18, as torchvision would have it, with random numbers for trained ones."""
+    """A state dict of a resnet18 with random weights, in a file as torchvision saves it."""
     torch.manual_seed(0)
     file = tmp_path_factory.mktemp("weights") / NAME
     torch.save(models.resnet18().state_dict(), file)
@@ -45,7 +45,7 @@ def weights(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> Path:
-    """An empty cache of torch's own, and no network."""
+    """An empty download cache of torch, without network access."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
     def no_network(*arguments, **keywords):
@@ -57,8 +57,8 @@ def hub(tmp_path, monkeypatch) -> Path:
     return folder
 
 
-def pictures(n: int = 16, side: int = 32, classes=("cat", "dog"), path=".") -> DataBunch:
-    """Dark and light pictures, a class each."""
+def make_data(n: int = 16, side: int = 32, classes=("cat", "dog"), path=".") -> DataBunch:
+    """Dark and light images, one class each."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(n) % len(classes)
     x = (torch.rand(n, 3, side, side, generator=generator) + y[:, None, None, None]) / len(classes)
@@ -66,36 +66,36 @@ def pictures(n: int = 16, side: int = 32, classes=("cat", "dog"), path=".") -> D
     return DataBunch(DataLoader(items, 8), DataLoader(items, 8), device="cpu", classes=classes, path=path)
 
 
-def same(one: nn.Module, other: nn.Module) -> bool:
-    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+def same(first: nn.Module, second: nn.Module) -> bool:
+    pairs = zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-# --- the models' names
+# --- names of models
 
 
-def test_torchvisions_models_have_their_names_here():
+def test_models_of_torchvision_are_attributes_of_models():
     import torchvision
 
     assert models.resnet18 is torchvision.models.resnet18
     assert {"resnet18", "convnext_tiny", "simple_cnn"} <= set(dir(models))
-    with pytest.raises(AttributeError, match=r"There is no model resnet81\. Did you mean resnet18\?"):
+    with pytest.raises(AttributeError, match=r"minifast\.models has no model 'resnet81'\. Did you mean resnet18\?"):
         getattr(models, "resnet81")  # noqa: B009
 
 
 # --- heads
 
 
-def test_the_default_head_layer_by_layer():
+def test_layers_of_the_default_head():
     head = create_head(1024, 10)
-    wanted = ["AdaptiveConcatPool2d", "Flatten", "BatchNorm1d", "Dropout", "Linear", "ReLU"]
-    assert [type(layer).__name__ for layer in head] == [*wanted, "BatchNorm1d", "Dropout", "Linear"]
+    first = ["AdaptiveConcatPool2d", "Flatten", "BatchNorm1d", "Dropout", "Linear", "ReLU"]
+    assert [type(layer).__name__ for layer in head] == [*first, "BatchNorm1d", "Dropout", "Linear"]
     assert [head[3].p, head[7].p] == [0.25, 0.5]
     assert [(layer.in_features, layer.out_features) for layer in (head[4], head[8])] == [(1024, 512), (512, 10)]
     assert head(torch.randn(4, 512, 3, 5)).shape == (4, 10)
 
 
-def test_what_a_head_can_be_given():
+def test_options_of_create_head():
     head = create_head(8, 3, lin_ftrs=[7, 6], ps=[0.1, 0.0, 0.3], concat_pool=False, bn_final=True)
     assert [type(layer).__name__ for layer in head[:2]] == ["AdaptiveAvgPool2d", "Flatten"]
     assert [layer.p for layer in head if isinstance(layer, nn.Dropout)] == [0.1, 0.3]
@@ -109,17 +109,17 @@ def test_what_a_head_can_be_given():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"ps": [0.1, 0.2, 0.3]}, "ps has 3 values for 2 linear layers; give one value, or one per layer"),
+        ({"ps": [0.1, 0.2, 0.3]}, "`ps` has 3 values for 2 linear layers; give one value or one per layer"),
         ({"ps": 1.5}, r"ps is 1\.5; it must be at most 1"),
         ({"lin_ftrs": [0]}, "each of lin_ftrs is 0; it must be at least 1"),
     ],
 )
-def test_a_head_that_cannot_be_is_refused(options, message):
+def test_create_head_raises_for_invalid_options(options, message):
     with pytest.raises(ValueError, match=message):
         create_head(8, 2, **options)
 
 
-def test_the_concatenated_pooling_is_maximum_and_mean():
+def test_adaptive_concat_pool_returns_maximum_and_mean():
     x = torch.randn(2, 3, 5, 4)
     pooled = AdaptiveConcatPool2d()(x)
     assert torch.equal(pooled[:, :3, 0, 0], x.amax((2, 3)))
@@ -127,10 +127,10 @@ def test_the_concatenated_pooling_is_maximum_and_mean():
     assert AdaptiveConcatPool2d(2)(x).shape == (2, 6, 2, 2)
 
 
-# --- bodies
+# --- backbones
 
-WHOLE = {"googlenet": {"init_weights": False}}
-BODIES = {
+OPTIONS = {"googlenet": {"init_weights": False}}
+N_CHILDREN = {
     "resnet18": 8,
     "squeezenet1_1": 1,
     "mobilenet_v2": 1,
@@ -144,52 +144,52 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("name", BODIES)
-def test_a_body_ends_before_the_pooling(name):
-    arch = partial(getattr(models, name), **WHOLE.get(name, {}))
+@pytest.mark.parametrize("name", N_CHILDREN)
+def test_backbone_ends_before_the_pooling(name):
+    arch = partial(getattr(models, name), **OPTIONS.get(name, {}))
     body = create_body(arch, pretrained=False)
-    assert len(body) == BODIES[name]
+    assert len(body) == N_CHILDREN[name]
     output = body.eval()(torch.zeros(1, 3, 96, 96))
     assert output.ndim == 4
     assert output.shape[2] > 1
 
 
-def test_a_body_and_its_pooling_make_what_the_model_makes():
+def test_backbone_with_pooling_and_classifier_equals_the_model():
     model = models.resnet18().eval()
-    body = cut_off(model, None, "resnet18").eval()
+    body = cut_model(model, None, "resnet18").eval()
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(model.fc(functional.adaptive_avg_pool2d(body(x), 1).flatten(1)), model(x))
     assert all(not module._forward_hooks for module in model.modules())
 
 
-def test_finding_the_cut_changes_nothing():
+def test_finding_the_split_point_restores_all_state():
     model = models.resnet18()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     generator = torch.get_rng_state()
-    cut_off(model, None, "resnet18")
+    cut_model(model, None, "resnet18")
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
     assert all(module.training for module in model.modules())
     assert torch.equal(generator, torch.get_rng_state())
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnext50_32x4d"])
-def test_the_second_half_of_a_resnet_is_v1s(name):
+def test_second_half_of_a_resnet_is_that_of_fastai_v1(name):
     with torch.device("meta"):
         body = nn.Sequential(*list(get_model(name).children())[:8])
-    assert second_half(body) is body[6]
+    assert second_half_start(body) is body[6]
 
 
-def test_halves_of_other_bodies():
+def test_second_half_of_other_backbones():
     convs = [nn.Conv2d(3, 3, 1) for _ in range(5)]
-    assert second_half(nn.Sequential(*convs[:4])) is convs[2]
-    assert second_half(nn.Sequential(nn.Sequential(*convs[:4]))) is convs[2]  # features
-    assert second_half(nn.Sequential(convs[0], nn.Sequential(*convs[1:]))) is convs[3]  # a stem before them
-    assert second_half(nn.Sequential(convs[0])) is None
-    assert second_half(convs[0]) is None
+    assert second_half_start(nn.Sequential(*convs[:4])) is convs[2]
+    assert second_half_start(nn.Sequential(nn.Sequential(*convs[:4]))) is convs[2]  # features
+    assert second_half_start(nn.Sequential(convs[0], nn.Sequential(*convs[1:]))) is convs[3]  # a stem before them
+    assert second_half_start(nn.Sequential(convs[0])) is None
+    assert second_half_start(convs[0]) is None
 
 
 class Tower(nn.Module):
-    """What its forward does beside its children is up to ``before``."""
+    """A model whose forward transforms its input by ``before``."""
 
     def __init__(self, before) -> None:
         super().__init__()
@@ -203,7 +203,7 @@ class Tower(nn.Module):
 
 
 class Deep(nn.Module):
-    """A pooling to a size in the middle, and a dropout after the last one."""
+    """A model with an adaptive pooling in the middle, and a dropout after the last pooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -218,49 +218,52 @@ class Deep(nn.Module):
         return self.fc(self.drop(self.pool(self.second(self.middle(self.first(x))))).flatten(1))
 
 
-def test_the_last_pooling_counts():
+def test_backbone_ends_before_the_last_pooling_only():
     model = Deep()
-    assert list(cut_off(model, None, "Deep")) == [model.first, model.middle, model.second]
+    assert list(cut_model(model, None, "Deep")) == [model.first, model.middle, model.second]
 
 
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (Tower(lambda x: 2 * x - 1), "it does more than to call its children one after the other"),
-        (Tower(lambda x: x[:, :2]), r"it does not take pictures of 2 × 3 × 128 × 128 \("),
-        (nn.Sequential(nn.Flatten(), nn.Linear(3 * 128 * 128, 2)), r"none of its children gives maps \(n, channels"),
+        (Tower(lambda x: 2 * x - 1), "its forward does more than call its children one after another"),
+        (Tower(lambda x: x[:, :2]), r"it does not accept images of shape 2 × 3 × 128 × 128 \("),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(3 * 128 * 128, 2)),
+            r"none of its children returns feature maps \(n",
+        ),
     ],
 )
-def test_a_model_that_cannot_be_cut_by_itself_is_refused(model, reason):
-    message = rf"Where to cut Mine cannot be found: {reason}.*Give cut=, the number of its children to keep"
+def test_model_without_a_split_point_raises(model, reason):
+    message = rf"No split point found for Mine: {reason}.*Give `cut`, the number of its children to keep"
     with pytest.raises(DataError, match=message):
-        cut_off(model, None, "Mine")
+        cut_model(model, None, "Mine")
 
 
-def test_cuts_of_ones_own():
+def test_cut_as_a_number_or_a_function():
     model = Tower(lambda x: 2 * x - 1)
-    assert list(cut_off(model, 1, "Tower")) == [model.conv]
-    assert list(cut_off(model, -2, "Tower")) == [model.conv]
-    assert cut_off(model, lambda m: m.conv, "Tower") is model.conv
+    assert list(cut_model(model, 1, "Tower")) == [model.conv]
+    assert list(cut_model(model, -2, "Tower")) == [model.conv]
+    assert cut_model(model, lambda m: m.conv, "Tower") is model.conv
     for cut, error, message in (
-        (0, ValueError, "cut is 0, which leaves nothing of Tower's 3 children"),
+        (0, ValueError, "`cut` is 0, which keeps none of the 3 children of Tower"),
         (-3, ValueError, "cut is -3; it must be at least -2"),
-        (lambda m: None, TypeError, "cut returned None; it must return a module"),
+        (lambda m: None, TypeError, "`cut` must return an nn.Module, got None"),
     ):
         with pytest.raises(error, match=message):
-            cut_off(model, cut, "Tower")
+            cut_model(model, cut, "Tower")
 
 
 # --- weights
 
 
-def test_a_file_of_weights_becomes_the_body(weights, tmp_path):
+def test_backbone_with_weights_from_a_file(weights, tmp_path):
     body = create_body(models.resnet18, weights)
     model = models.resnet18()
     state = torch.load(weights)
     model.load_state_dict(state)
     assert same(body, nn.Sequential(*list(model.children())[:8]))
-    other = Learner(pictures(path=tmp_path), models.resnet18(num_classes=2), silent=True)  # another head is no matter
+    other = Learner(make_data(path=tmp_path), models.resnet18(num_classes=2), silent=True)  # the head is not loaded
     other.fit(1, 1e-3)
     file = other.save("other", return_path=True)
     assert same(create_body(models.resnet18, str(file)), nn.Sequential(*list(other.model.children())[:8]))
@@ -275,28 +278,28 @@ def test_a_file_of_weights_becomes_the_body(weights, tmp_path):
         (
             "another model",
             DataError,
-            r"has no (bn1\.running_var|conv1\.weight) of shape \(.*, which the body of resnet18 needs",
+            r"has no (bn1\.running_var|conv1\.weight) of shape \(.*, which the backbone of resnet18 needs",
         ),
-        ({"epoch": 3}, DataError, "holds no model's state"),
+        ({"epoch": 3}, DataError, "holds no state dict of a model"),
         (nn.Linear(1, 1), FileFormatError, "holds more than tensors and plain values"),
         (None, FileNotFoundError, "There is no file"),
     ],
 )
-def test_a_file_that_has_no_such_weights_is_refused(tmp_path, content, error, message):
+def test_file_without_these_weights_raises(tmp_path, content, error, message):
     file = tmp_path / "some.pth"
     if content is not None:
         torch.save(models.mobilenet_v2().state_dict() if content == "another model" else content, file)
-    data = pictures()
+    data = make_data()
     with pytest.raises(error, match=message):
         cnn_learner(data, models.resnet18, pretrained=file)
     assert data.norm is None
 
 
-def test_weights_that_cannot_be_fetched_are_named_with_the_place_for_a_copy(hub, weights):
+def test_failed_download_names_the_place_for_a_copy(hub, weights):
     place = re.escape(str(hub / NAME))
     address = re.escape(f"https://download.pytorch.org/models/{NAME}")
     with pytest.raises(
-        DownloadError, match=rf"of resnet18 could not be fetched from {address} \(.*no network.*{place}"
+        DownloadError, match=rf"of resnet18 cannot be downloaded from {address} \(.*no network.*{place}"
     ):
         create_body(models.resnet18)
     (hub / NAME).write_bytes(weights.read_bytes())
@@ -304,7 +307,7 @@ def test_weights_that_cannot_be_fetched_are_named_with_the_place_for_a_copy(hub,
 
 
 @pytest.mark.parametrize("content", [b"", b"half of", "another model"])
-def test_weights_that_are_damaged_are_named(hub, content):
+def test_damaged_weights_name_the_file(hub, content):
     if isinstance(content, bytes):
         (hub / NAME).write_bytes(content)
     else:
@@ -313,12 +316,12 @@ def test_weights_that_are_damaged_are_named(hub, content):
         create_body(models.resnet18)
 
 
-def test_weights_of_another_model_are_refused():
+def test_weights_enum_of_another_model_raises():
     with pytest.raises(TypeError, match="ResNet18_Weights"):
         create_body(models.resnet18, ResNet34_Weights.DEFAULT)
 
 
-def test_functions_of_ones_own_make_models_too():
+def test_base_arch_may_be_your_own_function():
     def mine(pretrained):
         asked.append(pretrained)
         return Tower(lambda x: x)
@@ -327,19 +330,22 @@ def test_functions_of_ones_own_make_models_too():
     assert [len(create_body(mine)), len(create_body(mine, False))] == [1, 1]
     assert asked == [True, False]
     assert len(create_body(lambda: Tower(lambda x: x), False)) == 1
-    with pytest.raises(ValueError, match="<lambda> takes neither weights nor pretrained, so it has no trained weights"):
+    with pytest.raises(ValueError, match="<lambda> has neither an argument `weights` nor `pretrained`"):
         create_body(lambda: Tower(lambda x: x))
 
 
 @pytest.mark.parametrize(
     ("arch", "message"),
     [
-        (nn.Linear(1, 1), r"base_arch is a Linear; give a function that makes a model, such as models\.resnet18"),
-        ("resnet18", "base_arch is 'resnet18'; give a function"),
-        (lambda: None, "<lambda> returned None; base_arch must return a model"),
+        (
+            nn.Linear(1, 1),
+            r"`base_arch` must be a function that creates a model, such as models\.resnet18; got a L",
+        ),
+        ("resnet18", "`base_arch` must be a function .*; got 'resnet18'"),
+        (lambda: None, "`base_arch` must return an nn.Module; <lambda> returned None"),
     ],
 )
-def test_what_makes_no_model_is_refused(arch, message):
+def test_base_arch_must_create_a_model(arch, message):
     with pytest.raises(TypeError, match=message):
         create_body(arch, False)
 
@@ -347,12 +353,12 @@ def test_what_makes_no_model_is_refused(arch, message):
 # --- learners
 
 
-def test_v1s_transfer_code_runs(hub, weights, tmp_path, capsys):
+def test_transfer_learning_as_in_fastai_v1(hub, weights, tmp_path, capsys):
     (hub / NAME).write_bytes(weights.read_bytes())
-    data = pictures(path=tmp_path)
+    data = make_data(path=tmp_path)
     learn = cnn_learner(data, models.resnet18, metrics=accuracy)
-    said = "The data are now normalised as the weights want it: means 0.485, 0.456, 0.406, standard deviations 0.229"
-    assert said in capsys.readouterr().out
+    line = "The data are now normalized as the weights expect: means 0.485, 0.456, 0.406, standard deviations 0.229"
+    assert line in capsys.readouterr().out
     convs = [module for module in learn.model[0].modules() if isinstance(module, nn.Conv2d)]
     before = [conv.weight.detach().clone() for conv in convs]
     learn.fit_one_cycle(1)
@@ -362,13 +368,13 @@ def test_v1s_transfer_code_runs(hub, weights, tmp_path, capsys):
     assert not any(torch.equal(value, conv.weight) for value, conv in zip(before, convs, strict=True))
     assert len(learn.recorder.group_lrs[0]) == 3
     assert learn.recorder.metrics[0][0] >= 0
-    assert cnn_learner(data, models.resnet18).data.norm is data.norm  # a second one leaves them as they are
-    assert "normalised" not in capsys.readouterr().out
+    assert cnn_learner(data, models.resnet18).data.norm is data.norm  # a second learner does not change them
+    assert "normalized" not in capsys.readouterr().out
     plt.close("all")
 
 
-def test_what_a_learner_of_a_trained_model_is(weights):
-    learn = cnn_learner(pictures(), models.resnet18, pretrained=weights, silent=True)
+def test_cnn_learner_splits_freezes_and_initializes(weights):
+    learn = cnn_learner(make_data(), models.resnet18, pretrained=weights, silent=True)
     body, head = learn.model
     assert [next(group.parameters()) for group in learn.layer_groups] == [
         body[0].weight,
@@ -377,42 +383,42 @@ def test_what_a_learner_of_a_trained_model_is(weights):
     ]
     frozen = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
     assert not any(conv.weight.requires_grad for conv in frozen)
-    normal = [module for module in learn.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert all(one.weight.requires_grad for one in normal)
+    norms = [module for module in learn.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert all(norm.weight.requires_grad for norm in norms)
     assert head[-1].out_features == 2
     linear = head[4].weight
     assert linear.std().item() == pytest.approx((2 / linear.shape[1]) ** 0.5, rel=0.02)  # Kaiming normal
     assert head[4].bias.eq(0).all()
-    alone = cnn_learner(pictures(), models.resnet18, pretrained=weights, train_bn=False, silent=True)
-    assert not any(parameter.requires_grad for parameter in alone.model[0].parameters())
+    without_bn = cnn_learner(make_data(), models.resnet18, pretrained=weights, train_bn=False, silent=True)
+    assert not any(parameter.requires_grad for parameter in without_bn.model[0].parameters())
 
 
-def test_an_untrained_model_is_not_frozen_and_data_stay_as_they_are(capsys):
-    data = pictures()
+def test_cnn_learner_without_pretrained_weights_freezes_nothing(capsys):
+    data = make_data()
     learn = cnn_learner(data, models.resnet18, pretrained=False)
     assert all(parameter.requires_grad for parameter in learn.model.parameters())
     assert data.norm is None
     assert capsys.readouterr().out == ""
 
 
-def test_a_head_and_cuts_of_ones_own():
+def test_custom_head_and_split_on():
     head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.LayerNorm(512), nn.Linear(512, 2))
     before = head[3].weight.clone()
     learn = cnn_learner(
-        pictures(), models.resnet18, pretrained=False, custom_head=head, split_on=lambda m: [m[1]], init=None
+        make_data(), models.resnet18, pretrained=False, custom_head=head, split_on=lambda m: [m[1]], init=None
     )
     assert learn.model[1] is head
     assert torch.equal(before, head[3].weight)
     assert len(learn.layer_groups) == 2
-    cnn_learner(pictures(), models.resnet18, pretrained=False, custom_head=head, init=nn.init.zeros_)
+    cnn_learner(make_data(), models.resnet18, pretrained=False, custom_head=head, init=nn.init.zeros_)
     assert head[3].weight.eq(0).all()
     assert head[2].weight.eq(1).all()
 
 
-def test_arguments_reach_head_body_and_learner():
+def test_cnn_learner_passes_arguments_to_head_backbone_and_learner():
     learn = cnn_learner(
-        pictures(classes=("a", "b", "c")), models.resnet18, 6, False, [9], [0.0, 0.5], bn_final=True, concat_pool=False,
-        wd=0.3, opt_func=torch.optim.SGD,
+        make_data(classes=("a", "b", "c")), models.resnet18, 6, False, [9], [0.0, 0.5], bn_final=True,
+        concat_pool=False, wd=0.3, opt_func=torch.optim.SGD,
     )  # fmt: skip
     body, head = learn.model
     assert (len(body), head[2].num_features, head[-1].num_features) == (6, 128, 3)
@@ -420,11 +426,11 @@ def test_arguments_reach_head_body_and_learner():
     assert (learn.wd, learn.opt_func) == (0.3, torch.optim.SGD)
 
 
-@pytest.mark.parametrize("stats", ["given before", "another range", "a file"])
-def test_data_that_are_normalised_or_of_unknown_stats_stay_as_they_are(hub, weights, capsys, stats):
+@pytest.mark.parametrize("stats", ["normalized before", "another range", "a file"])
+def test_normalized_data_or_unknown_stats_leave_the_data_unchanged(hub, weights, capsys, stats):
     (hub / NAME).write_bytes(weights.read_bytes())
-    data = pictures()
-    if stats == "given before":
+    data = make_data()
+    if stats == "normalized before":
         data.normalize(imagenet_stats)
     elif stats == "another range":
         data.add_tfm(lambda batch: (batch[0] * 4 - 2, batch[1]))
@@ -432,29 +438,31 @@ def test_data_that_are_normalised_or_of_unknown_stats_stay_as_they_are(hub, weig
     cnn_learner(data, models.resnet18, pretrained=weights if stats == "a file" else ResNet18_Weights.IMAGENET1K_V1)
     assert data.norm is norm
     assert torch.equal(before, data.one_batch(denorm=False)[0])
-    said = {
-        "given before": "",
-        "another range": "The pictures' values go from -2 to 2, so they are taken to be normalised already.",
-        "a file": "What pictures these weights want is not known, so the data stay as they are;",
+    lines = {
+        "normalized before": "",
+        "another range": "The images have values from -2 to 2, so they count as normalized and stay unchanged.",
+        "a file": "The normalization that these weights expect is unknown, so the data stay unchanged.",
     }
-    assert capsys.readouterr().out[: len(said[stats]) or None] == said[stats]
+    assert capsys.readouterr().out[: len(lines[stats]) or None] == lines[stats]
 
 
-def test_a_silent_learner_says_nothing_of_normalisation(hub, weights, capsys):
+def test_silent_learner_prints_nothing_about_normalization(hub, weights, capsys):
     (hub / NAME).write_bytes(weights.read_bytes())
-    data = pictures()
+    data = make_data()
     cnn_learner(data, models.resnet18, silent=True)
     assert data.norm is not None
     assert capsys.readouterr().out == ""
 
 
-def test_what_cannot_be_a_learner_is_refused():
+def test_cnn_learner_raises_for_invalid_arguments():
     with pytest.raises(TypeError, match="data is a list; give a DataBunch"):
         cnn_learner([], models.resnet18)
-    items = [(torch.rand(2, 3, 32, 32), torch.rand(2))]
-    with pytest.raises(DataError, match=r"The data have no classes, so how many outputs.*give a custom_head"):
-        cnn_learner(DataBunch(items, device="cpu"), models.resnet18)
-    with pytest.raises(DataError, match=r"The body of resnet18 gives the shape \(2, 512\), not maps"):
-        cnn_learner(pictures(), models.resnet18, lambda m: nn.Sequential(*list(m.children())[:-1], nn.Flatten()), False)
-    with pytest.raises(DataError, match=r"The body of resnet18 cannot be called \("):
-        cnn_learner(pictures(), models.resnet18, lambda m: m.layer4, False)
+    batches = [(torch.rand(2, 3, 32, 32), torch.rand(2))]
+    with pytest.raises(DataError, match=r"The data have no classes, .*; give a `custom_head`"):
+        cnn_learner(DataBunch(batches, device="cpu"), models.resnet18)
+    with pytest.raises(DataError, match=r"The backbone of resnet18 returns the shape \(2, 512\), not feature maps"):
+        cnn_learner(
+            make_data(), models.resnet18, lambda m: nn.Sequential(*list(m.children())[:-1], nn.Flatten()), False
+        )
+    with pytest.raises(DataError, match=r"The backbone of resnet18 fails on an image \("):
+        cnn_learner(make_data(), models.resnet18, lambda m: m.layer4, False)
