@@ -1,50 +1,66 @@
-"""What a look at a learner found, as text and for a notebook."""
+"""The result of ``Learner.check``, printed as text and shown as a list in a notebook."""
 
 from __future__ import annotations
 
 import html
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong: what, why it matters, the way out; ``mild`` where it may be meant."""
+    """One problem of a learner.
+
+    Args:
+        what: the problem.
+        why: its consequence.
+        remedy: what to do about it.
+        mild: whether it may be intended, such as frozen parameters.
+    """
 
     what: str
     why: str
-    way_out: str
+    remedy: str
     mild: bool = False
+
+    @property
+    def way_out(self) -> str:
+        """The old name of ``remedy``."""
+        warnings.warn("Finding.way_out is now remedy; way_out goes in version 0.3.", DeprecationWarning, stacklevel=2)
+        return self.remedy
 
 
 class CheckResult:
-    """What ``learn.check`` found; printed as text, shown as a list in a notebook.
+    """The problems that ``learn.check`` found.
 
-    ``findings`` holds the findings, the grave ones first; ``looked_at`` says in a line what was seen.
+    Args:
+        findings: the problems. They are sorted: those that may be intended come last.
+        looked_at: a line that describes the initial loss and the test training.
     """
 
     def __init__(self, findings: Sequence[Finding], looked_at: str) -> None:
-        self.findings = sorted(findings, key=lambda one: one.mild)
+        self.findings = sorted(findings, key=lambda finding: finding.mild)
         self.looked_at = looked_at
 
     def _head(self) -> str:
         n = len(self.findings)
-        return f"{n} finding{'s' if n > 1 else ''}." if n else "Nothing found."
+        return f"{n} problem{'s' if n > 1 else ''} found." if n else "No problem found."
 
     def __str__(self) -> str:
-        """Say it in lines of text."""
+        """Return the result as lines of text."""
         lines = [f"{self._head()} {self.looked_at}".rstrip()]
-        for i, one in enumerate(self.findings, 1):
-            mild = " (This may be meant.)" if one.mild else ""
-            lines += [f"{i}. {one.what}{mild}", f"   {one.why}", f"   {one.way_out}"]
+        for i, finding in enumerate(self.findings, 1):
+            mild = " (This may be intended.)" if finding.mild else ""
+            lines += [f"{i}. {finding.what}{mild}", f"   {finding.why}", f"   {finding.remedy}"]
         return "\n".join(lines)
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        items = "".join(
-            f"<li><b>{html.escape(one.what)}</b>{' <i>This may be meant.</i>' if one.mild else ''}<br>"
-            f"{html.escape(one.why)}<br>{html.escape(one.way_out)}</li>"
-            for one in self.findings
+        rows = "".join(
+            f"<li><b>{html.escape(finding.what)}</b>{' <i>This may be intended.</i>' if finding.mild else ''}<br>"
+            f"{html.escape(finding.why)}<br>{html.escape(finding.remedy)}</li>"
+            for finding in self.findings
         )
-        return f"<p><b>{self._head()}</b> {html.escape(self.looked_at)}</p>" + (f"<ol>{items}</ol>" if items else "")
+        return f"<p><b>{self._head()}</b> {html.escape(self.looked_at)}</p>" + (f"<ol>{rows}</ol>" if rows else "")

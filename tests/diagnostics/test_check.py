@@ -1,4 +1,4 @@
-"""learn.check(): each fault is found and said, a healthy learner has none, and nothing is changed."""
+"""learn.check() reports each problem, reports none for a healthy learner, and restores all state."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minifast.diagnostics import CheckResult, Finding
 
 
 def learner(model=None, x=None, y=None, **options) -> Learner:
-    """A healthy learner of 12 batches, but for what is given."""
+    """Return a learner with 12 batches, without problems but for the arguments."""
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(120) % 2 if y is None else y
     x = torch.randn(120, 10, generator=generator) + (torch.arange(120) % 2)[:, None] if x is None else x
@@ -26,15 +26,15 @@ def learner(model=None, x=None, y=None, **options) -> Learner:
     return Learner(data, simple_ann(10, 2) if model is None else model, **options)
 
 
-def one(learn: Learner) -> Finding:
-    """The only finding."""
+def only_finding(learn: Learner) -> Finding:
+    """Return the only finding."""
     (finding,) = learn.check().findings
     assert finding.why
-    assert finding.way_out
+    assert finding.remedy
     return finding
 
 
-# --- health
+# --- no problem
 
 
 class Recurrent(nn.Module):
@@ -74,65 +74,66 @@ HEALTHY = {
 
 @pytest.mark.parametrize("name", HEALTHY)
 def test_a_healthy_learner_has_no_finding(name):
-    found = HEALTHY[name]().check()
-    assert found.findings == [], str(found)
-    assert str(found).startswith("Nothing found. The loss starts at ")
+    result = HEALTHY[name]().check()
+    assert result.findings == [], str(result)
+    assert str(result).startswith("No problem found. The initial loss is ")
 
 
-def test_pictures_are_healthy(tmp_path):
+def test_a_learner_on_images_has_no_finding(tmp_path):
     folder = synthetic.draw_sample(tmp_path / "sample", n_train=320, n_valid=20)
     data = ImageDataBunch.from_folder(folder, bs=32, device="cpu", seed=1)
     for seed in range(3):
         torch.manual_seed(seed)
-        found = Learner(data, simple_cnn((3, 16, 16, 2)), metrics=[accuracy]).check()
-        assert found.findings == [], str(found)
+        result = Learner(data, simple_cnn((3, 16, 16, 2)), metrics=[accuracy]).check()
+        assert result.findings == [], str(result)
 
 
-def test_a_trained_learner_stays_healthy():
+def test_a_trained_learner_has_no_finding():
     learn = learner()
     learn.fit_one_cycle(3, 1e-2)
     assert learn.check().findings == []
 
 
-# --- faults
+# --- problems
 
 
 def test_softmax_before_cross_entropy():
-    finding = one(learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1))))
-    assert finding.what == "The outputs sum to 1: there is a softmax before cross entropy, which does one itself."
-    assert "Leave the softmax out" in finding.way_out
+    finding = only_finding(learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1))))
+    assert finding.what == "The outputs sum to 1: the model ends in a softmax, but cross entropy applies one itself."
+    assert "Remove the softmax" in finding.remedy
 
 
 def test_sigmoid_before_its_own_loss():
     model = nn.Sequential(simple_ann(10, 3), nn.Sigmoid())
     y = (torch.arange(360).view(120, 3) % 2).float()
     assert (
-        "a sigmoid or a ReLU seems to end the model" in one(learner(model, y=y, loss_func=nn.BCEWithLogitsLoss())).what
+        "the model seems to end in a sigmoid or a ReLU"
+        in only_finding(learner(model, y=y, loss_func=nn.BCEWithLogitsLoss())).what
     )
 
 
-def test_nll_of_what_are_no_logarithms():
+def test_nll_loss_without_log_probabilities():
     findings = learner(loss_func=nn.NLLLoss()).check().findings
-    assert "no logarithms of probabilities" in findings[0].what
+    assert "not log-probabilities" in findings[0].what
 
 
-def test_a_loss_far_above_a_guess():
+def test_an_initial_loss_far_above_uniform_guessing():
     model = simple_ann(10, 2)
     nn.init.normal_(model[3].weight, std=20)
-    finding = one(learner(model))
-    assert "far above the 0.693 of a guess among 2 classes" in finding.what
+    finding = only_finding(learner(model))
+    assert "far above the 0.693 of uniform guessing among 2 classes" in finding.what
 
 
-def test_class_numbers_without_a_place():
-    finding = one(learner(y=torch.arange(120) % 3))
+def test_class_numbers_beyond_the_outputs():
+    finding = only_finding(learner(y=torch.arange(120) % 3))
     assert finding.what == "The targets go from 0 to 2, but the model gives 2 outputs."
-    assert finding.way_out == "So targets are class numbers from 0 to 1."
+    assert finding.remedy == "Targets are class numbers from 0 to 1."
 
 
-def test_outputs_of_another_width_than_classes():
-    finding = one(learner(simple_ann(10, 5), classes=["a", "b"]))
+def test_a_number_of_outputs_other_than_the_number_of_classes():
+    finding = only_finding(learner(simple_ann(10, 5), classes=["a", "b"]))
     assert finding.what == "The model gives 5 outputs, but the data have 2 classes (a, b)."
-    assert finding.way_out == "So make the last layer 2 wide."
+    assert finding.remedy == "Make the last layer 2 wide."
 
 
 CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2
@@ -141,40 +142,40 @@ CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2
 @pytest.mark.parametrize(
     ("y", "loss", "what"),
     [
-        (CLASSES.float(), nn.CrossEntropyLoss(), "The targets are float32, and cross entropy wants class numbers"),
-        (CLASSES.int(), nn.CrossEntropyLoss(), "The targets are int32."),
-        (PAIRS, nn.BCEWithLogitsLoss(), "are int64, and BCEWithLogitsLoss wants real numbers"),
-        (PAIRS, nn.MSELoss(), "are int64, and MSELoss wants real numbers"),
+        (CLASSES.float(), nn.CrossEntropyLoss(), "The targets are float32, but cross entropy needs class numbers"),
+        (CLASSES.int(), nn.CrossEntropyLoss(), "The targets are int32, but cross entropy needs int64."),
+        (PAIRS, nn.BCEWithLogitsLoss(), "are int64, but BCEWithLogitsLoss needs floats"),
+        (PAIRS, nn.MSELoss(), "are int64, but MSELoss needs floats"),
         (CLASSES.float(), nn.MSELoss(), "outputs have the shape (10, 2) and the targets (10,), which MSELoss"),
         (CLASSES[:, None], nn.CrossEntropyLoss(), "fails on outputs (10, 2) float32 and targets (10, 1) int64"),
     ],
 )
 def test_targets_of_the_wrong_kind(y, loss, what):
-    assert what in one(learner(y=y, loss_func=loss)).what
+    assert what in only_finding(learner(y=y, loss_func=loss)).what
 
 
-def test_a_model_that_does_not_take_the_batch():
-    finding = one(learner(nn.Linear(7, 2)))
+def test_a_model_that_fails_on_the_batch():
+    finding = only_finding(learner(nn.Linear(7, 2)))
     assert finding.what.startswith("The model fails on a batch of shape (10, 10) float32: ")
 
 
 @pytest.mark.parametrize(
     ("loss", "what"),
     [
-        (nn.CrossEntropyLoss(reduction="none"), "The loss is of shape (10,)."),
-        (lambda output, target: 3.0, "The loss is 3.0."),
+        (nn.CrossEntropyLoss(reduction="none"), "one number per batch, got shape (10,)."),
+        (lambda output, target: 3.0, "one number per batch, got 3.0."),
         (lambda output, target: output.detach().mean(), "The backward pass fails: element 0 of tensors does not"),
         (lambda output, target: output.mean() / 0, "All outputs are finite, so it is the loss function that"),
     ],
 )
 def test_losses_that_do_not_train(loss, what):
-    assert what in one(learner(loss_func=loss)).what
+    assert what in only_finding(learner(loss_func=loss)).what
 
 
 def test_inputs_that_are_not_finite():
     x = torch.randn(120, 10)
     x[3, 4] = torch.nan
-    assert "The batch's inputs hold NaN or infinity." in one(learner(x=x)).what
+    assert "The batch's inputs hold NaN or infinity." in only_finding(learner(x=x)).what
 
 
 class Ignores(nn.Module):
@@ -186,16 +187,16 @@ class Ignores(nn.Module):
         return self.layer(torch.ones_like(x))
 
 
-def test_what_cannot_learn_one_batch_by_heart():
-    finding = one(learner(Ignores()))
-    assert finding.what.startswith("10 items of one batch cannot be learnt by heart: their loss is 0.69")
-    assert "0.693 without looking at the inputs" in finding.what
+def test_a_model_that_cannot_overfit_a_batch():
+    finding = only_finding(learner(Ignores()))
+    assert finding.what.startswith("The model cannot overfit 10 samples: their loss is 0.69")
+    assert "0.693 for a constant prediction" in finding.what
 
 
-def test_targets_far_from_zero_cannot_be_learnt():
+def test_targets_far_from_zero_cannot_be_overfitted():
     x = torch.randn(120, 10)
-    finding = one(learner(nn.Linear(10, 1), x, x[:, :1] + 1000, loss_func=nn.MSELoss()))
-    assert "cannot be learnt by heart" in finding.what
+    finding = only_finding(learner(nn.Linear(10, 1), x, x[:, :1] + 1000, loss_func=nn.MSELoss()))
+    assert "cannot overfit" in finding.what
 
 
 class Spare(nn.Module):
@@ -209,26 +210,26 @@ class Spare(nn.Module):
 
 
 def test_parameters_that_get_no_gradient():
-    finding = one(learner(Spare()))
-    assert finding.what == "No gradient reaches spare.weight, spare.bias."
+    finding = only_finding(learner(Spare()))
+    assert finding.what == "spare.weight, spare.bias get no gradient."
     assert not finding.mild
 
 
 def test_dead_units():
     model = nn.Sequential(nn.Linear(10, 8), nn.ReLU(), nn.Linear(8, 2))
     nn.init.constant_(model[0].bias, -100.0)
-    found = [finding.what for finding in learner(model).check().findings]
-    assert found[0] == "The gradient of 0.weight, 0.bias, 2.weight is 0 for every item."
-    assert "cannot be learnt by heart" in found[1]
+    problems = [finding.what for finding in learner(model).check().findings]
+    assert problems[0] == "The gradient of 0.weight, 0.bias, 2.weight is 0 for every sample."
+    assert "cannot overfit" in problems[1]
 
 
-def test_weights_that_only_begin_at_zero_are_not_dead():
+def test_initial_weights_of_zero_are_not_dead():
     model = simple_ann(10, 2)
     nn.init.zeros_(model[3].weight)
     assert learner(model).check().findings == []
 
 
-def test_small_gradients_are_no_fault_of_a_learner_in_float16():
+def test_small_gradients_are_no_problem_in_float16():
     def tiny(output, target):
         return 1e-8 * nn.functional.cross_entropy(output, target)
 
@@ -237,40 +238,48 @@ def test_small_gradients_are_no_fault_of_a_learner_in_float16():
     assert learn.precision is torch.float16
 
 
-def test_frozen_parameters_are_mild_and_all_of_them_are_not():
+def test_frozen_parameters_are_mild_unless_all_are_frozen():
     model = simple_ann(10, 2)
     model[1].requires_grad_(False)
-    finding = one(learner(model))
+    finding = only_finding(learner(model))
     assert finding.what == "2 of 4 parameters are frozen: 1.weight, 1.bias."
     assert finding.mild
     model.requires_grad_(False)
-    finding = one(learner(model))
+    finding = only_finding(learner(model))
     assert finding.what == "4 of 4 parameters are frozen: 1.weight, 1.bias, 3.weight, 3.bias."
     assert not finding.mild
 
 
-def test_a_model_that_was_changed_behind_the_optimizer():
+def test_a_model_that_changed_after_the_optimizer_was_made():
     learn = learner()
     learn.fit(1)
     learn.model[3] = nn.Linear(64, 2)
-    assert one(learn).what == "The optimizer does not have 3.weight, 3.bias, which the model does."
+    assert only_finding(learn).what == "The optimizer does not hold 3.weight, 3.bias of the model."
     learn.layer_groups = [learn.model[1]]
-    assert one(learn).what.startswith("The layer groups are not the model's: 3.weight is in none of layer_groups")
+    assert only_finding(learn).what.startswith(
+        "The layer groups do not match the model: 3.weight is in none of layer_groups"
+    )
 
 
 def test_no_momentum_to_schedule():
-    finding = one(learner(opt_func=torch.optim.SGD))
+    finding = only_finding(learner(opt_func=torch.optim.SGD))
     assert finding.what == "SGD works without momentum here."
-    assert finding.way_out.startswith("Give the Learner opt_func=partial(torch.optim.SGD, momentum=0.9)")
+    assert finding.remedy.startswith("Pass opt_func=partial(torch.optim.SGD, momentum=0.9)")
     assert finding.mild
-    assert one(learner(opt_func=torch.optim.Adagrad)).way_out == "Take AdamW or SGD with momentum, or train with fit."
+    assert (
+        only_finding(learner(opt_func=torch.optim.Adagrad)).remedy
+        == "Use AdamW or SGD with momentum, or train with fit."
+    )
 
 
 def test_a_schedule_of_few_steps():
     learn = toy_learner()
-    finding = one(learn)
-    assert finding.what == "1 epoch of 3 batches: 3 steps in all."
-    assert finding.way_out == "A smaller bs, or 4 epochs or more; learn.check(epochs) takes your number."
+    finding = only_finding(learn)
+    assert finding.what == "1 epoch of 3 batches: 3 steps in total."
+    assert (
+        finding.remedy
+        == "Use a smaller batch size, or train for 4 epochs or more: learn.check(epochs) takes the number."
+    )
     assert "2 epochs of 3 batches" in learn.check(2).findings[0].what
     assert learn.check(4).findings == []
 
@@ -289,9 +298,9 @@ def test_a_schedule_of_few_steps():
 def test_inputs_of_another_scale(x, what):
     model = simple_ann(x[0].numel(), 2)
     findings = learner(model, x).check().findings
-    (finding,) = [one for one in findings if one.mild]
+    (finding,) = [finding for finding in findings if finding.mild]
     assert what in finding.what
-    assert "data.normalize()" in finding.way_out
+    assert "data.normalize()" in finding.remedy
 
 
 def test_no_batch_is_an_error():
@@ -302,11 +311,11 @@ def test_no_batch_is_an_error():
         learner().check(0)
 
 
-# --- no trace
+# --- state
 
 
 @pytest.mark.parametrize("trained", [False, True])
-def test_training_after_a_check_is_training_without(trained):
+def test_training_is_the_same_after_a_check(trained):
     weights = []
     for checked in (False, True):
         torch.manual_seed(0)
@@ -324,12 +333,12 @@ def test_training_after_a_check_is_training_without(trained):
             assert str(learn.opt and learn.opt.state_dict()) == str(opt)
         learn.fit_one_cycle(2, 1e-2)
         weights.append((learn.model.state_dict(), torch.rand(1)))
-    (a, drawn_a), (b, drawn_b) = weights
+    (a, random_a), (b, random_b) = weights
     assert all(torch.equal(a[name], b[name]) for name in a)
-    assert torch.equal(drawn_a, drawn_b)
+    assert torch.equal(random_a, random_b)
 
 
-def test_a_check_that_fails_leaves_no_trace_either():
+def test_a_check_of_a_failing_model_restores_the_state():
     learn = learner(nn.Linear(7, 2))
     learn.model.eval()
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
@@ -340,17 +349,22 @@ def test_a_check_that_fails_leaves_no_trace_either():
     assert not learn.model.training
 
 
-# --- what is shown
+# --- text
 
 
 def test_results_are_text_and_html():
-    found = learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1)), opt_func=torch.optim.SGD).check()
-    lines = str(found).splitlines()
-    assert lines[0].startswith("2 findings. The loss starts at 0.6")
-    assert lines[1] == f"1. {found.findings[0].what}"
-    assert lines[4] == "2. SGD works without momentum here. (This may be meant.)"
-    assert repr(found) == str(found)
-    assert found._repr_html_().count("<li>") == 2
-    quiet = CheckResult([], "a < b")
-    assert str(quiet) == "Nothing found. a < b"
-    assert quiet._repr_html_() == "<p><b>Nothing found.</b> a &lt; b</p>"
+    result = learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1)), opt_func=torch.optim.SGD).check()
+    lines = str(result).splitlines()
+    assert lines[0].startswith("2 problems found. The initial loss is 0.6")
+    assert lines[1] == f"1. {result.findings[0].what}"
+    assert lines[4] == "2. SGD works without momentum here. (This may be intended.)"
+    assert repr(result) == str(result)
+    assert result._repr_html_().count("<li>") == 2
+    no_problem = CheckResult([], "a < b")
+    assert str(no_problem) == "No problem found. a < b"
+    assert no_problem._repr_html_() == "<p><b>No problem found.</b> a &lt; b</p>"
+
+
+def test_the_old_name_of_a_remedy_warns():
+    with pytest.warns(DeprecationWarning, match="way_out is now remedy; way_out goes in version 0.3"):
+        assert Finding("a", "b", "c").way_out == "c"

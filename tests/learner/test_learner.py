@@ -48,10 +48,10 @@ def same(before: list[torch.Tensor], now: list[torch.Tensor]) -> bool:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("resnet18", "model is 'resnet18'; give an instance of a torch nn.Module"),
-        (nn.Linear, "model is .*Linear.*; give an instance"),
-        (None, "model is None; give an instance"),
-        (lambda x: x, "model is .*; give an instance"),
+        ("resnet18", "`model` must be an instance of torch's nn.Module, got 'resnet18'; make one"),
+        (nn.Linear, "`model` must be an instance of .*, got .*Linear.*; make one"),
+        (None, "`model` must be an instance of .*, got None; make one"),
+        (lambda x: x, "`model` must be an instance of .*, got .*; make one"),
     ],
 )
 def test_a_model_of_the_wrong_kind_is_refused(model, message) -> None:
@@ -61,7 +61,7 @@ def test_a_model_of_the_wrong_kind_is_refused(model, message) -> None:
 
 @pytest.mark.parametrize("data", [None, "mnist", [1, 2], DataLoader(toy_items(), 20)])
 def test_data_of_the_wrong_kind_are_refused(data) -> None:
-    with pytest.raises(TypeError, match=r"data is a .*; give a DataBunch"):
+    with pytest.raises(TypeError, match=r"`data` must be a DataBunch, got \w+; wrap your loaders"):
         Learner(data, nn.Linear(10, 2))
 
 
@@ -83,7 +83,7 @@ def test_the_loss_is_chosen_from_the_data(target, loss) -> None:
 
 def test_data_that_do_not_say_which_loss_are_refused() -> None:
     data = DataBunch([(torch.zeros(2, 10), torch.zeros(2))], device="cpu")
-    with pytest.raises(DataError, match="do not say which loss fits them; give the Learner a loss_func"):
+    with pytest.raises(DataError, match="No loss can be chosen from the data; pass `loss_func`"):
         Learner(data, nn.Linear(10, 2))
 
 

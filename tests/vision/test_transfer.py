@@ -455,7 +455,7 @@ def test_silent_learner_prints_nothing_about_normalization(hub, weights, capsys)
 
 
 def test_cnn_learner_raises_for_invalid_arguments():
-    with pytest.raises(TypeError, match="data is a list; give a DataBunch"):
+    with pytest.raises(TypeError, match="`data` must be a DataBunch, got list; wrap your loaders"):
         cnn_learner([], models.resnet18)
     batches = [(torch.rand(2, 3, 32, 32), torch.rand(2))]
     with pytest.raises(DataError, match=r"The data have no classes, .*; give a `custom_head`"):
