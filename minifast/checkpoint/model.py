@@ -18,28 +18,28 @@ if TYPE_CHECKING:
 
 
 def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = False) -> Path | IO[bytes]:
-    """Return where ``file`` is: an open file as it is, a name in the learner's model folder, or ``anywhere`` a path."""
+    """Return an open file as it is, a name as a path in the model folder; ``anywhere`` allows any path."""
     if not isinstance(file, (str, Path)):
         if not hasattr(file, "read") and not hasattr(file, "write"):
-            raise TypeError(f"file is {file!r}; it must be a name, a path or an open file.")
+            raise TypeError(f"`file` must be a name, a path or an open file, got {file!r}.")
         return file
     folder = learn.path / learn.model_dir
     if not str(file) or "\0" in str(file) or Path(file).name in ("", ".", ".."):
-        raise ValueError(f"{str(file)!r} is no name for a file; give one, such as 'model'.")
+        raise ValueError(f"`file` must be a file name such as 'model', got {str(file)!r}.")
     target = folder / f"{str(file).removesuffix('.pth')}.pth"
     if not anywhere and not target.resolve().is_relative_to(folder.resolve()):
-        raise ValueError(f"{file} leads out of {folder}; give a name, and set model_dir for another folder.")
+        raise ValueError(f"{file} is outside of {folder}; give a name, and set `model_dir` to use another folder.")
     return target
 
 
 def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
-    """Return what ``Learner.save`` keeps: the model's state, with the optimizer's where there is one."""
+    """Return what ``Learner.save`` writes: the model's state, with the optimizer's state if there is an optimizer."""
     state = learn.model.state_dict()
     return {"model": state, "opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else state
 
 
 def is_with_opt(state: Any) -> bool:
-    """Whether a file holds a model's state together with an optimizer's, as ``model_state`` returns them."""
+    """Return whether ``state`` holds both a model's and an optimizer's state, as ``model_state`` returns them."""
     return isinstance(state, dict) and set(state) == {"model", "opt"}
 
 
@@ -51,13 +51,13 @@ def load_model(
     with_opt: bool | None,
     trust: bool = False,
 ) -> None:
-    """Load what ``Learner.save`` kept into the learner: all of it, or nothing and an error."""
+    """Load what ``Learner.save`` wrote into the learner; on an error, nothing changes."""
     state = files.read(file, device, trust=trust)
-    if isinstance(state, nn.Module):  # a whole model, which only trust reads
+    if isinstance(state, nn.Module):  # a pickled model, which needs trust
         state = state.state_dict()
     both = is_with_opt(state)
     if with_opt and not both:
-        raise MinifastError(f"{file} holds no optimizer; load it with with_opt=False.")
+        raise MinifastError(f"{file} holds no optimizer state; load it with with_opt=False.")
     model = learn.model
     before = copy.deepcopy(model.state_dict())
     opt = learn.opt
@@ -71,6 +71,8 @@ def load_model(
         learn.opt = opt
         model.load_state_dict(before)
         if isinstance(error, OptimizerStateError):
-            raise DataError(f"{file} holds another optimizer's state: {error} Load it with with_opt=False.") from error
+            raise DataError(
+                f"{file} holds the state of another optimizer: {error} Load it with with_opt=False."
+            ) from error
         reason = " ".join(str(error).split())
         raise DataError(f"{file} belongs to another model than this learner's: {reason}") from error

@@ -1,4 +1,4 @@
-"""A run that can be killed at any batch and taken up again, bit for bit."""
+"""Save a run while it trains, and resume it bit for bit."""
 
 from __future__ import annotations
 
@@ -62,27 +62,24 @@ class RunCheckpoint:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise TypeError(f"checkpoint is {self.name!r}; it must be a name.")
+            raise TypeError(f"`checkpoint` must be a name, got {self.name!r}.")
         if not isinstance(self.resume, bool):
-            raise TypeError(f"resume is {self.resume!r}; it must be True or False.")
+            raise TypeError(f"`resume` must be True or False, got {self.resume!r}.")
         check_word("on_write_error", self.on_write_error, ("continue", "stop"))
         save_interval(self.every)
 
 
 class Checkpointer(LearnerCallback):
-    """Saves what a run is at the end of each epoch, and in between; takes it up where the file left it.
-
-    A run is the model, the optimizer, the position, the schedules' place, all generators, the order of the data, the
-    record, and each callback's own state (``Callback.state_dict``).
+    """Save the state of a run at the end of each epoch and in between; resume the run that the file holds.
 
     Args:
         learn: the learner.
-        file: where the run is kept; the file before it stays beside it until the new one is whole.
-        call: what the run was asked to do; a file of another call is refused.
+        file: the file of the run; the file before it stays beside it.
+        call: the call that started the run; a file of another call raises an error.
         checkpoint: the run's name, and how often it is saved.
     """
 
-    _order = 10_000  # so that all others have done what they do in the event
+    _order = 10_000  # after all other callbacks
 
     def __init__(self, learn: Learner, file: Path, call: dict[str, Any], checkpoint: RunCheckpoint) -> None:
         super().__init__(learn)
@@ -92,49 +89,51 @@ class Checkpointer(LearnerCallback):
         self._batches, self._seconds = save_interval(checkpoint.every)
         self._saved_at = time.monotonic()
         self._identity = run_fingerprint(learn)
-        self._written = 0  # when, as the file system says it
+        self._writer = files.CheckedFile(file)
         self._warned = False
         self._found: dict[str, Any] | None = None
-        self.left = "nothing is kept yet"  # what is, and how to go on, in a sentence without its full stop
-        self.finished = False  # whether the file holds a run that came to its end
+        self.left = "nothing is saved yet"  # what is saved, and how to continue: a sentence without its full stop
+        self.finished = False  # whether the file holds a run that is finished
         if not is_plain(call):
-            raise TypeError(f"A run that is kept is begun with plain numbers and texts; {call} holds something else.")
+            raise TypeError(
+                f"A run with a checkpoint takes only plain numbers and texts as arguments; {call} holds something else."
+            )
         if checkpoint.resume and (file.is_file() or files.previous(file).is_file()):
             self._found, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
             self._compare(self._found)
             self.finished = bool(self._found["finished"])
             self._say_left(self._found["epoch"], self._found["num_batch"])
-            whole = "" if newest else f"{file} is not whole; the one before it is. "
-            self._goes_on = whole + self._going_on(checkpoint.name)
+            damaged = "" if newest else f"{file} is damaged; using the file before it. "
+            self._message = damaged + self._resume_message(checkpoint.name)
         self._new = self._found is None
 
-    def _going_on(self, name: str | None) -> str:
+    def _resume_message(self, name: str) -> str:
         if self.finished:
-            return f"The run {name} is finished; the learner is now as it left it. resume=False begins it anew."
+            return f"The run {name} is finished; the learner has its final state. resume=False starts it again."
         found = self._found or {}
-        return f"The run {name} goes on from epoch {found['epoch']}, batch {found['num_batch']}."
+        return f"Resuming the run {name} at epoch {found['epoch']}, batch {found['num_batch']}."
 
     def _say_left(self, epoch: int, num_batch: int) -> None:
-        self.left = f"{self.file} is of epoch {epoch}, batch {num_batch}: the same call goes on from there"
+        self.left = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"
 
     def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
-        """Learn of the state that is to be kept, and of the other callbacks."""
+        """Take the state to save and the other callbacks."""
         self._state = state
         self._others = [callback for callback in callbacks if callback is not self]
         if self._found is not None:
             names, here = ([name for name, _ in self._found["callbacks"]], [*map(_name, self._others)])
             if names != here:
                 missing, more = Counter(names) - Counter(here), Counter(here) - Counter(names)
-                said = [f"{', '.join(missing)} is missing"] if missing else []
-                said += [f"{', '.join(more)} is more"] if more else []
+                differences = [f"{', '.join(missing)} is missing"] if missing else []
+                differences += [f"{', '.join(more)} is new"] if more else []
                 raise MinifastError(
-                    f"{self.file} was kept with other callbacks: here {' and '.join(said) or 'they stand otherwise'}; "
-                    f"give those it was begun with, in their order: {', '.join(names)}."
+                    f"{self.file} was saved with other callbacks: {' and '.join(differences) or 'the order differs'}; "
+                    f"pass the callbacks that it was started with, in this order: {', '.join(names)}."
                 )
             if not self.learn.silent:
-                print(self._goes_on)
+                print(self._message)
         for callback in self._others:
-            _warn_of_what_is_not_kept(callback)
+            _warn_of_unsaved_state(callback)
 
     def _compare(self, found: dict[str, Any]) -> None:
         for part, mine in {"call": self.call, **self._identity}.items():
@@ -143,17 +142,17 @@ class Checkpointer(LearnerCallback):
                 theirs["epochs"] = theirs.pop("cyc_len")
             if theirs != mine:
                 name = min(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
-                was, is_ = (reprlib.repr(one.get(name, "absent")) for one in (theirs, mine))
-                seed = " Where the split is drawn, give it a seed." if name.startswith("checksum") else ""
-                seed += " Freeze what it was begun with: freeze, freeze_to, unfreeze." if name == "frozen" else ""
+                was, is_ = (reprlib.repr(values.get(name, "absent")) for values in (theirs, mine))
+                advice = " If the split is random, give it a seed." if name.startswith("checksum") else ""
+                advice += " Freeze the same layers: freeze, freeze_to, unfreeze." if name == "frozen" else ""
                 raise MinifastError(
-                    f"{self.file} holds another run: its {part} has {name} = {was}, and here it is {is_}.{seed} Name "
-                    f"another checkpoint (a run that is to be longer is a second fit with a name of its own), or give "
-                    f"resume=False to begin anew."
+                    f"{self.file} holds another run: its {part} has {name} = {was}, and this run has {is_}.{advice} "
+                    f"Choose another checkpoint name (to train longer, start a second fit with its own name), or pass "
+                    f"resume=False to start again."
                 )
 
     def on_train_begin(self) -> None:
-        """Take the run up where the file left it; a new run is kept before its first batch, lest that be the last."""
+        """Restore the state that the file holds; save a new run before its first batch."""
         if self._found is None:
             self._note_position()
             self._save(self._state.epoch, 0, self._state.iteration)
@@ -165,7 +164,7 @@ class Checkpointer(LearnerCallback):
                 buffer.copy_(found["buffers"][name])
         for name, parameter in learn.model.named_parameters():
             parameter.requires_grad_(found["trainable"][name])
-            gradient = found["gradients"].get(name)  # of batches whose step is still to come
+            gradient = found["gradients"].get(name)  # of batches that are accumulated for the next step
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         learn.opt.load_state_dict(found["optimizer"])
         state.n_epochs, state.epoch, state.iteration = found["n_epochs"], found["epoch"], found["iteration"]
@@ -185,10 +184,10 @@ class Checkpointer(LearnerCallback):
                 callback.load_state_dict(kept)
 
     def on_epoch_begin(self) -> None:
-        """Note where the epoch's order begins, or go on in the middle of an epoch."""
+        """Store the data order at the start of the epoch, or resume in the middle of an epoch."""
         if self._found is not None:
             found, self._found = self._found, None
-            # What the others did in this event is undone; the recorder's rows are in the table already.
+            # Undo what other callbacks did in this event; the table shows the recorder's rows already.
             self._restore([callback for callback in self._others if callback is not self.learn.recorder], found)
             self._state.num_batch = found["num_batch"]
             self._state.stop_training = found["stop_training"]
@@ -213,7 +212,7 @@ class Checkpointer(LearnerCallback):
         self._position, self._random_at_epoch = [loader_state(loader) for loader in self._loaders()], get_rng_states()
 
     def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
-        """Save when it is time."""
+        """Save if the interval has passed."""
         if not train or stop_epoch or (self._batches is None and self._seconds is None):
             return
         due = self._batches is not None and (num_batch + 1) % self._batches == 0
@@ -226,7 +225,7 @@ class Checkpointer(LearnerCallback):
         self._save(epoch + 1, 0, iteration)
 
     def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
-        """Mark the run as finished, if it came to its end now."""
+        """Mark the run as finished if it ended without an error."""
         if not exception and not self.finished:
             self._save(epoch, 0, iteration, finished=True)
 
@@ -234,15 +233,15 @@ class Checkpointer(LearnerCallback):
         learn, state = self.learn, self._state
         self._saved_at = time.monotonic()
         if state.on_nan != "ignore":
-            # A run that is lost must not take the place of one that was good.
+            # A diverged run must not replace a good checkpoint.
             recent = state.raw_losses[-(state.num_batch + 1) :]
             if not all(map(math.isfinite, recent)) or not all_finite(learn.model.state_dict().values()):
                 return
-        kept = [[_name(callback), callback.state_dict()] for callback in self._others]
-        for name, state_dict in kept:
+        states = [[_name(callback), callback.state_dict()] for callback in self._others]
+        for name, state_dict in states:
             if not is_plain(state_dict):
                 raise CallbackError(
-                    f"{name}.state_dict returned more than tensors and plain values, which cannot be kept."
+                    f"{name}.state_dict must return only tensors and plain values, which a checkpoint can save."
                 )
         values = {
             "call": self.call,
@@ -254,7 +253,7 @@ class Checkpointer(LearnerCallback):
             "num_batch": num_batch,
             "iteration": iteration,
             "weights": learn.model.state_dict(),
-            "buffers": dict(learn.model.named_buffers()),  # those too that are not in the state
+            "buffers": dict(learn.model.named_buffers()),  # also those that are not persistent
             "trainable": {name: p.requires_grad for name, p in learn.model.named_parameters()},
             "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
             "optimizer": learn.opt.state_dict(),
@@ -264,50 +263,47 @@ class Checkpointer(LearnerCallback):
             "random_at_epoch": self._random_at_epoch,
             "transforms": [loader_state(tfm) for tfm in self._transforms()],
             "random": get_rng_states(),
-            "callbacks": kept,
+            "callbacks": states,
         }
-        self._look_for_others()
+        self._warn_of_other_process()
         try:
-            files.write_checked(values, self.file, anew=self._new and not self._written)
+            self._writer.write(values, keep_previous=not self._new or self._writer.has_written)
         except OSError as error:
-            if not self._written and self._new:
+            if not self._writer.has_written and self._new:
                 raise MinifastError(
-                    f"{self.file} cannot be written ({error}), so the run would not be kept; make room, or give the "
-                    f"learner another path."
+                    f"{self.file} cannot be written ({error}), so the run cannot be saved; free some space, or give "
+                    f"the learner another `path`."
                 ) from error
             if self.checkpoint.on_write_error == "stop":
                 raise
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{self.file} was not written ({error}); training goes on, the last good file stays.", stacklevel=2
+                    f"{self.file} was not written ({error}); training continues, the last good file stays.",
+                    stacklevel=2,
                 )
             return
-        self._written = self.file.stat().st_mtime_ns
         self._say_left(epoch, num_batch)
 
-    def _look_for_others(self) -> None:
-        """Warn where the file is not the one that was written last."""
-        there = self.file.stat().st_mtime_ns if self.file.is_file() else None
-        if self._written and there and there != self._written and not self._warned:
+    def _warn_of_other_process(self) -> None:
+        """Warn if the file is not the one that this run wrote last."""
+        if self._writer.has_written and self.file.is_file() and not self._writer.is_last_written() and not self._warned:
             self._warned = True
-            warnings.warn(
-                f"{self.file} is written by another process too; give each run a name of its own.", stacklevel=2
-            )
+            warnings.warn(f"Another process writes {self.file} too; give each run its own name.", stacklevel=2)
 
 
 def _name(callback: Callback) -> str:
     return type(callback).__name__
 
 
-def _warn_of_what_is_not_kept(callback: Callback) -> None:
-    """Warn of an attribute that holds a state, but is not plain enough to be kept."""
+def _warn_of_unsaved_state(callback: Callback) -> None:
+    """Warn of an attribute that holds state of a type that a checkpoint cannot save."""
     if type(callback).state_dict is not Callback.state_dict:
         return
     for name, value in vars(callback).items():
         if isinstance(value, (*STATEFUL_TYPES, np.random.Generator)) and not is_plain(value):
             warnings.warn(
-                f"{_name(callback)}.{name} is a {type(value).__name__} that a checkpoint does not keep; give "
+                f"{_name(callback)}.{name} is a {type(value).__name__}, which a checkpoint does not save; give "
                 f"{_name(callback)} the methods state_dict and load_state_dict.",
                 stacklevel=2,
             )
@@ -318,30 +314,30 @@ def save_interval(every: int | str | None) -> tuple[int | None, float | None]:
     if not isinstance(every, str):
         return (None if every is None else check_count("every", every)), None
     if not re.fullmatch(r"\d+(\.\d+)?s", every):
-        raise ValueError(f"every is {every!r}; it must be a number of batches, or seconds such as '60s'.")
+        raise ValueError(f"`every` must be a number of batches, or seconds such as '60s', got {every!r}.")
     return None, float(every[:-1])
 
 
 def checkpoint_file(learn: Learner, name: str) -> Path:
-    """Return where the run called ``name`` is kept."""
+    """Return the file of the run called ``name``."""
     file = model_file(learn, name)
     if not isinstance(name, str) or not isinstance(file, Path):
-        raise TypeError(f"checkpoint is {name!r}; it must be a name.")
+        raise TypeError(f"`checkpoint` must be a name, got {name!r}.")
     return file.with_suffix(".checkpoint")
 
 
 def is_slice(value: Any) -> bool:
-    """Whether a kept value stands for a slice."""
+    """Return whether a saved value stands for a slice."""
     return isinstance(value, list) and value[:1] == ["slice"]
 
 
 def plain_call(method: str, **arguments: Any) -> dict[str, Any]:
-    """Return a call in plain values, to keep and to compare: slices and arrays as lists."""
+    """Return a call as plain values, to save and compare: slices and arrays as lists."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, slice):
             return ["slice", plain(value.start), plain(value.stop)]
         value = value.tolist() if hasattr(value, "tolist") else value
-        return [plain(one) for one in value] if isinstance(value, (tuple, list)) else value
+        return [plain(element) for element in value] if isinstance(value, (tuple, list)) else value
 
     return {"method": method, **{name: plain(value) for name, value in arguments.items()}}

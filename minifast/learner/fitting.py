@@ -1,4 +1,4 @@
-"""What each way to train hands to a run: its schedule, its checkpoint and a record of the call."""
+"""The bodies of fit, fit_one_cycle, fit_schedule, lr_find, plot_schedule and resume."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stands around the loop: a run is prepared, watched, kept and, when it ends early, explained."""
+"""Prepare a run, call the training loop, and report where a run stopped early."""
 
 from __future__ import annotations
 
@@ -49,9 +49,13 @@ class RunOptions:
             True,
             "continue",
         ):
-            raise ValueError("every, resume and on_write_error stand in the RunCheckpoint already; give them there.")
+            raise ValueError(
+                "`every`, `resume` and `on_write_error` belong to the RunCheckpoint that you pass; set them there."
+            )
         if self.checkpoint is None and self.every is not None:
-            raise ValueError(f"every is {self.every!r}, but nothing is kept; name the run, such as checkpoint='run1'.")
+            raise ValueError(
+                f"`every` is {self.every!r}, but the run has no checkpoint; name one, such as checkpoint='run1'."
+            )
         self.run_checkpoint(self.checkpoint or "unnamed")
 
     def run_checkpoint(self, name: str | RunCheckpoint) -> RunCheckpoint:
@@ -62,22 +66,22 @@ class RunOptions:
 
 
 def prepare(learn: Learner, lr: Any, wd: Any) -> None:
-    """Check what a run is to do, and make the optimizer or set it."""
+    """Check the arguments of a run, and create the optimizer or set its hyperparameters."""
     if not any(parameter.requires_grad for parameter in learn.model.parameters()):
         raise ValueError(
-            "No parameter of the model is to be trained: all are frozen, or it has none; learn.unfreeze() frees them. "
-            "(A model from load_learner only predicts; save and load are for training on.)"
+            "The model has no trainable parameter: all are frozen, or it has none. Call learn.unfreeze() to train "
+            "them. (A model from load_learner only predicts; use save and load to continue training.)"
         )
     if len(learn.data.train_dl) == 0:
-        raise DataError("The training data have no batch; there are fewer items than one batch, or none at all.")
-    rates = learn.lr_range(lr)
+        raise DataError("The training data have no batch: they have fewer samples than one batch, or none.")
+    learning_rates = learn.lr_range(lr)
     decay = learn.wd if wd is None else wd
-    for one in per_group(decay, len(learn.layer_groups), "wd"):
-        check_number("wd", one, low=0)
+    for value in per_group(decay, len(learn.layer_groups), "wd"):
+        check_number("wd", value, low=0)
     if learn.opt is None:
         learn.create_opt(lr, decay)
     else:
-        learn.opt.lr = rates
+        learn.opt.lr = learning_rates
         learn.opt.wd = decay
 
 
@@ -90,7 +94,7 @@ def fit(
     call: dict[str, Any],
     options: RunOptions,
 ) -> Recorder:
-    """Train with the learner's callbacks, its own and ``extra``; a run that is refused changes nothing."""
+    """Train with the learner's callbacks and ``extra``; if the run raises before its first batch, nothing changes."""
     before, opt = learn.recorder, learn.opt
     values = {name: opt.read(name) for name in ("lr", "wd")} if opt else {}
     last_good = None
@@ -109,7 +113,7 @@ def fit(
         where = last_good.restore() if last_good else None
         if where is None:
             raise
-        warnings.warn(f"{error}\nThe weights of {where} are put back.", stacklevel=4)
+        warnings.warn(f"{error}\nThe weights of {where} are restored.", stacklevel=4)
     except BaseException:
         if learn.recorder not in learn.history:
             learn.recorder, learn.opt = before, opt
@@ -123,7 +127,7 @@ def fit(
 
 
 def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, call: dict[str, Any]) -> FinderResult:
-    """Run the mock training of each finder and put back all that it changed; its record stays."""
+    """Run the mock training of each finder and restore all state; the recorder of the last one stays."""
     kept, recorder = learn.recorder, None
     try:
         for again, finder in enumerate(finders):
@@ -134,7 +138,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                 recorder.call = call
                 epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
                 guard = NaNGuard(learn, recorder)
-                others = callbacks_for_run(learn, recorder, guard, watching=False)
+                others = callbacks_for_run(learn, recorder, guard, observers=False)
                 run(learn, epochs, [*(one for one in others if not one.controls), finder], recorder, on_nan="ignore")
     finally:
         learn.recorder = recorder or kept
@@ -142,7 +146,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     result = FinderResult([one.lrs for one in finders], [one.losses for one in finders], stopped)
     learn.recorder.found = result
     if not learn.silent:
-        rate = "" if result.suggestion is None else f" It suggests a rate of {result.suggestion:.2g}."
+        rate = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
         print(f"Stopped at {steps}: {stopped}.{rate} learn.recorder.plot() shows the losses.")
     return result
@@ -156,9 +160,9 @@ def _skip_orders(learn: Learner, times: int) -> None:
 
 
 def planned_values(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[str, list[Any]], str]:
-    """Return what a scheduler would set for each batch and layer group, and what is to be said of the momentum."""
+    """Return the values that a scheduler sets for each batch and layer group, and a note if there is no momentum."""
     opt = learn.opt
-    learn.opt = None  # a new one is made, and nothing is set in the learner's own
+    learn.opt = None  # so that a new optimizer is set, not the learner's own
     try:
         prepare(learn, lr, None)
         scheduler.on_train_begin(n_epochs=epochs, epoch=0)
@@ -167,54 +171,55 @@ def planned_values(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tupl
     finally:
         learn.opt = opt
     n = len(learn.layer_groups)
-    return {name: [per_group(one[name], n, name) for one in values] for name in scheduler.schedules}, without
+    return {name: [per_group(step[name], n, name) for step in values] for name in scheduler.schedules}, without
 
 
-def callbacks_for_run(learn: Learner, *first: Callback, watching: bool = True) -> list[Callback]:
-    """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` make for this run.
+def callbacks_for_run(learn: Learner, *first: Callback, observers: bool = True) -> list[Callback]:
+    """Return the learner's callbacks, ``first``, and those that its ``callback_fns`` create for this run.
 
-    Those that watch are neither returned nor made without ``watching``.
+    Without ``observers``, callbacks with ``fit_only`` are neither returned nor created.
     """
-    given = [one for one in check_callbacks(learn.callbacks) if watching or not one.fit_only]
-    makers = [
-        make for make in learn.callback_fns if watching or not getattr(getattr(make, "func", make), "fit_only", False)
+    given = [callback for callback in check_callbacks(learn.callbacks) if observers or not callback.fit_only]
+    functions = [
+        function
+        for function in learn.callback_fns
+        if observers or not getattr(getattr(function, "func", function), "fit_only", False)
     ]
-    made = [one for one in check_callbacks([make(learn) for make in makers]) if watching or not one.fit_only]
-    return [*given, *first, *made]
+    created = check_callbacks([function(learn) for function in functions])
+    return [*given, *first, *(callback for callback in created if observers or not callback.fit_only)]
 
 
 def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Recorder, on_nan: str) -> None:
-    """Let the loop run, with its record in the history, and leave the learner usable however it ends."""
+    """Call the training loop with the recorder in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
     for callback in callbacks:
         if isinstance(callback, LearnerCallback):
             callback.adopt(learn)
     check_single_controller(callbacks)
-    keepers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
-    for keeper in keepers:
-        keeper.attach(
-            state, [*(one for one in callbacks if not isinstance(one, (NaNGuard, LastFiniteWeights))), *metrics]
-        )
+    checkpointers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
+    for checkpointer in checkpointers:
+        others = [callback for callback in callbacks if not isinstance(callback, (NaNGuard, LastFiniteWeights))]
+        checkpointer.attach(state, [*others, *metrics])
     before = {name: learn.opt.read(name) for name in learn.opt.names}
     dispatcher = Dispatcher(state, callbacks, metrics)
     learn.history.append(recorder)
     if any(parameter.grad is not None for parameter in learn.model.parameters()):
-        learn.opt.zero_grad()  # what an earlier run accumulated without a step is not of this one
+        learn.opt.zero_grad()  # gradients that an earlier run accumulated without a step
     try:
         loop.fit(learn, dispatcher)
     except BaseException as error:
         if state.last_input is None:
-            learn.history.remove(recorder)  # it was refused, or ended, before anything was trained
+            learn.history.remove(recorder)  # the run ended before its first batch
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
         try:
             if isinstance(error, IndexError):
                 check_outputs(learn, state.last_output, state.last_target)
                 check_targets(learn.loss_func, state.last_output, as_arguments(state.last_target)[0])
-        except DataError as better:
-            report_stop(learn, state, better, keepers)
-            raise better from error
-        report_stop(learn, state, error, keepers)
+        except DataError as clearer:
+            report_stop(learn, state, clearer, checkpointers)
+            raise clearer from error
+        report_stop(learn, state, error, checkpointers)
         raise
     finally:
         for name in {name for callback in callbacks for name in callback.controls} & before.keys():
@@ -223,7 +228,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:
-    """Refuse two callbacks that set the same hyper-parameter, of which the later one would win in silence."""
+    """Raise if two callbacks set the same hyperparameter, because the later one would silently win."""
     setters: dict[str, Callback] = {}
     for callback in callbacks:
         for name in callback.controls:
@@ -231,26 +236,26 @@ def check_single_controller(callbacks: Sequence[Callback]) -> None:
             if other is not callback:
                 raise ValueError(
                     f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out "
-                    f"(fit_one_cycle and fit_schedule bring their own, fit has none)."
+                    f"(fit_one_cycle and fit_schedule bring their own schedule, fit has none)."
                 )
 
 
-def report_stop(learn: Learner, state: State, error: BaseException, keepers: Sequence[Checkpointer]) -> None:
-    """Say where a run ended early and how to go on: in a note on an error, or after a Ctrl-C in a line."""
+def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:
+    """Report where a run stopped early and how to continue: in a note on the error, or a printed line after Ctrl-C."""
     if state.last_input is None:
         where = "before the first batch"
     elif state.train:
         where = f"in epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
     else:
         where = f"in the validation of epoch {state.epoch}"
-    kept = " ".join(f"{keeper.left}." for keeper in keepers)
+    saved = " ".join(f"{checkpointer.left}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
-        finding = learn.recorder.call.get("method") == "lr_find"
-        rest = "lr_find puts all back." if finding else kept or "the learner can go on."
+        in_lr_find = learn.recorder.call.get("method") == "lr_find"
+        rest = "lr_find restores all state." if in_lr_find else saved or "you can continue to train the learner."
         if not learn.silent:
             print(f"Stopped {where}; {rest}")
     elif isinstance(error, NonFiniteLossError):
-        if kept:
-            note(error, kept)
+        if saved:
+            note(error, saved)
     elif isinstance(error, Exception):
-        note(error, f"This was {where}, learning rate {learn.opt.lr:.3g}. {kept}".rstrip())
+        note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {saved}".rstrip())

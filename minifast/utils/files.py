@@ -1,13 +1,15 @@
-"""Files of tensors: written so that nothing half-written stays, read so that no code runs."""
+"""Write files atomically, and read files of tensors without running code."""
 
 from __future__ import annotations
 
 import csv
+import glob
 import hashlib
 import io
 import os
 import pickle
-import tempfile
+import secrets
+import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,43 +20,47 @@ import torch
 
 from minifast.errors import FileFormatError
 
+CHUNK = 2**20  # bytes that are read at once to compute a checksum
+
 
 @contextmanager
 def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iterator[Path]:
-    """Yield a new file beside ``file`` to write into.
+    """Yield a new file beside ``file`` to write into; it replaces ``file`` in one step.
 
-    It is flushed to the disk, ``before_move`` is called, and it takes the place of ``file`` in one step; on failure it
-    goes.
+    The content is flushed to the disk and ``before_move`` is called before the move. On failure the new file is
+    removed. The new file has the permissions of the file that it replaces, or those that the umask gives.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    os.close(descriptor)
-    beside = Path(name)
+    mode = stat.S_IMODE(file.stat().st_mode) if file.is_file() else None
+    temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+    # The process's umask must not be changed to read it: other threads create files at the same time.
+    os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else mode & 0o666))
     try:
-        yield beside
-        with beside.open("r+b") as stream:
+        yield temporary
+        with temporary.open("r+b") as stream:
             os.fsync(stream.fileno())
         if before_move is not None:
             before_move()
-        beside.chmod(0o666 & ~_umask())
-        beside.replace(file)
+        if mode is not None:
+            temporary.chmod(mode)
+        temporary.replace(file)
     except BaseException:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def write(values: Any, file: Path | IO[bytes]) -> None:
-    """Save ``values`` with torch into an open file, or into a path, whole or not at all."""
+    """Save ``values`` with torch into an open file, or atomically into a path."""
     if isinstance(file, Path):
-        with replacing(file) as beside:
-            torch.save(values, beside)
+        with replacing(file) as temporary:
+            torch.save(values, temporary)
     else:
         torch.save(values, file)
 
 
 def write_rows(rows: Iterable[Sequence[Any]], file: Path) -> None:
-    """Write rows of values as CSV, whole or not at all: numbers in full, None as an empty cell."""
-    with replacing(file) as beside, beside.open("w", newline="", encoding="utf-8") as stream:
+    """Write rows of values as CSV atomically: numbers with all digits, None as an empty cell."""
+    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, lineterminator="\n").writerows(rows)
 
 
@@ -64,100 +70,185 @@ def read_rows(file: Path) -> list[list[str]]:
         return list(csv.reader(stream))
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
 def read(
     file: Path | IO[bytes],
     device: torch.device | str | None = None,
     mmap: bool = False,
     trust: bool = False,
 ) -> Any:
-    """Load what ``write`` saved: tensors and plain values only, so that a file from a stranger runs no code.
+    """Load what ``write`` saved: tensors and plain values only, so that an untrusted file runs no code.
 
-    ``mmap`` leaves the tensors in the file until they are used. ``trust`` reads whatever it holds, code included.
+    Args:
+        file: a path or an open file.
+        device: the device of the tensors; by default the CPU.
+        mmap: leave the tensors in the file until they are used.
+        trust: load any object, which can run code.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: the file is cut off, is no file of torch's, or holds anything else, such as code.
+        FileNotFoundError: the file does not exist.
+        FileFormatError: the file is truncated, was not saved by torch, or holds other objects, such as code.
     """
     if isinstance(file, Path) and not file.is_file():
-        found = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
-        there = f"it has {', '.join(found)}" if found else "it has no saved models"
-        raise FileNotFoundError(f"There is no file {file}; look in {file.parent}: {there}.")
+        names = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
+        content = f"it has {', '.join(names)}" if names else "it has no saved models"
+        raise FileNotFoundError(f"There is no file {file}; look in {file.parent}: {content}.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch wonders aloud at files that are then refused
+            warnings.simplefilter("ignore")  # torch warns about files for which an error is raised below
             return torch.load(file, map_location=device or "cpu", weights_only=not trust, mmap=mmap)
     except (PermissionError, MemoryError):
         raise
     except pickle.UnpicklingError as error:
         if trust:
-            raise FileFormatError(f"{file} is no file saved by torch, or it is damaged.") from error
+            raise FileFormatError(f"{file} was not saved by torch, or is damaged.") from error
         raise FileFormatError(
-            f"{file} holds more than tensors and plain values, or is no file saved by torch; it was not loaded, "
-            f"because reading such a file can run code. Write it again with learn.save or learn.export; or, if you "
-            f"know who made it, load it with trust=True, which runs the code in it."
+            f"{file} holds more than tensors and plain values, or was not saved by torch; it was not loaded, because "
+            f"reading such a file can run code. Write it again with learn.save or learn.export; or, if you know who "
+            f"made it, load it with trust=True, which runs the code in it."
         ) from error
     except (AttributeError, ImportError) as error:
         raise FileFormatError(f"{file} needs a class that is not here: {error}; import or define it first.") from error
-    except Exception as error:  # torch's reader meets damaged bytes with errors of every kind
-        raise FileFormatError(f"{file} cannot be read: it is cut off or damaged; take another copy of it.") from error
+    except Exception as error:  # torch raises errors of many types for damaged files
+        raise FileFormatError(f"{file} cannot be read: it is truncated or damaged; use another copy of it.") from error
 
 
 MARK = b"minifast checkpoint 1\n"
+HEADER = len(MARK) + hashlib.sha256().digest_size
 
 
-def write_checked(values: Any, file: Path, anew: bool = False) -> None:
-    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``, but not ``anew``."""
-    buffer = io.BytesIO()
-    torch.save(values, buffer)
-    content = buffer.getvalue()
-    for left in file.parent.glob(f".{file.name}.*"):  # by a process that was killed while it wrote
-        left.unlink(missing_ok=True)
+class _HashingWriter(io.RawIOBase):
+    """Write into a stream and compute the checksum of what is written."""
 
-    def keep_the_one_before() -> None:
-        if not anew and _is_whole(file):
-            file.replace(previous(file))
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.hash = hashlib.sha256()
 
-    with replacing(file, keep_the_one_before) as beside:
-        beside.write_bytes(MARK + hashlib.sha256(content).digest() + content)
-    if anew:
-        previous(file).unlink(missing_ok=True)
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self.hash.update(data)
+        self.stream.write(data)
+        return memoryview(data).nbytes
+
+    def flush(self) -> None:
+        if not self.stream.closed:
+            self.stream.flush()
 
 
-def _is_whole(file: Path) -> bool:
-    content = file.read_bytes() if file.is_file() else b""
-    return content.startswith(MARK) and hashlib.sha256(content[len(MARK) + 32 :]).digest() == content[len(MARK) :][:32]
+class _Content(io.RawIOBase):
+    """Read a stream as if it began after its header."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.seek(0)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self.stream.seek(offset + (HEADER if whence == os.SEEK_SET else 0), whence) - HEADER
+
+    def tell(self) -> int:
+        return self.stream.tell() - HEADER
+
+    def readinto(self, buffer: Any) -> int:
+        return self.stream.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+
+
+class CheckedFile:
+    """A file with a checksum, and the file before it, which stays beside it as ``previous(file)``."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._written: tuple[int, ...] | None = None  # identity of the file that this object wrote last
+
+    def write(self, values: Any, keep_previous: bool = True) -> None:
+        """Save ``values`` atomically, without a copy of them in memory."""
+        for path in self.file.parent.glob(f".{glob.escape(self.file.name)}.*"):  # left by a process that was killed
+            path.unlink(missing_ok=True)
+
+        def keep() -> None:
+            # A damaged file must not replace a complete previous one. What this object wrote needs no reading.
+            if keep_previous and (self.is_last_written() or is_complete(self.file)):
+                self.file.replace(previous(self.file))
+
+        with replacing(self.file, keep) as temporary, temporary.open("r+b") as stream:
+            stream.write(bytes(HEADER))
+            writer = _HashingWriter(stream)
+            torch.save(values, writer)  # type: ignore[arg-type]
+            stream.seek(0)
+            stream.write(MARK + writer.hash.digest())
+            stream.flush()
+        self._written = _identity(self.file)
+        if not keep_previous:
+            previous(self.file).unlink(missing_ok=True)
+
+    @property
+    def has_written(self) -> bool:
+        """Whether this object has written the file."""
+        return self._written is not None
+
+    def is_last_written(self) -> bool:
+        """Whether the file is the one that this object wrote last."""
+        return self._written is not None and self._written == _identity(self.file)
+
+
+def _identity(file: Path) -> tuple[int, ...] | None:
+    if not file.is_file():
+        return None
+    status = file.stat()
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def write_checked(values: Any, file: Path) -> None:
+    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``."""
+    CheckedFile(file).write(values)
+
+
+def is_complete(file: Path) -> bool:
+    """Return whether a file exists and has the checksum that stands in it."""
+    if not file.is_file():
+        return False
+    content = hashlib.sha256()
+    with file.open("rb") as stream:
+        header = stream.read(HEADER)
+        while chunk := stream.read(CHUNK):
+            content.update(chunk)
+    return header == MARK + content.digest()
 
 
 def previous(file: Path) -> Path:
-    """Return where the file before ``file`` is."""
+    """Return the path of the file before ``file``."""
     return file.with_name(f"{file.stem}.previous{file.suffix}")
 
 
 def read_checked(file: Path, device: torch.device | str | None = None) -> tuple[Any, bool]:
-    """Load what ``write_checked`` saved, and say whether it is the newest; else it is the one before.
+    """Load the newest complete file that ``CheckedFile`` wrote.
+
+    Returns:
+        The values, and whether they are from ``file``; otherwise they are from the file before it.
 
     Raises:
-        FileNotFoundError: there is none.
-        FileFormatError: neither of both is whole.
+        FileNotFoundError: neither file exists.
+        FileFormatError: neither file is complete.
     """
-    found = [candidate for candidate in (file, previous(file)) if candidate.is_file()]
-    if not found:
-        there = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}") if ".previous" not in path.name)
-        others = f" has {', '.join(there)}" if there else " has none"
+    candidates = [candidate for candidate in (file, previous(file)) if candidate.is_file()]
+    if not candidates:
+        names = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}") if ".previous" not in path.name)
+        others = f" has {', '.join(names)}" if names else " has none"
         raise FileNotFoundError(f"There is no checkpoint {file}; its folder{others}.")
-    for candidate in found:
-        if _is_whole(candidate):
+    for candidate in candidates:
+        if is_complete(candidate):
             try:
-                return read(io.BytesIO(candidate.read_bytes()[len(MARK) + 32 :]), device), candidate == file
+                with candidate.open("rb") as stream:
+                    return read(_Content(stream), device), candidate == file  # type: ignore[arg-type]
             except FileFormatError as error:
                 raise FileFormatError(
-                    f"{candidate} holds more than tensors and plain values, so it is no checkpoint that a run left; "
-                    f"remove it to begin anew."
+                    f"{candidate} holds more than tensors and plain values, so it is no checkpoint of a run; remove it "
+                    f"to start again."
                 ) from error
-    raise FileFormatError(f"{file} is cut off or damaged, and so is the one before it; remove both to begin anew.")
+    raise FileFormatError(f"{file} is truncated or damaged, and so is the file before it; remove both to start again.")

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 
 from minifast.utils.checks import check_count
 
-if TYPE_CHECKING:
-    pass
-
 
 def get_rng_states() -> dict[str, Any]:
-    """Return the states of all global generators, as tensors and plain values."""
+    """Return the states of the global generators, as tensors and plain values."""
     states: dict[str, Any] = {"python": random.getstate(), "torch": torch.get_rng_state()}
     kind, keys, *rest = cast("tuple[Any, ...]", np.random.get_state())
     states["numpy"] = [kind, keys.tolist(), *rest]
@@ -27,11 +24,15 @@ def get_rng_states() -> dict[str, Any]:
 
 
 def set_seed(n: int) -> None:
-    """Seed the generators of Python, NumPy, torch and its devices with a whole number of 0 or more, below 2**64.
+    """Seed the global generators of Python, NumPy, torch and its devices.
 
-    Call it before the data and the model are made. Training draws from torch's generator what the model draws
-    (dropout, for instance), and the order of a torch DataLoader that has no generator of its own; the order of data in
-    memory comes from their own seed. On one machine and a CPU the same seed gives the same bits in every process.
+    Call it before you create the data and the model. Training uses torch's global generator for the random numbers of
+    the model (dropout, for instance) and for the order of a torch DataLoader without a generator of its own. The order
+    of data in memory comes from their own seed. On the CPU of one machine, the same seed gives bitwise identical
+    results in every process.
+
+    Args:
+        n: the seed, a whole number from 0 to 2**64 - 1.
 
     >>> set_seed(1); first = torch.rand(2)
     >>> set_seed(1); torch.equal(first, torch.rand(2))
@@ -39,14 +40,14 @@ def set_seed(n: int) -> None:
     """
     n = check_count("n", n, least=0)
     if n >= 2**64:
-        raise ValueError(f"n is {n}; a seed must be below 2**64.")
+        raise ValueError(f"`n` must be below 2**64, got {n}.")
     random.seed(n)
     np.random.seed(n % 2**32)
     torch.manual_seed(n)
 
 
 def set_rng_states(states: dict[str, Any]) -> None:
-    """Put all global generators back."""
+    """Restore the global generators."""
     random.setstate(states["python"])
     torch.set_rng_state(states["torch"])
     np.random.set_state(tuple(states["numpy"]))

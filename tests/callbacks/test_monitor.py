@@ -258,7 +258,7 @@ def test_each_epoch_is_saved_without_any_value_to_watch(tmp_path):
 
 def test_a_name_that_leads_out_is_refused_before_training(tmp_path):
     learn = toy_learner(path=tmp_path)
-    with pytest.raises(ValueError, match="leads out of"):
+    with pytest.raises(ValueError, match="is outside of"):
         learn.fit(1, callbacks=SaveModelCallback(name="../x"))
     assert learn.recorder.lrs == []
 

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import AccumulateScheduler, DataBunch, Learner, TensorLoader, accuracy
+from minifast.utils import files
 
 N_BATCHES, EPOCHS = 10, 5
 
@@ -70,7 +71,7 @@ def train(kind: str, folder: Path, checkpoint: str | None) -> None:
 
 
 IN_A_SAVE = {
-    "half written": (Path, "write_bytes"),
+    "half written": (files._HashingWriter, "write"),
     "before the flush": (os, "fsync"),
     "before a move": (Path, "replace"),
 }
@@ -85,8 +86,9 @@ def die_in_a_save(moment: str, call: int) -> None:
     def dies(*arguments):
         calls.append(arguments)
         if len(calls) == call:
-            if name == "write_bytes":
-                original(arguments[0], arguments[1][: len(arguments[1]) // 2])
+            if name == "write":
+                original(arguments[0], bytes(arguments[1])[: len(arguments[1]) // 2])
+                arguments[0].flush()
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
 

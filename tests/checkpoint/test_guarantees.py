@@ -311,7 +311,7 @@ def test_an_interrupted_finder_says_that_all_is_put_back(capsys) -> None:
     learn.silent = False
     with pytest.raises(KeyboardInterrupt):
         learn.lr_find(num_it=10)
-    assert "Stopped in epoch 1 at batch 1 of 3; lr_find puts all back." in capsys.readouterr().out
+    assert "Stopped in epoch 1 at batch 1 of 3; lr_find restores all state." in capsys.readouterr().out
 
 
 def test_a_finder_over_data_that_end_stops() -> None:
@@ -536,7 +536,7 @@ def test_restore_puts_the_last_good_weights_back_and_ends_the_fit() -> None:
             epochs.append(weights(learn))
 
     learn.callbacks = [Keeps()]
-    with pytest.warns(UserWarning, match="The weights of epoch 1, batch 0 are put back"):
+    with pytest.warns(UserWarning, match="The weights of epoch 1, batch 0 are restored"):
         learn.fit_one_cycle(3, 1e-2, on_nan="restore")
     assert equal(epochs[-1], weights(learn))
     assert len(learn.recorder.raw_losses) == len(learn.recorder.lrs) == 4
@@ -555,7 +555,7 @@ def test_restore_does_not_trust_an_epoch_that_began_with_lost_weights() -> None:
                     next(learn.model.parameters()).fill_(NAN)
 
     learn.callbacks = [Spoils()]
-    with pytest.warns(UserWarning, match="The weights of epoch 0, batch 0 are put back"):
+    with pytest.warns(UserWarning, match="The weights of epoch 0, batch 0 are restored"):
         learn.fit(3, 1e-2, on_nan="restore")
     assert equal(before, weights(learn))
 
@@ -593,8 +593,8 @@ def test_a_worker_that_dies_names_the_batch(tmp_path) -> None:
     if sys.version_info < (3, 11):
         return  # errors have no notes yet
     (said,) = error.value.__notes__
-    assert said.startswith("This was in epoch 0 at batch 2 of 4, learning rate 0.01.")
-    assert "run.checkpoint is of epoch 0, batch 2: the same call goes on from there." in said
+    assert said.startswith("The error occurred in epoch 0 at batch 2 of 4, learning rate 0.01.")
+    assert "run.checkpoint holds epoch 0, batch 2: repeat the same call to resume there." in said
 
 
 def test_a_ctrl_c_says_how_to_go_on(tmp_path, capsys) -> None:
@@ -609,7 +609,7 @@ def test_a_ctrl_c_says_how_to_go_on(tmp_path, capsys) -> None:
         learn.fit(2, checkpoint="run")
     out = capsys.readouterr().out
     assert "Stopped in epoch 1 at batch 1 of 3; " in out
-    assert "run.checkpoint is of epoch 1, batch 0: the same call goes on from there." in out
+    assert "run.checkpoint holds epoch 1, batch 0: repeat the same call to resume there." in out
 
 
 # --- files from strangers

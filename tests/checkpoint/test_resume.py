@@ -135,9 +135,9 @@ def with_callback(path: Path) -> None:
             "call has max_lr = 0.01, .* 0.02",
         ),
         (lambda path: learner(path).fit(4, 1e-2, checkpoint="run"), "its call has .*"),
-        (of(60, 9), r"its model has 1.bias = \[8\], and here it is \[9\]"),
-        (of(80, 8), "its data has batches of training = 3, and here it is 4"),
-        (with_callback, "kept with other callbacks: here Callback is more"),
+        (of(60, 9), r"its model has 1.bias = \[8\], and this run has \[9\]"),
+        (of(80, 8), "its data has batches of training = 3, and this run has 4"),
+        (with_callback, "saved with other callbacks: Callback is new"),
     ],
 )
 def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, change, words):
@@ -160,11 +160,11 @@ def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, 
     again = learner(tmp_path)
     again.silent = False
     again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
-    assert "is not whole; the one before it is. The run run goes on from epoch 2, batch 1." in capsys.readouterr().out
+    assert "is damaged; using the file before it. Resuming the run run at epoch 2, batch 1." in capsys.readouterr().out
     assert same(alone, again)
     for each in file.parent.iterdir():
         each.write_bytes(b"nothing")
-    with pytest.raises(FileFormatError, match="so is the one before it; remove both"):
+    with pytest.raises(FileFormatError, match="so is the file before it; remove both"):
         learner(tmp_path).fit_one_cycle(4, 1e-2, checkpoint="run")
 
 
@@ -251,7 +251,7 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path, monkeypa
             monkeypatch.setattr("minifast.utils.files.torch.save", full)
 
     learn = learner(tmp_path, callbacks=[Fills()])
-    with pytest.warns(UserWarning, match="No space left on device.*training goes on") as warned:
+    with pytest.warns(UserWarning, match="No space left on device.*training continues") as warned:
         learn.fit(3, checkpoint="run", every=1)
     assert len(warned) == 1
     assert len(learn.recorder.lrs) == 9
@@ -264,7 +264,7 @@ def test_a_disk_that_takes_nothing_does_not_stop_the_training(tmp_path, monkeypa
 def test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work(tmp_path):
     learn = learner(tmp_path)
     (tmp_path / "models").write_text("a file in the place of the folder")
-    with pytest.raises(MinifastError, match=r"cannot be written .* so the run would not be kept"):
+    with pytest.raises(MinifastError, match=r"cannot be written .* so the run cannot be saved"):
         learn.fit(1, checkpoint="run")
     assert not learn.recorder.lrs
 
@@ -274,8 +274,8 @@ def test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_w
     [
         ({"on_write_error": "panic"}, ValueError, "on_write_error is 'panic'; it must be one of"),
         ({"on_nan": "pray"}, ValueError, "on_nan is 'pray'; it must be one of 'stop', 'restore', 'ignore'"),
-        ({"every": 5}, ValueError, "every is 5, but nothing is kept; name the run"),
-        ({"resume": "nope"}, TypeError, "resume is 'nope'; it must be True or False"),
+        ({"every": 5}, ValueError, "`every` is 5, but the run has no checkpoint; name one"),
+        ({"resume": "nope"}, TypeError, "`resume` must be True or False, got 'nope'"),
         ({"callbacks": [3]}, TypeError, "callbacks holds 3"),
     ],
 )
@@ -292,7 +292,7 @@ def test_what_is_refused_changes_nothing(tmp_path, arguments, error, message):
 
 @pytest.mark.parametrize(
     ("extra", "lr", "words"),
-    [(0, 0.5, "holds another run"), (1, 1e-2, "kept with other callbacks: here Callback is more")],
+    [(0, 0.5, "holds another run"), (1, 1e-2, "saved with other callbacks: Callback is new")],
 )
 def test_a_refused_checkpoint_changes_nothing(tmp_path, extra, lr, words):
     learner(tmp_path).fit(1, 1e-2, checkpoint="run")
@@ -356,7 +356,7 @@ def test_a_split_that_is_drawn_anew_is_refused(tmp_path):
 
     begin(1)
     begin(1)
-    with pytest.raises(MinifastError, match=r"checksum of training items .* Where the split is drawn, give it a seed"):
+    with pytest.raises(MinifastError, match=r"checksum of training items .* If the split is random, give it a seed"):
         begin(2)
 
 
@@ -382,12 +382,12 @@ def test_on_nan_is_what_this_call_says(tmp_path):
         return learn
 
     for _ in range(2):
-        with pytest.raises(NonFiniteLossError, match="mend the data"):
+        with pytest.raises(NonFiniteLossError, match="fix the data"):
             begin()
-    with pytest.warns(UserWarning, match=r"The weights of epoch 1, batch 1 are put back"):
+    with pytest.warns(UserWarning, match=r"The weights of epoch 1, batch 1 are restored"):
         learn = begin(on_nan="restore")
     assert all(torch.isfinite(p).all() for p in learn.model.parameters())
-    assert learn.last_finite_weights._kept is None
+    assert learn.last_finite_weights._copy is None
     learn = begin(on_nan="ignore")
     assert len(learn.recorder.lrs) == 12
     assert files.read_checked(tmp_path / "models" / "run.checkpoint")[0]["finished"]
@@ -430,7 +430,7 @@ def test_a_resumed_run_that_fails_at_once_knows_what_is_kept(tmp_path):
     for at in (5, 5):
         with pytest.raises(OSError, match="gone") as error:
             learner(tmp_path, callbacks=[FailsAt(at)]).fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
-        assert "run.checkpoint is of epoch 1, batch 2" in error.value.__notes__[0]
+        assert "run.checkpoint holds epoch 1, batch 2" in error.value.__notes__[0]
 
 
 def test_frozen_layers_and_buffers_outside_the_state_are_kept(tmp_path):
@@ -471,7 +471,7 @@ def test_a_state_that_is_not_kept_is_named(tmp_path):
         def __init__(self):
             self.recent = deque(maxlen=3)
 
-    with pytest.warns(UserWarning, match="Window.recent is a deque that a checkpoint does not keep; give Window the"):
+    with pytest.warns(UserWarning, match="Window.recent is a deque, which a checkpoint does not save; give Window the"):
         learner(tmp_path, callbacks=[Window()]).fit(1, checkpoint="run")
 
 
@@ -480,7 +480,7 @@ def test_another_process_at_the_same_file_is_noticed(tmp_path):
         def on_epoch_end(self):
             os.utime(tmp_path / "models" / "run.checkpoint", ns=(1, 1))
 
-    with pytest.warns(UserWarning, match="is written by another process too"):
+    with pytest.warns(UserWarning, match="Another process writes .* too"):
         learner(tmp_path, callbacks=[Meddles()]).fit(3, checkpoint="run")
 
 
@@ -501,8 +501,8 @@ def test_a_run_is_kept_before_its_first_batch(tmp_path):
         learner(tmp_path, callbacks=[Fails()]).fit(2, 1e-2, checkpoint="run")
     if sys.version_info >= (3, 11):
         (said,) = error.value.__notes__
-        assert "This was in epoch 0 at batch 0 of 3, learning rate 0.01" in said
-        assert "run.checkpoint is of epoch 0, batch 0: the same call goes on" in said
+        assert "The error occurred in epoch 0 at batch 0 of 3, learning rate 0.01" in said
+        assert "run.checkpoint holds epoch 0, batch 0: repeat the same call to resume" in said
     alone, again = learner(tmp_path / "alone"), learner(tmp_path, callbacks=[])
     alone.fit(2, 1e-2)
     file = tmp_path / "models" / "run.checkpoint"
@@ -531,7 +531,7 @@ def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path):
     ("every", "error"), [(0, ValueError), (1.5, TypeError), ("soon", ValueError), ("5", ValueError)]
 )
 def test_every_is_batches_or_seconds(tmp_path, every, error):
-    with pytest.raises(error, match="every is"):
+    with pytest.raises(error, match=r"`?every`? (must be|is)"):
         learner(tmp_path).fit(1, checkpoint="run", every=every)
 
 

@@ -177,7 +177,7 @@ def test_there_must_be_a_training_batch() -> None:
     data = DataBunch(DataLoader(toy_items(5), 20, drop_last=True), device="cpu")
     learn = Learner(data, simple_ann(10, 2), silent=True)
     for train in (lambda: learn.fit(1), lambda: learn.fit_one_cycle(1), learn.lr_find):
-        with pytest.raises(DataError, match="The training data have no batch; there are fewer items than one batch"):
+        with pytest.raises(DataError, match="The training data have no batch: they have fewer samples than one batch"):
             train()
 
 
@@ -406,7 +406,7 @@ def test_a_ctrl_c_keeps_what_was_recorded_and_the_learner_goes_on(capsys) -> Non
     out = capsys.readouterr().out.splitlines()
     assert out[0].startswith("epoch")
     assert out[1].startswith("0  ")
-    assert out[2] == "Stopped in epoch 1 at batch 1 of 3; the learner can go on."
+    assert out[2] == "Stopped in epoch 1 at batch 1 of 3; you can continue to train the learner."
     assert len(learn.recorder.rows) == 1
     assert len(learn.recorder.losses) == 5
     learn.fit(1)
@@ -639,7 +639,7 @@ def test_without_the_optimizer(tmp_path) -> None:
         assert set(torch.load(tmp_path / "models" / f"{name}.pth")) == set(learn.model.state_dict())
         fresh.load(name)
         assert fresh.opt is None
-    with pytest.raises(MinifastError, match="holds no optimizer; load it with with_opt=False"):
+    with pytest.raises(MinifastError, match="holds no optimizer state; load it with with_opt=False"):
         fresh.load("bare", with_opt=True)
     fresh.load("both", with_opt=False)
     assert fresh.opt is None
@@ -781,7 +781,7 @@ def test_part_of_a_model_may_be_loaded(tmp_path) -> None:
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/elsewhere/x", "../../x"])
 def test_nothing_is_saved_outside_the_folder(tmp_path, name) -> None:
-    with pytest.raises(ValueError, match=r"leads out of .*models; give a name"):
+    with pytest.raises(ValueError, match=r"is outside of .*models; give a name"):
         learner_in(tmp_path / "a" / "b").save(name)
     assert list(tmp_path.iterdir()) == []
 
@@ -852,13 +852,13 @@ def test_optimizers_that_the_loop_cannot_use_are_refused() -> None:
 def test_a_model_that_is_frozen_altogether_is_refused() -> None:
     learn = toy_learner()
     learn.model.requires_grad_(False)
-    with pytest.raises(ValueError, match="No parameter of the model is to be trained: all are frozen"):
+    with pytest.raises(ValueError, match="The model has no trainable parameter: all are frozen"):
         learn.fit(1)
 
 
 @pytest.mark.parametrize("file", ["a\0b", ".", "", "x/.."])
 def test_what_is_no_name_is_refused(tmp_path, file) -> None:
-    with pytest.raises(ValueError, match="is no name for a file"):
+    with pytest.raises(ValueError, match="`file` must be a file name"):
         toy_learner(path=tmp_path).save(file)
 
 
@@ -866,7 +866,7 @@ def test_what_is_no_name_is_refused(tmp_path, file) -> None:
 def test_what_is_no_file_is_refused(tmp_path, file) -> None:
     learn = toy_learner(path=tmp_path)
     for use in (learn.save, learn.load):
-        with pytest.raises(TypeError, match="it must be a name, a path or an open file"):
+        with pytest.raises(TypeError, match="must be a name, a path or an open file"):
             use(file)
 
 
@@ -903,4 +903,4 @@ def test_a_failure_in_the_validation_is_said_to_be_there() -> None:
 
     with pytest.raises(OSError, match="gone") as error:
         toy_learner().fit(1, 1e-2, callbacks=[Fails()])
-    assert error.value.__notes__ == ["This was in the validation of epoch 0, learning rate 0.01."]
+    assert error.value.__notes__ == ["The error occurred in the validation of epoch 0, learning rate 0.01."]

@@ -658,7 +658,7 @@ def lost(learn: Learner) -> None:
     learn.loss_func = lambda output, target: output.sum() * float("nan")
     with contextlib.suppress(NonFiniteLossError):
         learn.fit(2)
-    with pytest.warns(UserWarning, match="put back"):
+    with pytest.warns(UserWarning, match="are restored"):
         learn.fit(2, on_nan="restore")
 
 

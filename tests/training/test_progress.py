@@ -242,7 +242,11 @@ def test_an_interrupted_bar_is_closed_on_a_line_of_its_own(monkeypatch, error) -
     assert header == HEADER
     assert is_row(row, 0)
     assert bar.startswith("Epoch 2/3 :")
-    stopped = ["Stopped in epoch 1 at batch 1 of 3; the learner can go on."] if error is KeyboardInterrupt else []
+    stopped = (
+        ["Stopped in epoch 1 at batch 1 of 3; you can continue to train the learner."]
+        if error is KeyboardInterrupt
+        else []
+    )
     assert rest == [*stopped, "what comes next", ""]
     assert terminal.getvalue()[before:] == "what comes next\n"
     learn.callbacks = []
@@ -335,7 +339,7 @@ def test_a_script_in_a_real_terminal(tmp_path) -> None:
     assert lines[5].startswith("Epoch 2/3 :")
     assert [lines[i] for i in (0, 3, 8)] == [HEADER] * 3
     assert [is_row(lines[i], epoch) for i, epoch in ((1, 0), (2, 1), (4, 0), (9, 0))] == [True] * 4
-    assert lines[6:8] == ["Stopped in epoch 1 at batch 1 of 3; the learner can go on.", "caught"]
+    assert lines[6:8] == ["Stopped in epoch 1 at batch 1 of 3; you can continue to train the learner.", "caught"]
     assert lines[10:] == [""]
 
 
