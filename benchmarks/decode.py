@@ -18,7 +18,7 @@ PHOTOGRAPHS = 2000
 
 
 def write_photographs(folder: Path, n: int = PHOTOGRAPHS) -> Path:
-    """Write JPEG files of 500 × 375 pixels that are as hard to decode as photographs: smooth, with noise on it."""
+    """Write JPEG files of 500 × 375 pixels that decode as slowly as photographs: smooth areas with noise."""
     rng = np.random.default_rng(0)
     for i in range(n):
         small = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8))
@@ -30,7 +30,7 @@ def write_photographs(folder: Path, n: int = PHOTOGRAPHS) -> Path:
     return folder
 
 
-def one_by_one(folder: Path, size: int | None) -> torch.Tensor:
+def decode_with_pillow(folder: Path, size: int | None) -> torch.Tensor:
     """Decode all files under ``folder`` with Pillow, one after another."""
     arrays = []
     for file in sorted(folder.glob("*/*/*.*")):
@@ -40,17 +40,17 @@ def one_by_one(folder: Path, size: int | None) -> torch.Tensor:
 
 
 def load(folder: Path, size: int | None, fresh: bool) -> float:
-    """Return how long ``from_folder`` takes, with an empty cache or with what it holds."""
+    """Return the seconds that ``from_folder`` takes, with an empty or a filled cache."""
     if fresh:
         shutil.rmtree(Path(os.environ["MINIFAST_HOME"]) / "cache", ignore_errors=True)
     return seconds(lambda: ImageDataBunch.from_folder(folder, size=size, seed=0, device="cpu"))
 
 
 def rows() -> list[Row]:
-    """Compare for MNIST_SAMPLE's tiny files and for photographs; two threads, as many as there are cores."""
+    """Compare on the small files of MNIST_SAMPLE and on photographs, with one thread per core."""
     sample = untar_data(URLs.MNIST_SAMPLE)
-    found: list[Row] = []
-    before = os.environ.get("MINIFAST_HOME")
+    results: list[Row] = []
+    old_home = os.environ.get("MINIFAST_HOME")
     with tempfile.TemporaryDirectory() as home:
         os.environ["MINIFAST_HOME"] = home
         try:
@@ -60,16 +60,16 @@ def rows() -> list[Row]:
                 (f"{PHOTOGRAPHS:,} photographs to 224 × 224", photographs, 224, 0.6),
             ):
                 runs = {
-                    "pillow": lambda folder=folder, size=size: seconds(lambda: one_by_one(folder, size)),
+                    "pillow": lambda folder=folder, size=size: seconds(lambda: decode_with_pillow(folder, size)),
                     "first": lambda folder=folder, size=size: load(folder, size, fresh=True),
                     "cached": lambda folder=folder, size=size: load(folder, size, fresh=False),
                 }
                 times = interleaved(runs, rounds=7)
-                found.append(compare(f"{name}, first time, against Pillow", times, "first", "pillow", bound))
-                found.append(compare(f"{name}, from the cache, against Pillow", times, "cached", "pillow", None))
+                results.append(compare(f"{name}, first time, against Pillow", times, "first", "pillow", bound))
+                results.append(compare(f"{name}, from the cache, against Pillow", times, "cached", "pillow", None))
         finally:
-            if before is None:
+            if old_home is None:
                 del os.environ["MINIFAST_HOME"]
             else:
-                os.environ["MINIFAST_HOME"] = before
-    return found
+                os.environ["MINIFAST_HOME"] = old_home
+    return results

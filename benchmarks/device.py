@@ -1,10 +1,10 @@
-"""Steps on a CUDA device, against the loop by hand there."""
+"""Time per step on a CUDA device, against a hand-written loop on the same device."""
 
 from __future__ import annotations
 
 import torch
 
-from benchmarks.hand import adamw
+from benchmarks.hand_written_loop import adamw
 from benchmarks.timing import Row, compare, interleaved, seconds
 from minifast import DataBunch, Learner, TensorLoader, simple_cnn
 
@@ -12,9 +12,9 @@ N = 64 * 300
 
 
 def rows() -> list[Row]:
-    """Compare µs a step in interleaved rounds."""
+    """Compare µs per step in interleaved rounds."""
     if not torch.cuda.is_available():
-        print("device: there is no CUDA device here, so nothing is measured.")
+        print("device: no CUDA device found, so nothing is measured.")
         return []
     x = torch.randint(0, 256, (N, 1, 28, 28), dtype=torch.uint8)
     y = torch.randint(0, 2, (N,))
@@ -45,4 +45,4 @@ def rows() -> list[Row]:
         return seconds(run) / len(loader) * 1e6
 
     times = interleaved({"ours": ours, "theirs": theirs})
-    return [compare("a step on the device, against the loop by hand there", times, "ours", "theirs", 1 / 0.97, "µs")]
+    return [compare("a step on the device, against a hand-written loop", times, "ours", "theirs", 1 / 0.97, "µs")]

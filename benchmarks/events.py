@@ -1,4 +1,4 @@
-"""The README's table of events, made from the one that the code reads."""
+"""The table of callback events, generated from the table that the code uses."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def table() -> str:
 
 
 def main() -> None:
-    """Write the table into the README."""
+    """Write the table into the documentation."""
     write_part("events", table())
     print("Wrote the table of events.")

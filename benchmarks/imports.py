@@ -1,4 +1,4 @@
-"""What it costs to import minifast, beside ``import torch`` alone."""
+"""Import time of minifast, against ``import torch`` alone."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from benchmarks.timing import Row, compare, interleaved, process
 
 
 def rows() -> list[Row]:
-    """Compare whole processes that do nothing but import."""
+    """Compare whole processes that only import."""
     times = interleaved(
         {
             "torch": lambda: process(["-c", "import torch"]),

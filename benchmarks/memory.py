@@ -1,4 +1,4 @@
-"""Peak memory against the loop by hand, and of a set ten times as large that is read from its files."""
+"""Peak memory against a hand-written loop, and of a data set ten times as large that is read from files."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from pathlib import Path
 from benchmarks.timing import Row, compare, interleaved, peak_memory
 from minifast import URLs, untar_data
 
-HAND = """
+HAND_WRITTEN = """
 import os
 os.environ["MNIST_SAMPLE"] = {sample!r}
 import sys
 sys.path.insert(0, "benchmarks/peers")
 import common, torch
-from benchmarks import hand
+from benchmarks import hand_written_loop
 torch.set_num_threads(1)
-hand.mnist(*((x.contiguous(memory_format=torch.channels_last), y) for x, y in map(common.tensors, ("train", "valid"))))
+train, valid = map(common.tensors, ("train", "valid"))
+hand_written_loop.mnist(*((x.contiguous(memory_format=torch.channels_last), y) for x, y in (train, valid)))
 """
 OURS = """
 import torch
@@ -37,14 +38,14 @@ Learner(data, simple_cnn((3, 8, 2)), metrics=[accuracy]).fit(1, 1e-3)
 def rows() -> list[Row]:
     """Compare fresh processes."""
     sample = str(untar_data(URLs.MNIST_SAMPLE))
-    code = {"hand": HAND.format(sample=sample), "ours": OURS.format(sample=sample)}
+    code = {"hand": HAND_WRITTEN.format(sample=sample), "ours": OURS.format(sample=sample)}
     peaks = interleaved({name: lambda name=name: peak_memory(code[name]) for name in code}, rounds=3)
-    found = [compare("peak memory, MNIST_SAMPLE, against the loop by hand", peaks, "ours", "hand", 1.1, "MB")]
+    results = [compare("peak memory, MNIST_SAMPLE, against a hand-written loop", peaks, "ours", "hand", 1.1, "MB")]
     with tempfile.TemporaryDirectory() as home:
         from benchmarks.decode import write_photographs
 
         folders = {n: write_photographs(Path(home) / str(n), n) for n in (200, 2000)}
         code = {str(n): STREAMED.format(folder=str(folder)) for n, folder in folders.items()}
         peaks = interleaved({name: lambda name=name: peak_memory(code[name]) for name in code}, rounds=1)
-    found.append(compare("peak memory, 2,000 photographs from files, against 200", peaks, "2000", "200", 1.1, "MB"))
-    return found
+    results.append(compare("peak memory, 2,000 photographs from files, against 200", peaks, "2000", "200", 1.1, "MB"))
+    return results

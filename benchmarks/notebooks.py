@@ -1,4 +1,4 @@
-"""The notebooks' outputs: runs each notebook in an empty folder and keeps what it shows."""
+"""The outputs of the notebooks: run each notebook in an empty folder and save it with its outputs."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from benchmarks.timing import ROOT
 
 
 def main() -> None:
-    """Run all notebooks and write them back."""
+    """Run all notebooks and save them."""
     for path in sorted((ROOT / "nbs").glob("*.ipynb")):
         run(path)
         print(f"Ran {path.name}.", flush=True)
 
 
 def run(path: Path) -> None:
-    """Run one notebook and write it back."""
+    """Run one notebook and save it."""
     os.environ["PYTHONPATH"] = str(ROOT)
     notebook = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory() as folder:
         resources = {"metadata": {"path": folder}}
         NotebookClient(notebook, timeout=600, kernel_name="python3", resources=resources).execute()
     for cell in notebook.cells:
-        cell.metadata.pop("execution", None)  # times of day, new in each run
+        cell.metadata.pop("execution", None)  # times of day, which differ in every run
     nbformat.write(notebook, path)

@@ -1,4 +1,4 @@
-"""The whole process from a cold start, data cached: minifast against its peers doing the same."""
+"""A whole process from a cold start with cached data: minifast against its peers at the same task."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ SCRIPTS = Path(__file__).parent / "peers"
 
 
 def rows() -> list[Row]:
-    """Compare in interleaved rounds with each peer that is installed; the others are named."""
-    found = [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
-    for name in PEERS.keys() - set(found):
-        print(f"{name} is not installed and left out; python -m pip install '.[bench]' brings it.")
+    """Compare in interleaved rounds with each installed peer, and print the names of the others."""
+    installed = [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
+    for name in PEERS.keys() - set(installed):
+        print(f"{name} is not installed and left out; python -m pip install '.[bench]' installs it.")
     sample = str(untar_data(URLs.MNIST_SAMPLE))
 
     def script(name: str) -> float:
         return process([str(SCRIPTS / f"{name}_.py")], MNIST_SAMPLE=sample)
 
-    times = interleaved({name: lambda name=name: script(name) for name in found}, rounds=7)
+    times = interleaved({name: lambda name=name: script(name) for name in installed}, rounds=7)
     rows = []
-    quickest = min((name for name in found if name != "minifast"), key=lambda name: statistics.median(times[name]))
-    for name in found:
+    quickest = min((name for name in installed if name != "minifast"), key=lambda name: statistics.median(times[name]))
+    for name in installed:
         if name != "minifast":
             ratio = statistics.median(a / b for a, b in zip(times["minifast"], times[name], strict=True))
-            ours, theirs = (statistics.median(times[one]) for one in ("minifast", name))
+            ours, theirs = (statistics.median(times[library]) for library in ("minifast", name))
             bound = 0.6 if name == quickest else None
             rows.append(Row(f"whole process, MNIST_SAMPLE, against {name}", ours, theirs, ratio, bound, "s"))
     return rows

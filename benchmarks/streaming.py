@@ -1,4 +1,4 @@
-"""Reading a set that does not fit into memory, against torchvision's ImageFolder with a torch DataLoader."""
+"""Reading a data set that does not fit in memory, against torchvision's ImageFolder with a torch DataLoader."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from minifast import ImageDataBunch
 
 
 def rows() -> list[Row]:
-    """Compare one pass over 1,000 photographs, two workers each."""
+    """Compare one pass over 1,000 photographs with two workers each."""
     from torchvision import datasets
     from torchvision.transforms import v2
 
@@ -25,8 +25,8 @@ def rows() -> list[Row]:
         theirs = DataLoader(datasets.ImageFolder(folder / "train", fit), 64, shuffle=True, num_workers=2)
         ours = ImageDataBunch.from_folder(folder, size=224, memory=0, num_workers=2, seed=0, device="cpu").train_dl
 
-        def once(loader: object) -> float:
+        def read_all(loader: object) -> float:
             return seconds(lambda: [x.shape for x, _ in loader])  # type: ignore[attr-defined]
 
-        times = interleaved({"ours": lambda: once(ours), "theirs": lambda: once(theirs)}, rounds=7)
+        times = interleaved({"ours": lambda: read_all(ours), "theirs": lambda: read_all(theirs)}, rounds=7)
     return [compare("1,000 photographs from files, against ImageFolder", times, "ours", "theirs", 1.0)]

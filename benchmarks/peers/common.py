@@ -1,4 +1,4 @@
-"""What the peers' scripts share: the pictures as tensors, and the model in plain PyTorch."""
+"""Code shared by the scripts of the peers: the images as tensors, and the model in plain PyTorch."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-EPOCHS, BATCH, RATE = 2, 64, 5e-2
+EPOCHS, BATCH, LR = 2, 64, 5e-2
 FOLDER = Path(os.environ["MNIST_SAMPLE"])
 
 
 def tensors(part: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decode a part of MNIST_SAMPLE: floats (n, 3, 28, 28) in [0, 1], and class numbers."""
+    """Decode a part of MNIST_SAMPLE: floats (n, 3, 28, 28) in [0, 1], and class indices."""
     files = sorted((FOLDER / part).glob("*/*.png"))
     x = torch.from_numpy(np.stack([np.asarray(Image.open(file)) for file in files]))
     y = torch.tensor([int(file.parent.name == "7") for file in files])
@@ -23,7 +23,7 @@ def tensors(part: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def model() -> nn.Sequential:
-    """Return three convolutions with a ReLU each, and an average."""
+    """Return three convolutions with ReLU, and global average pooling."""
     layers: list[nn.Module] = []
     for n_in, n_out in ((3, 16), (16, 16), (16, 2)):
         conv = nn.Conv2d(n_in, n_out, 3, 2, 1)
@@ -34,10 +34,10 @@ def model() -> nn.Sequential:
 
 
 def adamw(parameters: object) -> torch.optim.Optimizer:
-    """Return AdamW as all of them use it."""
-    return torch.optim.AdamW(parameters, lr=RATE, betas=(0.9, 0.99), weight_decay=1e-2)  # type: ignore[arg-type]
+    """Return the AdamW optimizer that all peers use."""
+    return torch.optim.AdamW(parameters, lr=LR, betas=(0.9, 0.99), weight_decay=1e-2)  # type: ignore[arg-type]
 
 
 def one_cycle(optimizer: torch.optim.Optimizer, batches: int) -> torch.optim.lr_scheduler.OneCycleLR:
-    """Return torch's one cycle over ``batches`` in all."""
-    return torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=batches)
+    """Return torch's 1cycle schedule over ``batches`` batches."""
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=batches)

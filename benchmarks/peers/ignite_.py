@@ -1,4 +1,4 @@
-"""pytorch-ignite: two epochs of one cycle on MNIST_SAMPLE, from tensors."""
+"""pytorch-ignite: two epochs of the 1cycle policy on MNIST_SAMPLE, from tensors."""
 
 from common import BATCH, EPOCHS, adamw, model, one_cycle, tensors
 from ignite.engine import Events, create_supervised_evaluator, create_supervised_trainer
@@ -20,7 +20,7 @@ trainer.add_event_handler(Events.ITERATION_COMPLETED, LRScheduler(one_cycle(opti
 
 @trainer.on(Events.EPOCH_COMPLETED)
 def report(engine):
-    """Validate and print a row."""
+    """Validate and print the results."""
     evaluator.run(valid)
     print(engine.state.epoch, engine.state.output, evaluator.state.metrics)
 

@@ -5,7 +5,7 @@ import os
 os.environ["KERAS_BACKEND"] = "torch"
 
 import keras
-from common import BATCH, EPOCHS, RATE, tensors
+from common import BATCH, EPOCHS, LR, tensors
 
 x, y = (part.numpy() for part in tensors("train"))
 valid_x, valid_y = (part.numpy() for part in tensors("valid"))
@@ -22,7 +22,7 @@ network = keras.Sequential(
     ]
 )
 schedule = keras.optimizers.schedules.CosineDecay(
-    RATE / 25, int(batches * 0.7), alpha=0.0, warmup_target=RATE, warmup_steps=int(batches * 0.3)
+    LR / 25, int(batches * 0.7), alpha=0.0, warmup_target=LR, warmup_steps=int(batches * 0.3)
 )
 network.compile(
     keras.optimizers.AdamW(schedule, weight_decay=1e-2, beta_2=0.99),

@@ -1,4 +1,4 @@
-"""Lightning: two epochs of one cycle on MNIST_SAMPLE, from tensors."""
+"""Lightning: two epochs of the 1cycle policy on MNIST_SAMPLE, from tensors."""
 
 import lightning
 import torch
@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 
 class Classifier(lightning.LightningModule):
-    """The model with its loss and its optimizer."""
+    """The model with its loss and optimizer."""
 
     def __init__(self) -> None:
         super().__init__()

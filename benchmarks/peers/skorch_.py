@@ -1,7 +1,7 @@
-"""skorch: two epochs of one cycle on MNIST_SAMPLE, from arrays."""
+"""skorch: two epochs of the 1cycle policy on MNIST_SAMPLE, from arrays."""
 
 import torch
-from common import BATCH, EPOCHS, RATE, model, tensors
+from common import BATCH, EPOCHS, LR, model, tensors
 from skorch import NeuralNetClassifier
 from skorch.callbacks import LRScheduler
 from skorch.dataset import Dataset
@@ -15,12 +15,12 @@ net = NeuralNetClassifier(
     optimizer=torch.optim.AdamW,
     optimizer__betas=(0.9, 0.99),
     optimizer__weight_decay=1e-2,
-    lr=RATE,
+    lr=LR,
     batch_size=BATCH,
     max_epochs=EPOCHS,
     iterator_train__shuffle=True,
     iterator_train__drop_last=True,
     train_split=predefined_split(Dataset(*tensors("valid"))),
-    callbacks=[LRScheduler(OneCycleLR, max_lr=RATE, total_steps=EPOCHS * (len(x) // BATCH), step_every="batch")],
+    callbacks=[LRScheduler(OneCycleLR, max_lr=LR, total_steps=EPOCHS * (len(x) // BATCH), step_every="batch")],
 )
 net.fit(x, y)

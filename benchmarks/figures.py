@@ -1,4 +1,4 @@
-"""The README's two pictures: the learning rate finder's curve, and the schedule of one cycle."""
+"""The README's two figures: the learning rate finder's curve and the 1cycle schedule."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FOLDER = Path(__file__).parents[1] / "nbs" / "images"
 
 
 def main() -> None:
-    """Write both pictures."""
+    """Write both figures."""
     mpl.use("agg")
     torch.set_num_threads(1)
     torch.manual_seed(0)

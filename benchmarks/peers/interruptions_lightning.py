@@ -1,4 +1,4 @@
-"""Lightning: the tests of ``benchmarks lost``."""
+"""Lightning: the tests of ``benchmarks interruptions``."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import Any
 
 import lightning
 import torch
+from interruptions_common import BATCH, EPOCHS, LR, SEED, Steps, Subject, datasets, main, network
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.tuner import Tuner
-from lost_common import BATCH, EPOCHS, RATE, SEED, Steps, Subject, items, main, network
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
 
 class Classifier(lightning.LightningModule):
-    """The model with its loss and its optimizer; it tells of the finder's steps, as the finder puts callbacks aside."""
+    """The model with its loss and optimizer. It reports the finder's steps, for the finder removes callbacks."""
 
     def __init__(self, steps: Steps) -> None:
         super().__init__()
@@ -35,21 +35,21 @@ class Classifier(lightning.LightningModule):
         if self.steps:
             self.steps(self.trainer.current_epoch, index)
 
-    def made(self) -> Any:
+    def create(self) -> Any:
         """Return optimizer and scheduler.
 
-        The number of batches is given: to read ``trainer.estimated_stepping_batches`` draws from torch's generator.
+        The number of batches is set: reading ``trainer.estimated_stepping_batches`` advances torch's generator.
         """
-        optimizer = torch.optim.AdamW(self.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=1e-2)
-        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=self.batches)
+        optimizer = torch.optim.AdamW(self.parameters(), lr=LR, betas=(0.9, 0.99), weight_decay=1e-2)
+        return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=self.batches)
 
     def configure_optimizers(self):  # noqa: D102
-        optimizer, scheduler = self.made()
+        optimizer, scheduler = self.create()
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
-class Tell(Callback):
-    """Tells of each step of a fit."""
+class StepLogger(Callback):
+    """Report each step of a fit."""
 
     def __init__(self, steps: Steps) -> None:
         self._steps = steps
@@ -63,7 +63,7 @@ class Lightning(Subject):
 
     def __init__(self, folder: Path, steps: Steps) -> None:
         lightning.seed_everything(SEED, verbose=False)
-        train, valid = items()
+        train, valid = datasets()
         self.folder, self.steps = folder, steps
         self.loaders = DataLoader(train, BATCH, shuffle=True), DataLoader(valid, BATCH)
         self.module = Classifier(steps)
@@ -80,29 +80,29 @@ class Lightning(Subject):
             enable_progress_bar=False,
             enable_model_summary=False,
             default_root_dir=self.folder,
-            callbacks=[Tell(self.steps), *callbacks],
+            callbacks=[StepLogger(self.steps), *callbacks],
         )
 
     def find(self) -> None:
-        """Run the learning-rate finder; the rate that it suggests is not set."""
+        """Run the learning rate finder without using its suggestion."""
         Tuner(self.trainer).lr_find(self.module, *self.loaders, update_attr=False)
 
     def train(self, epochs: int) -> None:
-        """Train by one cycle."""
+        """Train with the 1cycle policy."""
         self.module.steps = None
         self.trainer.fit(self.module, *self.loaders)
 
-    def train_kept(self, epochs: int) -> None:
-        """Train by one cycle and save after each batch; go on with the last file."""
+    def train_checkpointed(self, epochs: int) -> None:
+        """Train with the 1cycle policy and save after each batch; resume from the last file."""
         self.module.steps = None
         keep = ModelCheckpoint(self.folder, every_n_train_steps=1, save_last=True)
         self._trainer(epochs, keep).fit(self.module, *self.loaders, ckpt_path="last")
 
     def optimizer(self) -> dict[str, Any]:
-        """Return the trainer's optimizer's state and groups, and those that it would begin with where it has none."""
+        """Return state and groups of the trainer's optimizer, or of a new one before training."""
         optimizers = self.trainer.optimizers
-        found = (optimizers[0] if optimizers else self.module.made()[0]).state_dict()
-        return {"state": found["state"], "groups": found["param_groups"]}
+        state = (optimizers[0] if optimizers else self.module.create()[0]).state_dict()
+        return {"state": state["state"], "groups": state["param_groups"]}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""minifast: the tests of ``benchmarks lost``."""
+"""minifast: the tests of ``benchmarks interruptions``."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from lost_common import BATCH, RATE, SEED, Steps, Subject, items, main, network
+from interruptions_common import BATCH, LR, SEED, Steps, Subject, datasets, main, network
 from torch.utils.data import DataLoader
 
 from minifast import Callback, DataBunch, Learner
 
 
-class Tell(Callback):
-    """Tells of each step."""
+class StepLogger(Callback):
+    """Report each step."""
 
     def __init__(self, steps: Steps) -> None:
-        self._steps = lambda epoch, batch: steps(epoch, batch)  # in a finder callbacks hold copies, but for functions
+        self._steps = lambda epoch, batch: steps(epoch, batch)  # the finder copies attributes, but not functions
 
     def on_step_end(self, epoch, num_batch):  # noqa: D102
         self._steps(epoch, num_batch)
@@ -31,29 +31,29 @@ class Minifast(Subject):
         random.seed(SEED)
         np.random.seed(SEED)
         torch.manual_seed(SEED)
-        train, valid = items()
+        train, valid = datasets()
         data = DataBunch(DataLoader(train, BATCH, shuffle=True), DataLoader(valid, BATCH), device="cpu", path=folder)
         loss = torch.nn.CrossEntropyLoss()
-        self.learn = Learner(data, network(), loss_func=loss, callbacks=[Tell(steps)], silent=True)
-        self.learn.create_opt(RATE)
+        self.learn = Learner(data, network(), loss_func=loss, callbacks=[StepLogger(steps)], silent=True)
+        self.learn.create_opt(LR)
         self.model = self.learn.model
 
     def find(self) -> None:
-        """Run the learning-rate finder."""
+        """Run the learning rate finder."""
         self.learn.lr_find()
 
     def train(self, epochs: int) -> None:
-        """Train by one cycle."""
-        self.learn.fit_one_cycle(epochs, RATE)
+        """Train with the 1cycle policy."""
+        self.learn.fit_one_cycle(epochs, LR)
 
-    def train_kept(self, epochs: int) -> None:
-        """Train by one cycle; the same call goes on."""
-        self.learn.fit_one_cycle(epochs, RATE, checkpoint="run", every=1)
+    def train_checkpointed(self, epochs: int) -> None:
+        """Train with the 1cycle policy; the same call resumes."""
+        self.learn.fit_one_cycle(epochs, LR, checkpoint="run", every=1)
 
     def optimizer(self) -> dict[str, Any]:
         """Return the torch optimizer's state and groups."""
-        found = self.learn.opt.opt.state_dict()
-        return {"state": found["state"], "groups": found["param_groups"]}
+        state = self.learn.opt.opt.state_dict()
+        return {"state": state["state"], "groups": state["param_groups"]}
 
 
 if __name__ == "__main__":

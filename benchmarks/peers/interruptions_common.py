@@ -1,4 +1,4 @@
-"""What the scripts of ``benchmarks lost`` share: the problem, what is compared, and processes that are killed."""
+"""Code shared by the scripts of ``benchmarks interruptions``: the problem, comparisons, and killed processes."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-SEED, BATCH, RATE, EPOCHS = 1, 32, 1e-2, 2
-KEPT_EPOCHS, BATCHES = 3, 20  # of the runs that are killed; batches in an epoch
+SEED, BATCH, LR, EPOCHS = 1, 32, 1e-2, 2
+CHECKPOINTED_EPOCHS, BATCHES = 3, 20  # of the killed runs; batches per epoch
 INTERRUPTED_AT = 20
-KILLED_AT = (24, 31, 38, 46, 57)  # after so many optimizer steps, all in the second and third epoch
+KILLED_AT = (24, 31, 38, 46, 57)  # optimizer steps, all in the second and third epoch
 
 
-class Items(Dataset):
-    """Rows of 10 numbers in 2 classes; those for training with noise from Python's generator and from NumPy's."""
+class NoisyDataset(Dataset):
+    """Samples of 10 features in 2 classes; ``noisy`` ones use the generators of Python and NumPy."""
 
     def __init__(self, n: int, noisy: bool, seed: int) -> None:
         self.x = torch.randn(n, 10, generator=torch.Generator().manual_seed(seed))
@@ -45,25 +45,25 @@ class Items(Dataset):
         return x, self.y[i]
 
 
-def items() -> tuple[Items, Items]:
-    """Return what is trained on and what is validated on."""
-    return Items(BATCH * BATCHES, True, 2), Items(160, False, 3)
+def datasets() -> tuple[NoisyDataset, NoisyDataset]:
+    """Return the training and the validation data set."""
+    return NoisyDataset(BATCH * BATCHES, True, 2), NoisyDataset(160, False, 3)
 
 
 def network() -> nn.Sequential:
-    """Return a model that has buffers and draws random numbers."""
+    """Return a model with buffers and random layers."""
     return nn.Sequential(nn.Linear(10, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
 
 
 class Steps:
-    """Called after each optimizer step: notes it in a file, and ends the run where it was told to."""
+    """Called after each optimizer step: log it in a file, and call ``end`` at step ``at``."""
 
     def __init__(self, file: Path, at: int | None = None, end: Callable[[], None] | None = None) -> None:
         self.file, self.at, self.end = file, at, end
         self.count = 0
 
     def __call__(self, epoch: int, batch: int) -> None:
-        """Note a step; one that ends the run is noted too."""
+        """Log a step, also the one that ends the run."""
         with self.file.open("a") as file:
             file.write(f"{epoch} {batch}\n")
         self.count += 1
@@ -72,7 +72,7 @@ class Steps:
 
 
 class Subject(ABC):
-    """A library with the problem set up: seeded, nothing trained yet. It calls ``steps`` after each step."""
+    """A library with the problem set up, seeded and untrained. It calls ``steps`` after each step."""
 
     model: nn.Module
 
@@ -81,27 +81,27 @@ class Subject(ABC):
 
     @abstractmethod
     def find(self) -> None:
-        """Run the learning-rate finder."""
+        """Run the learning rate finder."""
 
     @abstractmethod
     def train(self, epochs: int) -> None:
-        """Train by one cycle."""
+        """Train with the 1cycle policy."""
 
     @abstractmethod
-    def train_kept(self, epochs: int) -> None:
-        """Train by one cycle and keep the run in the folder; go on with what is kept there."""
+    def train_checkpointed(self, epochs: int) -> None:
+        """Train with the 1cycle policy and save checkpoints in the folder; resume from them."""
 
     @abstractmethod
     def optimizer(self) -> dict[str, Any]:
-        """Return the optimizer's ``state`` and its ``groups``, each with a rate called ``lr``."""
+        """Return the optimizer's ``state`` and its ``groups``, each with a learning rate ``lr``."""
 
     def order(self) -> Any:
-        """Return what decides the order of data, besides the global generators."""
+        """Return what determines the data order besides the global generators."""
         return None
 
 
 def snapshot(subject: Subject) -> dict[str, Any]:
-    """Return a copy of all that a finder should leave as it was."""
+    """Return a copy of all state that a finder should restore."""
     optimizer = subject.optimizer()
     groups = [{name: value for name, value in group.items() if name != "params"} for group in optimizer["groups"]]
     return copy.deepcopy(
@@ -121,9 +121,9 @@ def snapshot(subject: Subject) -> dict[str, Any]:
 
 
 def equal(a: Any, b: Any) -> bool:
-    """Whether two values are the same to the bit."""
+    """Whether two values are bitwise identical."""
     if isinstance(a, (Tensor, np.ndarray)) and isinstance(b, (Tensor, np.ndarray)):
-        a, b = (np.asarray(one.detach() if isinstance(one, Tensor) else one) for one in (a, b))
+        a, b = (np.asarray(value.detach() if isinstance(value, Tensor) else value) for value in (a, b))
         return a.shape == b.shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
     if isinstance(a, dict) and isinstance(b, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
@@ -133,23 +133,23 @@ def equal(a: Any, b: Any) -> bool:
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> str:
-    """Name the parts of two snapshots that are not the same."""
+    """Name the parts in which two snapshots differ."""
     parts = [part for part in before if not equal(before[part], after[part])]
     return f"differs: {', '.join(parts)}" if parts else "equal"
 
 
 def distance(a: dict[str, Tensor], b: dict[str, Tensor]) -> float:
-    """Return how far two state dicts are from each other at most."""
+    """Return the largest absolute difference between two state dicts."""
     return max(float((a[name].double() - b[name].double()).abs().max()) for name in a)
 
 
-def compared(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
-    """Say whether two state dicts are equal, and how far they are from each other."""
+def compare_states(a: dict[str, Tensor], b: dict[str, Tensor]) -> str:
+    """Describe whether two state dicts are equal, and their largest difference."""
     return "equal" if equal(a, b) else f"differs by up to {distance(a, b):.2g}"
 
 
 def in_child(work: Callable[[], Any], result: Path) -> Any:
-    """Return what ``work`` returns in a process of its own, or None where that was killed."""
+    """Run ``work`` in a child process and return its result, or None if the child was killed."""
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -168,12 +168,12 @@ def in_child(work: Callable[[], Any], result: Path) -> Any:
 
 
 def kill() -> None:
-    """End this process as a power cut would."""
+    """Kill this process, as a power failure would."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Cases:
-    """The tests of one library, each in processes forked from one that only imported it."""
+    """The tests of one library, each in a child process of one that has only imported it."""
 
     def __init__(self, make: Callable[[Path, Steps], Subject], folder: Path) -> None:
         self.make, self.folder = make, folder
@@ -186,7 +186,7 @@ class Cases:
         return folder
 
     def trained(self, find: bool = False) -> dict[str, Tensor]:
-        """Return the model's state after two epochs, with the finder before them or without."""
+        """Return the model's state after two epochs, with or without the finder before them."""
         folder = self._fresh()
 
         def work() -> dict[str, Tensor]:
@@ -198,8 +198,8 @@ class Cases:
 
         return in_child(work, folder / "result")
 
-    def found(self, error: type[BaseException] | None = None) -> str:
-        """Say what differs after the finder from what was before, where ``error`` ends it early."""
+    def after_finder(self, error: type[BaseException] | None = None) -> str:
+        """Describe what differs after the finder; ``error`` ends it early."""
         folder = self._fresh()
 
         def interrupt() -> None:
@@ -212,78 +212,80 @@ class Cases:
             arrived = None
             try:
                 subject.find()
-            except BaseException as ended:
-                arrived = type(ended)
+            except BaseException as raised:
+                arrived = type(raised)
                 if error is None:
                     raise
             if steps.count < INTERRUPTED_AT or (error and steps.count > INTERRUPTED_AT):
                 raise RuntimeError(f"the finder made {steps.count} steps")
-            said = differences(before, snapshot(subject)) + ("" if error else f"; after {steps.count} batches")
+            result = differences(before, snapshot(subject)) + ("" if error else f"; after {steps.count} batches")
             if arrived is not error:
-                said += f"; arrives as {arrived.__name__ if arrived else 'nothing'}"
-            return said
+                result += f"; arrives as {arrived.__name__ if arrived else 'nothing'}"
+            return result
 
         return in_child(work, folder / "result")
 
-    def kept(self, killed_at: int | None = None) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
-        """Return the model's state after a run that is kept and maybe killed once, and the steps made, in order."""
+    def checkpointed(self, killed_at: int | None = None) -> tuple[dict[str, Tensor], list[tuple[int, ...]]]:
+        """Return the model's state after a checkpointed run, killed once with ``killed_at``, and its steps in order."""
         folder = self._fresh()
 
         def work(at: int | None) -> dict[str, Tensor]:
             subject = self.make(folder, Steps(folder / "steps", at, kill))
-            subject.train_kept(KEPT_EPOCHS)
+            subject.train_checkpointed(CHECKPOINTED_EPOCHS)
             return subject.model.state_dict()
 
         state = in_child(lambda: work(killed_at), folder / "result")
         if (state is None) != (killed_at is not None):
-            raise SystemExit("a run was killed by somebody else, or not at all")
+            raise SystemExit("a run was killed by another process, or not at all")
         if state is None:
             state = in_child(lambda: work(None), folder / "result")
         lines = (folder / "steps").read_text().splitlines()
         return state, [tuple(map(int, line.split())) for line in lines]
 
 
-def repeats(made: list[tuple[int, ...]]) -> str:
-    """Say how many steps of the run were made twice, and how many never."""
-    counts = Counter(made)
-    never = KEPT_EPOCHS * BATCHES - len(counts)
+def repeats(steps: list[tuple[int, ...]]) -> str:
+    """Return how many steps of the run were made twice, and how many never."""
+    counts = Counter(steps)
+    never = CHECKPOINTED_EPOCHS * BATCHES - len(counts)
     return f"{sum(counts.values()) - len(counts)}" + (f" ({never} never)" if never else "")
 
 
 def main(make: Callable[[Path, Steps], Subject]) -> None:
-    """Run all tests of one library in the folder on the command line, and print the cells as the last line."""
+    """Run all tests of one library in the folder from the command line, and print the results as JSON."""
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
     cases = Cases(make, folder)
     with contextlib.redirect_stdout(sys.stderr):
-        alone, again, after_finder = cases.trained(), cases.trained(), cases.trained(find=True)
-        left_alone, made = cases.kept()
-        left_again, _ = cases.kept()
-        if len(set(made)) != len(made) or len(made) != KEPT_EPOCHS * BATCHES:
-            raise SystemExit(f"an uninterrupted run made the steps {made}")
+        alone, repeated, after_finder = cases.trained(), cases.trained(), cases.trained(find=True)
+        uninterrupted, steps = cases.checkpointed()
+        repeated_run, _ = cases.checkpointed()
+        if len(set(steps)) != len(steps) or len(steps) != CHECKPOINTED_EPOCHS * BATCHES:
+            raise SystemExit(f"an uninterrupted run made the steps {steps}")
         cells = {
-            "two runs from one seed": compared({**alone, **_other(left_alone)}, {**again, **_other(left_again)}),
-            "the finder and two epochs, against two epochs alone": compared(alone, after_finder),
-            "just after the finder, against just before": cases.found(),
-            "the same, the finder ended by Ctrl-C": cases.found(KeyboardInterrupt),
-            "the same, the finder ended by an exception": cases.found(RuntimeError),
+            "two runs from one seed": compare_states(
+                {**alone, **_renamed(uninterrupted)}, {**repeated, **_renamed(repeated_run)}
+            ),
+            "finder and two epochs, against two epochs alone": compare_states(alone, after_finder),
+            "state after the finder, against before": cases.after_finder(),
+            "the same, finder ended by Ctrl-C": cases.after_finder(KeyboardInterrupt),
+            "the same, finder ended by an exception": cases.after_finder(RuntimeError),
         }
-        killed = [cases.kept(at) for at in KILLED_AT]
-        differing = [distance(left_alone, state) for state, _ in killed if not equal(left_alone, state)]
-        said = f"equal in {len(killed) - len(differing)} of {len(killed)} kills"
-        cells["killed and started again, against not killed"] = said + (
+        killed = [cases.checkpointed(at) for at in KILLED_AT]
+        differing = [distance(uninterrupted, state) for state, _ in killed if not equal(uninterrupted, state)]
+        result = f"equal in {len(killed) - len(differing)} of {len(killed)} kills"
+        cells["killed and resumed, against uninterrupted"] = result + (
             f"; differs by up to {max(differing):.2g}" if differing else ""
         )
-        cells["batches trained twice, for each kill"] = ", ".join(repeats(steps) for _, steps in killed)
+        cells["batches trained twice, per kill"] = ", ".join(repeats(steps) for _, steps in killed)
     tried = (
         f"For each library: 2 × 2 runs from one seed, 1 run after the finder, 1 finder that ends by itself and 2 ended "
-        f"after {INTERRUPTED_AT} batches, {len(KILLED_AT)} runs of {KEPT_EPOCHS} epochs killed by SIGKILL just after "
-        f"the optimizer steps {', '.join(map(str, KILLED_AT))} and started again once (none in the first epoch, so "
-        f"that each has kept something); {BATCHES} batches of {BATCH} "
-        "items an epoch, noise from Python's and NumPy's generators, batch norm, dropout, one thread of a CPU."
+        f"after {INTERRUPTED_AT} batches, {len(KILLED_AT)} runs of {CHECKPOINTED_EPOCHS} epochs killed by SIGKILL just "
+        f"after the optimizer steps {', '.join(map(str, KILLED_AT))} and started again once (none in the first epoch, "
+        f"so that each has saved a checkpoint); {BATCHES} batches of {BATCH} samples per epoch, noise from the "
+        "generators of Python and NumPy, BatchNorm, dropout, one CPU thread."
     )
     print(json.dumps({"cells": cells, "tried": tried}))
 
 
-def _other(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {f"kept {name}": value for name, value in state.items()}
+def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"checkpointed {name}": value for name, value in state.items()}

@@ -1,0 +1,122 @@
+"""The table of guarantees: run the tests behind each guarantee and count their cases."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from benchmarks.documents import write_part
+from benchmarks.timing import ROOT
+
+FINDER = "finder/test_lr_finder.py"
+GUARANTEES = "checkpoint/test_guarantees.py"
+RESUME = "checkpoint/test_resume.py"
+TESTS: dict[str, list[str]] = {
+    "`lr_find` restores weights, buffers, gradients, optimizer, random generators, data order and training flags": [
+        f"{FINDER}::test_everything_is_as_before",
+        f"{FINDER}::test_everything_is_as_before_in_the_middle_of_something",
+        f"{FINDER}::test_a_callback_that_meddles_with_the_optimizer_leaves_nothing_either",
+        f"{GUARANTEES}::test_buffers_that_are_assigned_and_plain_attributes_are_as_before",
+        f"{GUARANTEES}::test_generators_of_data_and_transforms_are_as_before",
+        f"{GUARANTEES}::test_an_optimizer_around_another_is_as_before_and_takes_the_finders_rates",
+    ],
+    "`lr_find` restores the same state after Ctrl-C, or an error in a callback, the model, the loss or the data": [
+        f"{FINDER}::test_everything_is_as_before_when_an_event_raises",
+        f"{FINDER}::test_everything_is_as_before_when_the_learners_own_parts_raise",
+    ],
+    "`lr_find` restores callbacks, metrics and attributes of the learner; observer callbacks do not run in it": [
+        f"{GUARANTEES}::test_callbacks_are_as_before",
+        f"{GUARANTEES}::test_what_callbacks_hold_is_the_same_thing_as_before",
+        f"{GUARANTEES}::test_metrics_with_a_state_are_as_before",
+        f"{GUARANTEES}::test_lists_of_the_learner_are_as_before",
+        f"{GUARANTEES}::test_the_learners_attributes_are_as_before",
+        f"{GUARANTEES}::test_callbacks_that_watch_take_no_part_in_the_finder",
+    ],
+    "`lr_find` followed by training is bitwise identical to training alone": [
+        f"{FINDER}::test_training_after_it_is_training_without_it_bit_for_bit",
+    ],
+    "with gradient accumulation, `lr_find` changes the learning rate once per optimizer step": [
+        f"{FINDER}::test_under_accumulation_a_point_is_a_step_of_the_optimizer",
+    ],
+    "runs killed by SIGKILL at random moments, also during a save, resume bit for bit (cases are kills)": [
+        f"{RESUME}::test_killed_runs_equal_one_that_was_left_alone",
+        f"{RESUME}::test_runs_killed_many_times_equal_one_that_was_left_alone",
+    ],
+    "runs stopped by an error at any batch resume bit for bit": [
+        f"{RESUME}::test_a_run_taken_up_again_equals_one_that_was_left_alone",
+        f"{RESUME}::test_frozen_layers_and_buffers_outside_the_state_are_kept",
+        f"{GUARANTEES}::test_generators_of_data_and_transforms_go_on_after_a_resume",
+    ],
+    "resuming another run under the same name raises with the differences; a truncated file is detected": [
+        f"{RESUME}::test_another_run_is_refused_with_what_differs",
+        f"{RESUME}::test_a_run_of_other_things_in_the_same_shapes_is_refused",
+        f"{RESUME}::test_a_split_that_is_drawn_anew_is_refused",
+        f"{RESUME}::test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used",
+    ],
+    "a full disk, a dead worker or too little memory keeps the last good checkpoint; the error names the batch": [
+        f"{RESUME}::test_a_disk_that_takes_nothing_does_not_stop_the_training",
+        f"{RESUME}::test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work",
+        f"{RESUME}::test_weights_that_are_lost_do_not_replace_a_good_file",
+        f"{RESUME}::test_a_run_is_kept_before_its_first_batch",
+        f"{GUARANTEES}::test_a_worker_that_dies_names_the_batch",
+    ],
+    "a NaN or infinite loss raises with batch, learning rate, layer and gradient; `on_nan` restores or ignores": [
+        f"{GUARANTEES}::test_the_message_names_layer_gradient_and_the_last_batches",
+        f"{GUARANTEES}::test_bad_data_are_named",
+        f"{GUARANTEES}::test_bad_weights_are_named",
+        f"{GUARANTEES}::test_on_a_device_a_lost_loss_is_seen_when_the_losses_are_read",
+        f"{GUARANTEES}::test_restore_puts_the_last_good_weights_back_and_ends_the_fit",
+        f"{GUARANTEES}::test_restore_does_not_trust_an_epoch_that_began_with_lost_weights",
+        f"{GUARANTEES}::test_ignore_goes_on",
+    ],
+    "code in a model file, checkpoint or cache never runs; file names and archives cannot leave their folder": [
+        "checkpoint/test_files.py::test_code_in_a_file_is_not_run",
+        f"{RESUME}::test_a_checkpoint_with_code_in_it_runs_nothing",
+        "learner/test_learner.py::test_nothing_is_saved_outside_the_folder",
+        f"{RESUME}::test_a_checkpoint_is_a_name",
+        "data/test_download.py::test_a_member_that_leads_out_is_named",
+    ],
+    "the same seed gives bitwise identical results in one process and in two; learners do not affect each other": [
+        f"{GUARANTEES}::test_the_same_seed_gives_the_same_bits_in_one_process_and_in_two",
+        f"{GUARANTEES}::test_two_learners_in_turn_do_not_disturb_each_other",
+        f"{GUARANTEES}::test_two_processes_on_one_folder_do_not_disturb_each_other",
+    ],
+    "memory, open files, threads and figures stay constant over 1,000 fits and over 100,000 steps of one fit": [
+        f"{GUARANTEES}::test_a_thousand_fits_leave_memory_files_and_threads_where_they_were",
+        f"{GUARANTEES}::test_a_hundred_thousand_steps_take_no_more_memory_than_their_record",
+    ],
+    "a learner and its model are freed with the last reference, without the garbage collector": [
+        "training/test_callback.py::test_a_learner_goes_with_its_last_reference",
+        "data/images/test_image_bunch.py::test_data_and_learner_go_when_nobody_holds_them",
+    ],
+}
+
+
+class CaseCounter:
+    """A pytest plugin that counts the passed cases of each test function and lists the others."""
+
+    def __init__(self) -> None:
+        self.passed: Counter[str] = Counter()
+        self.other: list[str] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Count a test; a test may report a number of cases in its property ``cases``."""
+        if report.when == "call" and report.passed:
+            test = report.nodeid.removeprefix("tests/").partition("[")[0]
+            self.passed[test] += dict(report.user_properties).get("cases", 1)
+        elif not report.passed:
+            self.other.append(f"{report.nodeid}: {report.outcome}")
+
+
+def main() -> None:
+    """Run the tests, and write the table if all of them pass."""
+    cases = CaseCounter()
+    tests = [f"{ROOT}/tests/{test}" for tests in TESTS.values() for test in tests]
+    pytest.main(["-m", "", "-q", "--rootdir", str(ROOT), *tests], plugins=[cases])
+    absent = [test for tests in TESTS.values() for test in tests if not cases.passed[test]]
+    if cases.other or absent:
+        raise SystemExit(f"Not passed: {'; '.join([*cases.other, *absent])}")
+    rows = [f"| {guarantee} | {sum(cases.passed[test] for test in tests)} |" for guarantee, tests in TESTS.items()]
+    write_part("held", "\n".join(["| guarantee | tested cases, all passed |", "|---|---|", *rows]))
+    print("Wrote the table of guarantees.")
