@@ -21,7 +21,7 @@ from minifast.errors import MinifastError, NonFiniteLossError
 from minifast.learner.learner import Learner
 from minifast.metrics.base import columns_of
 from minifast.training.progress import make_bar
-from minifast.utils.checks import arguments_of, check_callable, check_count, check_word, note
+from minifast.utils.checks import add_note, arguments_of, check_callable, check_count, check_word
 from minifast.utils.random import get_rng_states, set_rng_states, set_seed
 from minifast.utils.text import text_table
 
@@ -219,7 +219,7 @@ def compare(
         if not silent:
             print(f"Stopped after {sum(map(len, runs.values()))} of {len(chosen) * len(runs)} runs.")
     except Exception as error:
-        note(error, f"This was {doing}.")
+        add_note(error, f"This was {doing}.")
         if not all(runs.values()):  # little is lost
             raise
         ended_by = error

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minifast.errors import DataError
-from minifast.utils.checks import check_once, did_you_mean, few
+from minifast.utils.checks import check_once, did_you_mean, shortlist
 
 
 class Labels(NamedTuple):
@@ -187,7 +187,7 @@ def _one_class(array: np.ndarray[Any, Any], classes: list[Any] | None, item: Cal
 def _place(label: Any, known: dict[Any, int], i: int, item: Callable[[int], str]) -> int:
     if label not in known:
         raise DataError(
-            f"{item(i)} has the label {label!r}, which is not among the classes {few(known, 10)}."
+            f"{item(i)} has the label {label!r}, which is not among the classes {shortlist(known, 10)}."
             f"{did_you_mean(str(label), map(str, known))} Add it to them, or leave the item out."
         )
     return known[label]

@@ -23,7 +23,7 @@ from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
-from minifast.utils.checks import few
+from minifast.utils.checks import shortlist
 from minifast.utils.tensors import as_arguments, map_tensors, read_floats
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
         missing = [name for name, p in learn.model.named_parameters() if p.requires_grad and id(p) not in optimized]
         if learn.opt and missing:
             yield Finding(
-                f"The optimizer does not hold {few(missing)} of the model.",
+                f"The optimizer does not hold {shortlist(missing)} of the model.",
                 "The model changed after the optimizer was made, so these parameters would not be trained.",
                 "Make a new Learner, or a new optimizer with learn.create_opt(1e-3).",
             )
@@ -117,7 +117,7 @@ def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
     if frozen:
         total = len(frozen) + len(trained)
         yield Finding(
-            f"{len(frozen)} of {total} parameters are frozen: {few(frozen)}.",
+            f"{len(frozen)} of {total} parameters are frozen: {shortlist(frozen)}.",
             "They are not trained." if trained else "No parameter is left to train.",
             "Call learn.unfreeze(), or set requires_grad of the parameters to train.",
             mild=bool(trained),
@@ -290,7 +290,7 @@ def _check_overfitting(learn: Learner, x: Any, y: Any, observations: list[str]) 
     unused = [name for name, p in learn.model.named_parameters() if p.requires_grad and p.grad is None]
     if unused:
         yield Finding(
-            f"{few(unused)} get{'s' if len(unused) == 1 else ''} no gradient.",
+            f"{shortlist(unused)} get{'s' if len(unused) == 1 else ''} no gradient.",
             "The output does not depend on them, or detach() or no_grad() cuts the graph, so they are never trained.",
             "Use them in forward, or remove them from the model.",
         )
@@ -313,7 +313,7 @@ def _check_overfitting(learn: Learner, x: Any, y: Any, observations: list[str]) 
             break
     if unchanged:
         yield Finding(
-            f"The gradient of {few(unchanged)} is 0 for every sample.",
+            f"The gradient of {shortlist(unchanged)} is 0 for every sample.",
             "These parameters do not change: the units before them are dead, or the output does not depend on them.",
             "Look for a ReLU with only negative inputs, for consecutive layers of zeros, and for inputs of zeros.",
         )

@@ -25,7 +25,7 @@ from minifast.training.groups import per_group
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_learner
 from minifast.training.state import State
-from minifast.utils.checks import check_number, check_word, note
+from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.tensors import as_arguments
 
 if TYPE_CHECKING:
@@ -256,6 +256,6 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
             print(f"Stopped {where}; {rest}")
     elif isinstance(error, NonFiniteLossError):
         if saved:
-            note(error, saved)
+            add_note(error, saved)
     elif isinstance(error, Exception):
-        note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {saved}".rstrip())
+        add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {saved}".rstrip())

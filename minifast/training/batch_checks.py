@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from minifast.errors import DataError
 from minifast.losses import bare, is_cross_entropy
-from minifast.utils.checks import few
+from minifast.utils.checks import shortlist
 from minifast.utils.tensors import as_arguments
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if n_classes is not None and n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
-            f"({few(learn.data.classes or ())}); make the last layer {n_classes} wide."
+            f"({shortlist(learn.data.classes or ())}); make the last layer {n_classes} wide."
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from minifast.errors import CallbackError
 from minifast.training.callback import Callback, Wants, check_contract, overrides, wants
 from minifast.training.state import EVENTS, FIRST_KNOWN, State
-from minifast.utils.checks import did_you_mean, note
+from minifast.utils.checks import add_note, did_you_mean
 
 
 class Call(NamedTuple):
@@ -104,7 +104,7 @@ class Dispatcher:
             if failures and not ended_by:
                 raise failures[0]
             if failures and isinstance(ended_by, BaseException):
-                note(ended_by, f"While the run was ended, this failed too: {failures!r}")
+                add_note(ended_by, f"While the run was ended, this failed too: {failures!r}")
         finally:
             del failures, ended_by
 

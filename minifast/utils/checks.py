@@ -1,4 +1,4 @@
-"""Checks of arguments, with messages that name the value, what is allowed and what to do."""
+"""Checks of arguments, with messages that say what is wrong, what is allowed and what to do."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minifast.errors import DataError
 
 
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Name the closest of ``options`` as a question, or say nothing when none is close.
+    """Return a question with the closest of ``options``, or an empty string where none is close.
 
     >>> did_you_mean("on_bach_end", ["on_batch_end", "on_epoch_end"])
     ' Did you mean on_batch_end?'
@@ -26,36 +26,57 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean {close[0]}?" if close else ""
 
 
+def in_backticks(name: str) -> str:
+    """Return the name of an argument in backticks; a description of several words stays as it is.
+
+    >>> in_backticks("lr"), in_backticks("each of moms")
+    ('`lr`', 'each of moms')
+    """
+    return name if " " in name else f"`{name}`"
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
-    """Return ``value`` if it is a whole number of at least ``least``; a bool or a float is refused."""
+    """Return ``value`` as an int if it is an integer of at least ``least``.
+
+    Raises:
+        TypeError: the value is no integer; a bool and a float are none.
+        ValueError: the value is below ``least``.
+    """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a whole number such as 2.")
+        raise TypeError(f"{in_backticks(name)} must be an integer, got {value!r} of type {type(value).__name__}.")
     number: int = operator.index(value)
     if number < least:
-        raise ValueError(f"{name} is {number}; it must be at least {least}.")
+        raise ValueError(f"{in_backticks(name)} must be at least {least}, got {number}.")
     return number
 
 
 def check_number(
     name: str, value: Any, above: float | None = None, low: float | None = None, high: float | None = None
 ) -> float:
-    """Return ``value`` as a float if it is finite, greater than ``above`` and within ``low`` and ``high``."""
+    """Return ``value`` as a float if it is finite, greater than ``above`` and within ``low`` and ``high``.
+
+    Raises:
+        TypeError: the value is no number.
+        ValueError: the value is NaN, infinite or out of range.
+    """
+    label = in_backticks(name)
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be a number.")
+        raise TypeError(f"{label} must be a number, got {value!r} of type {type(value).__name__}.")
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"{name} is {number}; it must be a finite number.")
+        raise ValueError(f"{label} must be finite, got {number}.")
     if above is not None and number <= above:
-        raise ValueError(f"{name} is {number:g}; it must be greater than {above:g}.")
+        allowed = f"greater than {above:g}" if above else "positive"
+        raise ValueError(f"{label} must be {allowed}, got {number:g}.")
     if low is not None and number < low:
-        raise ValueError(f"{name} is {number:g}; it must be at least {low:g}.")
+        raise ValueError(f"{label} must be at least {low:g}, got {number:g}.")
     if high is not None and number > high:
-        raise ValueError(f"{name} is {number:g}; it must be at most {high:g}.")
+        raise ValueError(f"{label} must be at most {high:g}, got {number:g}.")
     return number
 
 
 def check_once(what: str, names: Sequence[Any], way_out: str) -> None:
-    """Refuse names that stand there twice.
+    """Raise an error if a name occurs twice in ``names``.
 
     >>> check_once("classes names", ["cat", "cat"], "name each class once")
     Traceback (most recent call last):
@@ -68,10 +89,10 @@ def check_once(what: str, names: Sequence[Any], way_out: str) -> None:
         seen.add(name)
 
 
-def few(names: Iterable[Any], most: int = 5) -> str:
-    """Name the first of several things, and say how many more there are.
+def shortlist(names: Iterable[Any], most: int = 5) -> str:
+    """Return the first ``most`` names as one text, with the number of the others.
 
-    >>> few("abc"), few("abcdefg")
+    >>> shortlist("abc"), shortlist("abcdefg")
     ('a, b, c', 'a, b, c, d, e and 2 more')
     """
     names = list(map(str, names))
@@ -79,23 +100,41 @@ def few(names: Iterable[Any], most: int = 5) -> str:
 
 
 def check_folder(path: Path) -> Path:
-    """Return ``path`` if there is such a folder."""
+    """Return ``path`` if it is an existing folder.
+
+    Raises:
+        DataError: the folder does not exist.
+    """
     if not path.is_dir():
         raise DataError(f"There is no folder {path}; check the path.")
     return path
 
 
 def check_callable(name: str, value: Any) -> Any:
-    """Return ``value`` if it can be called; a class of modules is refused, since an instance is meant."""
+    """Return ``value`` if you can call it.
+
+    Raises:
+        TypeError: the value is not callable, or is a class of modules where an instance is needed.
+    """
     if isinstance(value, type) and hasattr(value, "forward"):
-        raise TypeError(f"{name} is the class {value.__name__}; give an instance of it: {value.__name__}().")
+        raise TypeError(
+            f"{in_backticks(name)} is the class {value.__name__}; pass an instance of it: {value.__name__}()."
+        )
     if not callable(value):
-        raise TypeError(f"{name} is {value!r}, which cannot be called; give a function, such as torch's.")
+        raise TypeError(f"{in_backticks(name)} must be callable, got {value!r}; pass a function, such as torch's.")
     return value
 
 
-def import_optional(module: str, what: str, install: str) -> Any:
-    """Return a module that ``what`` needs and the rest does not, or say how to install its package.
+def import_optional(module: str, feature: str, install: str) -> Any:
+    """Return a module that only ``feature`` needs.
+
+    Args:
+        module: the module's name.
+        feature: what needs the module, as the error message names it.
+        install: what pip installs to get the module.
+
+    Raises:
+        ImportError: the module cannot be imported; the message has the command that installs it.
 
     >>> import_optional("json", "Reading", "json").loads("[1]")
     [1]
@@ -104,33 +143,37 @@ def import_optional(module: str, what: str, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{what} needs a package that cannot be imported here ({error}); "
-            f'python -m pip install "{install}" brings it.'
+            f"{feature} needs a package that cannot be imported ({error}); "
+            f'install it with: python -m pip install "{install}".'
         ) from error
 
 
 def arguments_of(function: Any) -> tuple[list[str], int] | None:
-    """Return the names of the arguments that a function takes by place, and how many must be given; None if unknown.
+    """Return the names of a function's positional arguments and how many are required; None if unknown.
 
     >>> arguments_of(lambda p, peak=1.0: p)
     (['p', 'peak'], 1)
     """
     try:
         parameters = inspect.signature(function).parameters.values()
-    except ValueError:  # some of NumPy's and Python's own have none
+    except ValueError:  # some functions of NumPy and Python have no signature
         return None
-    by_place = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
-    return [p.name for p in by_place], sum(p.default is p.empty for p in by_place)
+    positional = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
+    return [p.name for p in positional], sum(p.default is p.empty for p in positional)
 
 
-def note(error: BaseException, text: str) -> None:
-    """Add a line below an error's message in its traceback; Python 3.10 knows no notes and goes without."""
+def add_note(error: BaseException, text: str) -> None:
+    """Add a line below an error's message in its traceback; Python 3.10 has no notes, so nothing happens there."""
     if hasattr(error, "add_note"):
         error.add_note(text)
 
 
 def check_word(name: str, value: Any, words: Sequence[str]) -> str:
-    """Return ``value`` if it is one of ``words``."""
+    """Return ``value`` if it is one of ``words``.
+
+    Raises:
+        ValueError: it is none of them.
+    """
     if value not in words:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(repr, words))}.")
+        raise ValueError(f"{in_backticks(name)} must be one of {', '.join(map(repr, words))}, got {value!r}.")
     return str(value)

@@ -155,5 +155,7 @@ def test_without_pandas_the_error_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     learn = toy_learner(path=tmp_path, callback_fns=CSVLogger)
     learn.fit(1)
-    with pytest.raises(ImportError, match=r'read_logged_file needs .*pandas.*; python -m pip install "pandas"'):
+    with pytest.raises(
+        ImportError, match=r'read_logged_file needs .*pandas.*; install it with: python -m pip install "pandas"'
+    ):
         learn.csv_logger.read_logged_file()

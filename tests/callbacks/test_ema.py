@@ -143,7 +143,7 @@ def test_buffers_that_are_assigned_anew_are_averaged() -> None:
 
 
 def test_decay_is_a_share() -> None:
-    with pytest.raises(ValueError, match=r"decay is 1\.1; it must be at most 1"):
+    with pytest.raises(ValueError, match=r"`decay` must be at most 1, got 1\.1"):
         EMACallback(decay=1.1)
 
 

@@ -47,17 +47,17 @@ def test_values_of_layer_groups() -> None:
 @pytest.mark.parametrize(
     ("schedules", "error", "message"),
     [
-        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.51 of the run is -0\.01"),
-        ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 of the run is nan"),
-        ({"lr": lambda p: "x"}, TypeError, "lr at 0 of the run is 'x'"),
+        ({"lr": lambda p: 0.5 - p}, ValueError, r"lr at 0\.51 of the run must be at least 0, got -0\.01"),
+        ({"lr": lambda p: float("nan")}, ValueError, "lr at 0 of the run must be finite, got nan"),
+        ({"lr": lambda p: "x"}, TypeError, "lr at 0 of the run must be a number, got 'x' of type str"),
         ({"lr": lambda p: [0.1, 0.2]}, ValueError, "lr at 0 of the run has 2 values for 1 layer groups"),
         ({"lr": constant(0.0)}, ValueError, "lr is 0 for every layer group"),
         (
             {"lr": 0.1, "mom": linear(0.9, 1.2)},
             ValueError,
-            r"mom at 0\.34 of the run is 1\.002; it must be",
+            r"mom at 0\.34 of the run must be at most 1, got 1\.002",
         ),
-        ({"lr": 0.1, "wd": -1.0}, ValueError, "wd at 0 of the run is -1; it must be at least 0"),
+        ({"lr": 0.1, "wd": -1.0}, ValueError, "wd at 0 of the run must be at least 0, got -1"),
     ],
 )
 def test_what_a_schedule_may_not_give_is_refused_before_any_batch(schedules, error, message) -> None:
@@ -83,7 +83,7 @@ def test_a_layer_group_may_stay_at_zero_but_not_all() -> None:
 def test_a_dip_of_a_single_batch_is_seen_before_it_trains() -> None:
     learn = toy_learner(n=1400)  # 70 batches, none of which a hundredth of the way falls on
     dip = 37 / 70
-    with pytest.raises(ValueError, match=r"lr at 0\.5286 of the run is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match=r"lr at 0\.5286 of the run must be at least 0, got -1"):
         learn.fit_schedule(1, lr=lambda p: -1.0 if abs(p - dip) < 1e-4 else 0.1)
     assert learn.history == []
 
@@ -112,19 +112,19 @@ def test_a_form_without_momentum_refuses_one() -> None:
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: one_cycle("1e-2"), TypeError, "lr_max is '1e-2', a str; it must be a number"),
-        (lambda: one_cycle([0.1, "x"]), TypeError, "each of lr_max is 'x'"),
-        (lambda: linear(0.1, None), TypeError, "end is None, a NoneType; it must be a number"),
+        (lambda: one_cycle("1e-2"), TypeError, "`lr_max` must be a number, got '1e-2' of type str"),
+        (lambda: one_cycle([0.1, "x"]), TypeError, "each of lr_max must be a number, got 'x' of type str"),
+        (lambda: linear(0.1, None), TypeError, "`end` must be a number, got None of type NoneType"),
         (lambda: exponential(0.1, 0.0), ValueError, "equal ratios never reach 0"),
         (lambda: exponential(0.1, -0.1), ValueError, "equal ratios never reach 0"),
         (lambda: exponential(np.array([0.1, 0.0]), 0.1), ValueError, "equal ratios never reach 0"),
-        (lambda: polynomial(0.1, 0.0, -1), ValueError, "degree is -1; it must be greater than 0"),
-        (lambda: step(0.1, 0.0, 2), ValueError, "factor is 0; it must be greater than 0"),
-        (lambda: step(0.1, 0.5, 1.5), TypeError, "steps is 1.5, a float"),
+        (lambda: polynomial(0.1, 0.0, -1), ValueError, "`degree` must be positive, got -1"),
+        (lambda: step(0.1, 0.0, 2), ValueError, "`factor` must be positive, got 0"),
+        (lambda: step(0.1, 0.5, 1.5), TypeError, r"`steps` must be an integer, got 1\.5 of type float"),
         (lambda: join(linear(0, 1)), TypeError, "it takes pairs of a share and a schedule"),
         (lambda: join((1, 0.1)), TypeError, r"join got \(1, 0.1\); it takes pairs"),
         (lambda: repeat(0.1, 2), TypeError, "schedule is 0.1; it must be a function of progress"),
-        (lambda: warm_restarts(0.1, 2, 0), ValueError, "cycle_mult is 0; it must be greater than 0"),
+        (lambda: warm_restarts(0.1, 2, 0), ValueError, "`cycle_mult` must be positive, got 0"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_refused_when_it_is_made(make, error, message) -> None:
@@ -200,7 +200,9 @@ def test_a_plan_of_schedules_and_of_layer_groups() -> None:
         learn.plot_schedule(2, linear(0.0, 0.1), pct_start=0.4)
     with pytest.raises(TypeError, match=r"momss. is no argument of the 1cycle policy; .*Did you mean moms"):
         learn.plot_schedule(2, 0.1, momss=(0.9, 0.8))
-    with pytest.raises(TypeError, match="mom and wd go with a schedule as max_lr"):
+    with pytest.raises(
+        TypeError, match="`mom` and `wd` need a schedule as `max_lr`; the 1cycle policy takes its momentum from `moms`"
+    ):
         learn.plot_schedule(2, 0.1, mom=0.9)
 
 
@@ -259,7 +261,9 @@ def test_fit_one_cycle_chooses_the_form() -> None:
         learn = toy_learner(n=200, bs=10)
         learn.fit_one_cycle(1, 1e-2, policy=policy)
         assert learn.recorder.lrs == pytest.approx([schedule(1e-2)(i / 20) for i in range(20)])
-    with pytest.raises(ValueError, match="policy is 'triangle'; it must be one of 'one_cycle', 'three_phases'"):
+    with pytest.raises(
+        ValueError, match="`policy` must be one of 'one_cycle', 'three_phases', 'two_halves', got 'triangle'"
+    ):
         toy_learner().fit_one_cycle(1, 1e-2, policy="triangle")
     with pytest.raises(ValueError, match="warmup is 'cosine', which two_halves has not"):
         toy_learner().fit_one_cycle(1, 1e-2, policy="two_halves", warmup="cosine")
@@ -322,9 +326,9 @@ def test_flat_cosine_and_warm_restarts() -> None:
             assert f(end) == pytest.approx(1.0)
             assert f(end - 1e-9) == pytest.approx(0.1, abs=1e-6)
         assert f(1.0) == pytest.approx(0.1)
-    for make, message in ((lambda: warm_restarts(1.0, 0), "n_cycles is 0; it must be at least 1"),
-                          (lambda: warm_restarts(1.0, 2, 0), "mult is 0; it must be greater than 0"),
-                          (lambda: flat_cosine(1.0, 1.5), "pct_start is 1.5; it must be at most 1")):  # fmt: skip
+    for make, message in ((lambda: warm_restarts(1.0, 0), "`n_cycles` must be at least 1, got 0"),
+                          (lambda: warm_restarts(1.0, 2, 0), "`cycle_mult` must be positive, got 0"),
+                          (lambda: flat_cosine(1.0, 1.5), "`pct_start` must be at most 1, got 1.5")):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             make()
 

@@ -274,7 +274,7 @@ def test_another_precision_is_another_run(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"loss_scale": 0}, "loss_scale is 0; it must be greater"), ({"max_noskip": 0}, "max_nosk")],
+    [({"loss_scale": 0}, "`loss_scale` must be positive, got 0"), ({"max_noskip": 0}, "max_nosk")],
 )
 def test_arguments_are_checked(arguments, words) -> None:
     with pytest.raises(ValueError, match=words):

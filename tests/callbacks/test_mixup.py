@@ -179,7 +179,7 @@ def test_outputs_of_another_width_are_still_noticed() -> None:
 
 
 def test_alpha_is_checked_when_it_is_given() -> None:
-    with pytest.raises(ValueError, match="alpha is 0; it must be greater than 0"):
+    with pytest.raises(ValueError, match="`alpha` must be positive, got 0"):
         toy_learner().mixup(0)
 
 
@@ -238,5 +238,5 @@ def test_predictions_and_item_losses_know_it() -> None:
 
 
 def test_eps_is_a_share() -> None:
-    with pytest.raises(ValueError, match=r"eps is 1\.5; it must be at most 1"):
+    with pytest.raises(ValueError, match=r"`eps` must be at most 1, got 1\.5"):
         LabelSmoothingCrossEntropy(1.5)

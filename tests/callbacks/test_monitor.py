@@ -156,12 +156,12 @@ def test_a_fit_that_skips_validation_is_refused_too():
     ("make", "message"),
     [
         (lambda: TrackerCallback("accuracy"), "a learner comes first, or nothing: give monitor='accuracy' by name"),
-        (lambda: TrackerCallback(mode="less"), "mode is 'less'; it must be one of 'auto', 'min', 'max'"),
-        (lambda: EarlyStoppingCallback(patience=1.5), "patience is 1.5"),
-        (lambda: EarlyStoppingCallback(min_delta=-1), "min_delta is -1; it must be at least 0"),
-        (lambda: SaveModelCallback(every="batch"), "every is 'batch'"),
+        (lambda: TrackerCallback(mode="less"), "`mode` must be one of 'auto', 'min', 'max', got 'less'"),
+        (lambda: EarlyStoppingCallback(patience=1.5), r"`patience` must be an integer, got 1\.5 of type float"),
+        (lambda: EarlyStoppingCallback(min_delta=-1), "`min_delta` must be at least 0, got -1"),
+        (lambda: SaveModelCallback(every="batch"), "`every` must be one of 'improvement', 'epoch', got 'batch'"),
         (lambda: ReduceLROnPlateauCallback(factor=1), "factor is 1; it must be less than 1"),
-        (lambda: ReduceLROnPlateauCallback(min_lr=-1), "min_lr is -1"),
+        (lambda: ReduceLROnPlateauCallback(min_lr=-1), "`min_lr` must be at least 0, got -1"),
     ],
 )
 def test_what_means_nothing_is_refused_at_once(make, message):

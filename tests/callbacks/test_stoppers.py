@@ -119,7 +119,7 @@ def test_two_batches_are_the_default_and_less_than_one_is_refused():
     learn = toy_learner(callbacks=[StopAfterNBatches()])
     learn.fit_one_cycle(5)
     assert len(learn.recorder.lrs) == 2
-    with pytest.raises(ValueError, match="n_batches is 0"):
+    with pytest.raises(ValueError, match="`n_batches` must be at least 1, got 0"):
         StopAfterNBatches(0)
 
 

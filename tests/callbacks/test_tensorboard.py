@@ -111,6 +111,6 @@ def test_without_tensorboard_the_error_says_how_to_install_it(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard" or "tensorboard" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    wanted = r'needs a package .*\(.*tensorboard.*\); python -m pip install "minifast\[tensorboard\]"'
+    wanted = r'needs a package .*\(.*tensorboard.*\); install it with: python -m pip install "minifast\[tensorboard\]"'
     with pytest.raises(ImportError, match=wanted):
         TensorBoardCallback()

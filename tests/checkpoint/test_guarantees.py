@@ -567,7 +567,7 @@ def test_ignore_goes_on() -> None:
 
 
 def test_on_nan_is_one_of_three_words() -> None:
-    with pytest.raises(ValueError, match="on_nan is 'pray'; it must be one of 'stop', 'restore', 'ignore'"):
+    with pytest.raises(ValueError, match="`on_nan` must be one of 'stop', 'restore', 'ignore', got 'pray'"):
         toy_learner().fit(1, on_nan="pray")
 
 

@@ -272,8 +272,8 @@ def test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_w
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"on_write_error": "panic"}, ValueError, "on_write_error is 'panic'; it must be one of"),
-        ({"on_nan": "pray"}, ValueError, "on_nan is 'pray'; it must be one of 'stop', 'restore', 'ignore'"),
+        ({"on_write_error": "panic"}, ValueError, "`on_write_error` must be one of 'continue', 'stop', got 'panic'"),
+        ({"on_nan": "pray"}, ValueError, "`on_nan` must be one of 'stop', 'restore', 'ignore', got 'pray'"),
         ({"every": 5}, ValueError, "`every` is 5, but the run has no checkpoint; name one"),
         ({"resume": "nope"}, TypeError, "`resume` must be True or False, got 'nope'"),
         ({"callbacks": [3]}, TypeError, "callbacks holds 3"),

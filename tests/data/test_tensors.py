@@ -191,7 +191,7 @@ def test_what_cannot_be_split_or_paired_is_refused():
         bunch(X[:1], [0])
     with pytest.raises(TypeError, match=r"^valid is a ndarray; it must be a pair \(x, y\)"):
         bunch(valid=X)
-    with pytest.raises(ValueError, match=r"^valid_pct is 0; it must be greater than 0"):
+    with pytest.raises(ValueError, match=r"^`valid_pct` must be positive, got 0"):
         bunch(valid_pct=0)
 
 
@@ -333,7 +333,7 @@ def test_the_batch_size_is_set_in_all_parts():
     data.batch_size = 2
     assert [len(dl) for dl in data.dls] == [5, 5]
     assert data.batch_size == 2
-    with pytest.raises(ValueError, match=r"^batch_size is 0"):
+    with pytest.raises(ValueError, match=r"^`batch_size` must be at least 1, got 0"):
         data.batch_size = 0
 
 

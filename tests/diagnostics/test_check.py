@@ -307,7 +307,7 @@ def test_no_batch_is_an_error():
     learn = Learner(DataBunch([], device="cpu"), simple_ann(10, 2), loss_func=nn.CrossEntropyLoss())
     with pytest.raises(DataError, match="has no batch"):
         learn.check()
-    with pytest.raises(ValueError, match="epochs is 0"):
+    with pytest.raises(ValueError, match="`epochs` must be at least 1, got 0"):
         learner().check(0)
 
 

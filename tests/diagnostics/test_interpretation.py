@@ -84,7 +84,7 @@ def test_the_largest_losses_come_first_with_their_items():
     assert found.top_losses(2)[1].tolist() == indices[:2].tolist()
     assert found.top_losses(2, largest=False)[1].tolist() == indices.tolist()[:-3:-1]
     assert len(found.top_losses(100)[0]) == len(ACTUAL)
-    with pytest.raises(ValueError, match="k is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="`k` must be at least 1, got 0"):
         found.top_losses(0)
 
 
@@ -333,7 +333,7 @@ def test_results_of_numbers_and_of_labels_are_said_as_such(capsys):
 
 
 def test_rows_that_are_no_count_are_refused():
-    with pytest.raises(ValueError, match="rows is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="`rows` must be at least 1, got 0"):
         toy_learner().show_results(rows=0)
 
 

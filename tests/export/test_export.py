@@ -423,7 +423,9 @@ def test_onnx_predicts_as_the_model(pictures, tmp_path):
 
 def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
-    with pytest.raises(ImportError, match=r'ONNX needs a package .*pip install "minifast\[onnx\]" brings it'):
+    with pytest.raises(
+        ImportError, match=r'ONNX needs a package .*install it with: python -m pip install "minifast\[onnx\]"'
+    ):
         toy_learner(path=tmp_path).to_onnx("model.onnx")
 
 

@@ -146,5 +146,5 @@ def test_a_convolution_s_kernel_stride_padding_and_weights() -> None:
     assert (conv.kernel_size, conv.stride, conv.padding) == ((5, 5), (2, 2), (2, 2))
     assert conv.weight.eq(1).all()
     assert conv_layer(3, 8, 5, padding=0)[0].padding == (0, 0)
-    with pytest.raises(ValueError, match="nf is 0; it must be"):
+    with pytest.raises(ValueError, match="`nf` must be at least 1, got 0"):
         conv_layer(3, 0)

@@ -477,17 +477,17 @@ def test_nothing_is_written_to_disk(tmp_path, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"start_lr": 0}, ValueError, "start_lr is 0; it must be greater than 0"),
-        ({"start_lr": -1e-7}, ValueError, "start_lr is -1e-07; it must be greater than 0"),
-        ({"start_lr": "1e-7"}, TypeError, "start_lr is '1e-7', a str"),
-        ({"end_lr": 0}, ValueError, "end_lr is 0; it must be greater than 0"),
-        ({"end_lr": float("inf")}, ValueError, "end_lr is inf; it must be a finite number"),
+        ({"start_lr": 0}, ValueError, "`start_lr` must be positive, got 0"),
+        ({"start_lr": -1e-7}, ValueError, "`start_lr` must be positive, got -1e-07"),
+        ({"start_lr": "1e-7"}, TypeError, "`start_lr` must be a number, got '1e-7' of type str"),
+        ({"end_lr": 0}, ValueError, "`end_lr` must be positive, got 0"),
+        ({"end_lr": float("inf")}, ValueError, "`end_lr` must be finite, got inf"),
         ({"end_lr": 1e-7}, ValueError, "start_lr < end_lr"),
         ({"start_lr": 1, "end_lr": 1e-3}, ValueError, "start_lr is 1 and end_lr is 0.001; the finder goes up"),
-        ({"num_it": 1}, ValueError, "num_it is 1; it must be at least 2"),
-        ({"num_it": 0}, ValueError, "num_it is 0; it must be at least 2"),
-        ({"num_it": 10.0}, TypeError, "num_it is 10.0, a float"),
-        ({"wd": "x"}, TypeError, "wd is 'x', a str"),
+        ({"num_it": 1}, ValueError, "`num_it` must be at least 2, got 1"),
+        ({"num_it": 0}, ValueError, "`num_it` must be at least 2, got 0"),
+        ({"num_it": 10.0}, TypeError, r"`num_it` must be an integer, got 10\.0 of type float"),
+        ({"wd": "x"}, TypeError, "`wd` must be a number, got 'x' of type str"),
     ],
 )
 def test_arguments_are_refused_before_any_batch(arguments, error, message) -> None:
@@ -666,7 +666,7 @@ def test_several_runs_give_the_median_and_differ() -> None:
     (ax,) = found.plot(return_fig=True).axes
     assert ax.get_legend().get_texts()[0].get_text() == "3 runs"
     assert found.curves[0] == learn.lr_find(num_it=30).losses
-    with pytest.raises(ValueError, match="repeats is 0; it must be at least 1"):
+    with pytest.raises(ValueError, match="`repeats` must be at least 1, got 0"):
         learn.lr_find(repeats=0)
 
 

@@ -115,7 +115,7 @@ def test_an_argument_with_a_default_is_the_makers_own() -> None:
 
 def test_the_measure_is_checked_before_anything_is_trained() -> None:
     trained = []
-    with pytest.raises(ValueError, match="by is 'f1'; it must be one of 'valid_loss', 'accuracy'"):
+    with pytest.raises(ValueError, match="`by` must be one of 'valid_loss', 'accuracy', got 'f1'"):
         compare(make, {"a": lambda learn, epochs: trained.append(1)}, by="f1", silent=True)
     assert not trained
 
@@ -168,7 +168,7 @@ def test_few_seeds_lost_runs_and_other_measures() -> None:
     assert lost.endswith("The loss was NaN or infinite in 2 runs of c.")
     by_loss = Comparison({"a": runs([0.9] * 6, loss=0.5), "b": runs([0.5] * 6, loss=0.2)}, by="valid_loss").verdict
     assert by_loss.startswith("By valid_loss, b is first with 0.2000, then a with 0.5000")
-    with pytest.raises(ValueError, match="by is 'f1'; it must be one of 'valid_loss', 'accuracy'"):
+    with pytest.raises(ValueError, match="`by` must be one of 'valid_loss', 'accuracy', got 'f1'"):
         Comparison({"a": runs([1.0])}, by="f1")
     assert Comparison({"a": [], "b": []}).verdict.startswith("Nothing to compare")
 
@@ -278,7 +278,7 @@ def test_nothing_is_trained_where_a_later_recipe_cannot_be() -> None:
         raise AssertionError("trained")
 
     for bad, error, message in (
-        ({"lr": lambda p: -1.0}, ValueError, "lr of the recipe b at 0 of the run is -1"),
+        ({"lr": lambda p: -1.0}, ValueError, "lr of the recipe b at 0 of the run must be at least 0, got -1"),
         (one_cycle, TypeError, "lr of the recipe b is one_cycle, which is no function of progress alone"),
         ({"rate": 0.1}, ValueError, "The recipe b has rate; a dict has lr"),
         (True, TypeError, "The recipe b is True; give a rate"),
@@ -335,15 +335,15 @@ def test_the_plot_shows_every_recipe() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"make_learner": 3}, TypeError, "make_learner is 3, which cannot be called"),
+        ({"make_learner": 3}, TypeError, "`make_learner` must be callable, got 3"),
         ({"make_learner": lambda: 3}, TypeError, "make_learner returned 3; it must return a Learner"),
         ({"recipes": {"a": "x"}}, TypeError, "The recipe a is 'x'; give a rate, a schedule"),
         ({"recipes": {"a": lambda: 3}}, TypeError, "The recipe a must take"),
-        ({"seeds": 0}, ValueError, "seeds is 0; it must be at least 1"),
+        ({"seeds": 0}, ValueError, "`seeds` must be at least 1, got 0"),
         ({"seeds": [1, 1]}, ValueError, r"seeds is \[1, 1\]; give a number of them, or different ones"),
         ({"recipes": {}}, TypeError, r"recipes is \{\}; give a dict"),
         ({"recipes": [1e-2]}, TypeError, r"recipes is \[0.01\]; give a dict"),
-        ({"epochs": 0}, ValueError, "epochs is 0; it must be at least 1"),
+        ({"epochs": 0}, ValueError, "`epochs` must be at least 1, got 0"),
     ],
 )
 def test_wrong_use(arguments, error, message) -> None:

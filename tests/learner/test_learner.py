@@ -90,12 +90,14 @@ def test_data_that_do_not_say_which_loss_are_refused() -> None:
 @pytest.mark.parametrize("name", ["loss_func", "opt_func"])
 def test_what_cannot_be_called_is_refused_before_the_first_batch(name) -> None:
     for value in ("cross_entropy", 3):
-        with pytest.raises(TypeError, match=f"{name} is .*{value}"):
+        with pytest.raises(TypeError, match=f"`{name}` must be callable, got .*{value}"):
             toy_learner(**{name: value}).fit(1)
 
 
 def test_a_loss_class_where_an_instance_is_wanted_is_refused() -> None:
-    with pytest.raises(TypeError, match=r"loss_func is the class CrossEntropyLoss.*CrossEntropyLoss\(\)"):
+    with pytest.raises(
+        TypeError, match=r"`loss_func` is the class CrossEntropyLoss; pass an instance of it: CrossEntropyLoss\(\)"
+    ):
         toy_learner(loss_func=nn.CrossEntropyLoss).fit(1)
 
 
@@ -112,12 +114,12 @@ def test_files_go_where_the_data_say_or_the_learner_is_told(tmp_path) -> None:
 @pytest.mark.parametrize(
     ("epochs", "error", "message"),
     [
-        (0, ValueError, "epochs is 0; it must be at least 1"),
-        (-3, ValueError, "epochs is -3; it must be at least 1"),
-        (1.0, TypeError, r"epochs is 1\.0, a float; it must be a whole number such as 2"),
-        ("2", TypeError, "epochs is '2', a str; it must be a whole number"),
-        (None, TypeError, "epochs is None"),
-        (True, TypeError, "epochs is True, a bool"),
+        (0, ValueError, "`epochs` must be at least 1, got 0"),
+        (-3, ValueError, "`epochs` must be at least 1, got -3"),
+        (1.0, TypeError, r"`epochs` must be an integer, got 1\.0 of type float"),
+        ("2", TypeError, "`epochs` must be an integer, got '2' of type str"),
+        (None, TypeError, "`epochs` must be an integer, got None of type NoneType"),
+        (True, TypeError, "`epochs` must be an integer, got True of type bool"),
     ],
 )
 def test_epochs_are_a_whole_number_of_one_or_more(epochs, error, message) -> None:
@@ -137,12 +139,12 @@ def test_epochs_may_be_a_whole_number_of_numpys() -> None:
 @pytest.mark.parametrize(
     ("lr", "error", "message"),
     [
-        (0, ValueError, "lr is 0; it must be greater than 0"),
-        (0.0, ValueError, "lr is 0; it must be greater than 0"),
-        (-1e-3, ValueError, r"lr is -0\.001; it must be greater than 0"),
-        ("0.1", TypeError, r"lr is '0\.1', a str; it must be a number"),
-        ("auto", TypeError, "lr is 'auto', a str"),
-        (float("inf"), ValueError, "lr is inf; it must be a finite number"),
+        (0, ValueError, "`lr` must be positive, got 0"),
+        (0.0, ValueError, "`lr` must be positive, got 0"),
+        (-1e-3, ValueError, r"`lr` must be positive, got -0\.001"),
+        ("0.1", TypeError, r"`lr` must be a number, got '0\.1' of type str"),
+        ("auto", TypeError, "`lr` must be a number, got 'auto' of type str"),
+        (float("inf"), ValueError, "`lr` must be finite, got inf"),
         (None, TypeError, "lr is None"),
         ([0.1, 0.2], ValueError, "lr has 2 values for 1 layer groups"),
     ],
@@ -160,7 +162,7 @@ def test_a_learning_rate_is_a_number_above_zero(lr, error, message) -> None:
 @pytest.mark.parametrize("wd", ["0.1", None, float("nan"), -0.1])
 def test_weight_decay_is_a_number_of_zero_or_more(wd) -> None:
     learn = toy_learner(wd=wd)
-    with pytest.raises((TypeError, ValueError), match="wd is"):
+    with pytest.raises((TypeError, ValueError), match="`wd` must be"):
         learn.fit(1)
 
 
@@ -524,7 +526,7 @@ def test_get_preds_of_some_batches(n_batch, n) -> None:
 
 def test_get_preds_of_no_batch_is_refused() -> None:
     for n_batch, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
-        with pytest.raises(error, match="n_batch is"):
+        with pytest.raises(error, match="`n_batch` must be at least 1, got 0"):
             toy_learner().get_preds(n_batch=n_batch)
 
 

@@ -132,10 +132,10 @@ def test_binary_of_more_classes_warns_and_is_the_mean_of_the_classes():
 @pytest.mark.parametrize(
     ("make", "said"),
     [
-        (lambda: Precision("binray"), r"average is 'binray'; it must be one of 'binary', 'micro', 'macro', 'weighted'"),
+        (lambda: Precision("binray"), r"`average` must be one of 'binary', 'micro', 'macro', 'weighted', got 'binray'"),
         (lambda: Recall(pos_label=2), r"pos_label is 2; it must be 0 or 1"),
-        (lambda: FBeta(eps=0), r"eps is 0; it must be greater than 0"),
-        (lambda: KappaScore("cubic"), r"weights is 'cubic'; it must be one of 'linear', 'quadratic'"),
+        (lambda: FBeta(eps=0), r"`eps` must be positive, got 0"),
+        (lambda: KappaScore("cubic"), r"`weights` must be one of 'linear', 'quadratic', got 'cubic'"),
     ],
 )
 def test_what_means_nothing_is_refused_when_the_metric_is_made(make, said):

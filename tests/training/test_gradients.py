@@ -178,7 +178,7 @@ def test_the_finder_takes_steps_and_puts_all_back() -> None:
 
 @pytest.mark.parametrize(("n_step", "error"), [(0, ValueError), (1.5, TypeError)])
 def test_a_number_of_batches_is_a_whole_one(n_step, error) -> None:
-    with pytest.raises(error, match="n_step is"):
+    with pytest.raises(error, match="`n_step` must be"):
         AccumulateScheduler(n_step=n_step)
 
 
@@ -229,9 +229,9 @@ def test_the_last_call_counts() -> None:
 
 
 def test_a_norm_is_a_number() -> None:
-    with pytest.raises(ValueError, match="clip is -1; it must be at least 0"):
+    with pytest.raises(ValueError, match="`clip` must be at least 0, got -1"):
         toy_learner().clip_grad(-1)
-    with pytest.raises(TypeError, match="clip is 'high'"):
+    with pytest.raises(TypeError, match="`clip` must be a number, got 'high' of type str"):
         toy_learner().clip_grad("high")
 
 

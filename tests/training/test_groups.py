@@ -179,8 +179,8 @@ def test_freeze_and_unfreeze():
     ("n", "error", "message"),
     [
         (3, ValueError, "n is 3; there are 3 layer groups, the first of them 0, so it must be below 3"),
-        (-4, ValueError, "n is -4; it must be at least -3"),
-        (1.0, TypeError, "n is 1.0, a float; it must be a whole number"),
+        (-4, ValueError, "`n` must be at least -3, got -4"),
+        (1.0, TypeError, "`n` must be an integer, got 1.0 of type float"),
     ],
 )
 def test_a_group_that_is_not_there_is_refused(n, error, message):

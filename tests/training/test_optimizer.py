@@ -87,7 +87,7 @@ def test_another_number_of_values_than_layer_groups_is_refused(name, values) -> 
 @pytest.mark.parametrize("value", ["0.1", None, [0.1, "0.2", 0.3], True])
 def test_what_is_no_number_is_refused(value) -> None:
     opt = OptimWrapper.create(AdamW, 0.1, three_groups())
-    with pytest.raises(TypeError, match="it must be a number"):
+    with pytest.raises(TypeError, match="must be a number, got"):
         opt.lr = value
 
 
@@ -95,7 +95,7 @@ def test_what_is_no_number_is_refused(value) -> None:
 def test_what_is_not_finite_is_refused(name) -> None:
     opt = OptimWrapper.create(AdamW, 0.1, three_groups())
     for value in ([0.1, float("nan"), 0.1], float("nan"), float("inf"), np.float64("nan")):
-        with pytest.raises(ValueError, match=f"{name} is .*; it must be a finite number"):
+        with pytest.raises(ValueError, match=f"`{name}` must be finite, got .*"):
             opt.write(name, value)
 
 
@@ -176,18 +176,18 @@ def test_rates_are_spread_over_layer_groups(lr, n, rates) -> None:
 @pytest.mark.parametrize(
     ("lr", "error", "message"),
     [
-        (0, ValueError, "lr is 0; it must be greater than 0"),
-        (-1e-3, ValueError, "lr is -0.001; it must be greater than 0"),
-        (float("nan"), ValueError, "lr is nan; it must be a finite number"),
-        ("1e-3", TypeError, "lr is '1e-3', a str; it must be a number"),
-        (None, TypeError, "lr is None"),
-        (True, TypeError, "lr is True, a bool"),
-        (slice(None), TypeError, "lr is None"),
-        (slice(0, 1), ValueError, "lr is 0; it must be greater than 0"),
-        (slice(1e-3, "x"), TypeError, "lr is 'x'"),
+        (0, ValueError, "`lr` must be positive, got 0"),
+        (-1e-3, ValueError, "`lr` must be positive, got -0.001"),
+        (float("nan"), ValueError, "`lr` must be finite, got nan"),
+        ("1e-3", TypeError, "`lr` must be a number, got '1e-3' of type str"),
+        (None, TypeError, "`lr` must be a number, got None of type NoneType"),
+        (True, TypeError, "`lr` must be a number, got True of type bool"),
+        (slice(None), TypeError, "`lr` must be a number, got None of type NoneType"),
+        (slice(0, 1), ValueError, "`lr` must be positive, got 0"),
+        (slice(1e-3, "x"), TypeError, "`lr` must be a number, got 'x' of type str"),
         ([0.1], ValueError, "lr has 1 values for 2 layer groups"),
-        ([0.1, -0.1], ValueError, "lr is -0.1"),
-        ([0.1, "x"], TypeError, "lr is 'x'"),
+        ([0.1, -0.1], ValueError, r"`lr` must be at least 0, got -0\.1"),
+        ([0.1, "x"], TypeError, "`lr` must be a number, got 'x' of type str"),
     ],
 )
 def test_rates_that_are_none_are_refused(lr, error, message) -> None:

@@ -110,8 +110,8 @@ def test_options_of_create_head():
     ("options", "message"),
     [
         ({"ps": [0.1, 0.2, 0.3]}, "`ps` has 3 values for 2 linear layers; give one value or one per layer"),
-        ({"ps": 1.5}, r"ps is 1\.5; it must be at most 1"),
-        ({"lin_ftrs": [0]}, "each of lin_ftrs is 0; it must be at least 1"),
+        ({"ps": 1.5}, r"`ps` must be at most 1, got 1\.5"),
+        ({"lin_ftrs": [0]}, "each of lin_ftrs must be at least 1, got 0"),
     ],
 )
 def test_create_head_raises_for_invalid_options(options, message):
@@ -247,7 +247,7 @@ def test_cut_as_a_number_or_a_function():
     assert cut_model(model, lambda m: m.conv, "Tower") is model.conv
     for cut, error, message in (
         (0, ValueError, "`cut` is 0, which keeps none of the 3 children of Tower"),
-        (-3, ValueError, "cut is -3; it must be at least -2"),
+        (-3, ValueError, "`cut` must be at least -2, got -3"),
         (lambda m: None, TypeError, "`cut` must return an nn.Module, got None"),
     ):
         with pytest.raises(error, match=message):

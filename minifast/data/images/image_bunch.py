@@ -20,7 +20,7 @@ from minifast.data.tables import column, column_name, read_csv
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
 from minifast.losses import LOSSES
-from minifast.utils.checks import check_count, check_folder, note
+from minifast.utils.checks import add_note, check_count, check_folder
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -248,7 +248,7 @@ class ImageDataBunch(DataBunch):
             try:
                 labels.append(label_func(file))
             except Exception as error:
-                note(error, f"This was label_func of {file}.")
+                add_note(error, f"This was label_func of {file}.")
                 raise
         return cls.from_lists(path, files, labels, valid_pct, seed, **options)
 

@@ -177,11 +177,11 @@ def test_xtra_tfms_come_after():
 @pytest.mark.parametrize(
     ("wrong", "sentence"),
     [
-        ({"max_zoom": 0.5}, "max_zoom is 0.5; it must be at least 1"),
-        ({"max_warp": 0.5}, "max_warp is 0.5; it must be at most 0.49"),
-        ({"max_lighting": 1}, "max_lighting is 1; it must be at most 0.99"),
-        ({"max_rotate": -5}, "max_rotate is -5; it must be at least 0"),
-        ({"p_affine": 1.5}, "p_affine is 1.5; it must be at most 1"),
+        ({"max_zoom": 0.5}, "`max_zoom` must be at least 1, got 0.5"),
+        ({"max_warp": 0.5}, "`max_warp` must be at most 0.49, got 0.5"),
+        ({"max_lighting": 1}, "`max_lighting` must be at most 0.99, got 1"),
+        ({"max_rotate": -5}, "`max_rotate` must be at least 0, got -5"),
+        ({"p_affine": 1.5}, "`p_affine` must be at most 1, got 1.5"),
     ],
 )
 def test_what_means_nothing_is_refused(wrong, sentence):
@@ -205,7 +205,7 @@ def test_ds_tfms_are_a_pair(wrong):
 
 
 def test_what_cannot_be_called_is_refused():
-    with pytest.raises(TypeError, match=r"^each of ds_tfms is 3, which cannot be called"):
+    with pytest.raises(TypeError, match=r"^each of ds_tfms must be callable, got 3"):
         check_tfms(([3], None))
 
 
