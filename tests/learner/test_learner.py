@@ -526,7 +526,7 @@ def test_get_preds_of_some_batches(n_batch, n) -> None:
 
 def test_get_preds_of_no_batch_is_refused() -> None:
     for n_batch, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
-        with pytest.raises(error, match="`n_batch` must be at least 1, got 0"):
+        with pytest.raises(error, match="`n_batch` must be"):
             toy_learner().get_preds(n_batch=n_batch)
 
 
