@@ -1,4 +1,4 @@
-"""The records of all runs of a learner, to files and back."""
+"""The history of a learner: the records of all runs, written to files and read back."""
 
 from __future__ import annotations
 
@@ -17,39 +17,43 @@ FORMAT = "minifast history 1"
 
 
 class History(list[Recorder]):
-    """The records of every fit and finder run, the first one first: ``learn.history``, a list that goes to files.
+    """The records of all fits and learning rate finder runs, oldest first: a list with methods that write files.
+
+    ``learn.history`` is a ``History``.
 
     >>> import tempfile, torch
     >>> from minifast import *
-    >>> items = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 5
-    >>> data = DataBunch(items, items, device="cpu")
+    >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 5
+    >>> data = DataBunch(batches, batches, device="cpu")
     >>> learn = Learner(data, simple_ann(4, 2), loss_func=torch.nn.CrossEntropyLoss(), silent=True)
     >>> _ = learn.fit(2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     learn.history.to_json(f"{folder}/history.json")
-    ...     kept = read_history(f"{folder}/history.json")
-    >>> kept[0].losses == learn.history[0].losses, kept[0].call["method"]
+    ...     loaded = read_history(f"{folder}/history.json")
+    >>> loaded[0].losses == learn.history[0].losses, loaded[0].call["method"]
     (True, 'fit')
     """
 
     def __repr__(self) -> str:
-        """Write a row a run: what it was, how long, at which highest rate, and the last losses and metrics."""
+        """Return a table with one row per run: method, length, maximum learning rate, last losses and metrics."""
         metrics = list(dict.fromkeys(name for run in self for name in run.metrics_names))
-        table = [["run", "method", "epochs", "batches", "highest lr", "train_loss", "valid_loss", *metrics]]
+        table = [["run", "method", "epochs", "batches", "max lr", "train_loss", "valid_loss", *metrics]]
         for number, run in enumerate(self):
             last = dict(zip(run.names, run.rows[-1], strict=True)) if run.rows else {}
             train_loss = run.losses[-1] if run.losses else None
             values = [train_loss, last.get("valid_loss"), *map(last.get, metrics)]
             cells = [str(number), str(run.call.get("method", "")), str(len(run.nb_batches)), str(len(run.lrs))]
             cells.append(f"{max(run.lrs):.3g}" if run.lrs else "")
-            table.append(cells + [f"{one:.4f}" if isinstance(one, float) else "" for one in values])
+            table.append(cells + [f"{value:.4f}" if isinstance(value, float) else "" for value in values])
         return text_table(table)
 
     def to_csv(self, file: str | Path) -> None:
-        """Write a row an epoch, for pandas and spreadsheets: number and method of the run, and the table's columns.
+        """Write a CSV file with one row per epoch: number and method of the run, then the columns of its table.
 
-        Numbers are written in full, the time in seconds. A cell is empty where there is no value, or a run has not
-        that column.
+        Numbers have full precision, and times are in seconds. A cell is empty where a run has no such column or value.
+
+        Args:
+            file: the path of the file.
         """
         columns = list(dict.fromkeys(name for run in self for name in run.names if name != "time"))
         columns += ["time"] if any(run.add_time for run in self) else []
@@ -61,24 +65,33 @@ class History(list[Recorder]):
         files.write_rows(rows, Path(file))
 
     def to_json(self, file: str | Path) -> None:
-        """Write all of each record (``Recorder.to_dict``); ``read_history`` reads it.
+        """Write all records (``Recorder.to_dict``) to a JSON file; ``read_history`` reads it.
 
-        A number that is NaN or infinite is written as the text ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``, since JSON
-        has none.
+        JSON has no NaN and no infinity, so they are written as the texts ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``.
+
+        Args:
+            file: the path of the file.
         """
-        values = {"format": FORMAT, "runs": [_spelt(run.to_dict()) for run in self]}
-        with files.replacing(Path(file)) as beside:
-            beside.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+        values = {"format": FORMAT, "runs": [_encode(run.to_dict()) for run in self]}
+        with files.replacing(Path(file)) as temporary:
+            temporary.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
 
 
 def read_history(file: str | Path) -> History:
-    """Return the records that ``learn.history.to_json`` wrote; they belong to no learner, and can be plotted.
+    """Read the records that ``learn.history.to_json`` wrote.
 
-    ``learn.history[:0] = read_history(file)`` puts them before those of this learner.
+    The records belong to no learner; you can plot them. ``learn.history[:0] = read_history(file)`` inserts them before
+    the records of a learner.
+
+    Args:
+        file: the path of the JSON file.
+
+    Returns:
+        The records, oldest first.
 
     Raises:
-        FileNotFoundError: there is no such file.
-        FileFormatError: it is no history, or it is cut off.
+        FileNotFoundError: if the file does not exist.
+        FileFormatError: if the file is not a history, or is truncated.
     """
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
@@ -86,31 +99,31 @@ def read_history(file: str | Path) -> History:
         values = None
     if isinstance(values, dict) and values.get("format") == FORMAT:
         with contextlib.suppress(KeyError, TypeError, AttributeError, IndexError):
-            return History(Recorder.from_dict(_read(run)) for run in values["runs"])
+            return History(Recorder.from_dict(_decode(run)) for run in values["runs"])
     raise FileFormatError(
-        f"{file} is no history that minifast can read, or it is cut off; give a file that learn.history.to_json "
-        f"wrote (what to_csv wrote is for pandas.read_csv)."
+        f"{file} is no minifast history, or it is truncated; give a file that learn.history.to_json wrote "
+        f"(read the output of to_csv with pandas.read_csv)."
     )
 
 
-SPELT = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+NON_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
-def _spelt(value: Any) -> Any:
-    """Return a value with a text for each number that JSON has not."""
+def _encode(value: Any) -> Any:
+    """Replace each NaN and infinity in a nested value with a text."""
     if isinstance(value, list):
-        return [_spelt(one) for one in value]
+        return [_encode(element) for element in value]
     if isinstance(value, dict):
-        return {name: _spelt(one) for name, one in value.items()}
+        return {name: _encode(element) for name, element in value.items()}
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _read(value: Any) -> Any:
-    """Return a value with the numbers that ``_spelt`` wrote as texts."""
+def _decode(value: Any) -> Any:
+    """Replace each text that ``_encode`` wrote with its number."""
     if isinstance(value, list):
-        return [_read(one) for one in value]
+        return [_decode(element) for element in value]
     if isinstance(value, dict):
-        return {name: _read(one) for name, one in value.items()}
-    return SPELT.get(value, value) if isinstance(value, str) else value
+        return {name: _decode(element) for name, element in value.items()}
+    return NON_FINITE.get(value, value) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Pictures: lists in, matplotlib axes out. matplotlib is imported when the first picture is made."""
+"""Plots: each function takes plain lists and draws on matplotlib axes. matplotlib is imported at the first plot."""
 
 from __future__ import annotations
 
@@ -15,20 +15,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-WIDTH, HEIGHT = 6.0, 4.0  # inches, of one pair of axes
-
-
-GLYPH = 0.62  # the width of a character on average, of its height
-
-
-LONGEST = 24  # characters of a name beside an axis
-
-
+WIDTH, HEIGHT = 6.0, 4.0  # inches, of one axes
+CHAR_WIDTH = 0.62  # the average width of a character, as a share of the font size
+MAX_LABEL = 24  # characters of a tick label
 NAMES = {"lr": "learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
 def axes_for(ax: Any, n: int = 1) -> list[Axes]:
-    """Return ``n`` axes: those given as ``ax`` (one, or a sequence of ``n``), or new ones side by side."""
+    """Return ``n`` axes: those in ``ax`` (a single axes or a sequence of ``n``), or new ones side by side."""
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -36,12 +30,15 @@ def axes_for(ax: Any, n: int = 1) -> list[Axes]:
         return list(grid[0])
     given = list(ax) if isinstance(ax, Sequence) or hasattr(ax, "shape") else [ax]
     if len(given) != n:
-        raise ValueError(f"ax holds {len(given)} axes and this plot needs {n}; give {n}, or leave ax out.")
+        raise ValueError(f"`ax` must hold {n} axes for this plot, got {len(given)}; give {n}, or leave `ax` out.")
     return given
 
 
 def finish(axes: Sequence[Axes], return_fig: bool | None, show_grid: bool = False) -> Figure | None:
-    """Draw a grid and return the figure where they are asked for; a notebook shows it once, as its cell's value."""
+    """Draw a grid with ``show_grid``, and return the figure with ``return_fig``.
+
+    The inline backend of a notebook shows open figures, so a returned figure is closed to show it only once.
+    """
     for ax in axes if show_grid else ():
         ax.grid(alpha=0.4)
     if not return_fig:
@@ -61,9 +58,9 @@ def plot_finder(
     marks: Sequence[tuple[str, float]] = (),
     band: tuple[float, float] | None = None,
 ) -> None:
-    """Draw the finder's curve, losses over learning rates on a logarithmic axis, with a line for each mark.
+    """Plot losses over learning rates on a logarithmic axis, with a vertical line for each mark.
 
-    Of several ``runs`` the spread is a shade around the curve; ``band`` is a shade behind the marks.
+    The area between the lowest and the highest of several ``runs`` is shaded, and so is ``band``.
     """
     ax.plot(lrs, losses)
     if len(runs) > 1:
@@ -74,7 +71,7 @@ def plot_finder(
     for i, (label, lr) in enumerate(marks, 1):
         ax.axvline(lr, color=f"C{i}", linestyle="--", linewidth=1, label=f"{label}: {lr:.2e}")
     if marks and band:
-        ax.axvspan(*band, color=f"C{len(marks)}", alpha=0.12, label="about as good")
+        ax.axvspan(*band, color=f"C{len(marks)}", alpha=0.12, label="suggested range")
     if marks or len(runs) > 1:
         ax.legend()
 
@@ -82,9 +79,9 @@ def plot_finder(
 def plot_over_batches(
     ax: Axes, batches: Sequence[int], values: Sequence[Any], label: str, legend: str | None = None
 ) -> None:
-    """Draw a value a training batch, or one for each layer group: a line for those that have the same.
+    """Plot a value over the training batches, with one line for all layer groups of equal values.
 
-    Of one batch alone it is a point.
+    A single batch gives a point.
     """
     marker = "o" if len(values) == 1 else None
     if len(values) and isinstance(values[0], Sequence):
@@ -105,18 +102,18 @@ def plot_over_batches(
 def plot_hyperparameters(
     values: dict[str, list[Any]], title: str = "", return_fig: bool | None = None, ax: Any = None
 ) -> Figure | None:
-    """Draw hyper-parameters over the training batches side by side."""
+    """Plot hyper-parameters over the training batches, side by side."""
     axes = axes_for(ax, len(values))
-    for one, (name, each) in zip(axes, values.items(), strict=True):
-        plot_over_batches(one, range(len(each)), each, NAMES.get(name, name))
-        one.set_title(title)
+    for axis, (name, series) in zip(axes, values.items(), strict=True):
+        plot_over_batches(axis, range(len(series)), series, NAMES.get(name, name))
+        axis.set_title(title)
     return finish(axes, return_fig)
 
 
 def plot_losses(
     ax: Axes, batches: Sequence[int], losses: Sequence[float], ends: Sequence[int], val_losses: Sequence[float | None]
 ) -> None:
-    """Draw the training loss a batch and the validation loss at the ends of the epochs."""
+    """Plot the training loss of each batch and the validation loss at the end of each epoch."""
     ax.plot(batches, losses, label="train (smoothed)", marker="o" if len(losses) == 1 else None)
     points = [(end, loss) for end, loss in zip(ends, val_losses, strict=False) if loss is not None]
     if points:
@@ -127,44 +124,44 @@ def plot_losses(
 
 
 def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
-    """Draw a value an epoch."""
+    """Plot a value over the epochs."""
     ax.plot(epochs, values, marker="o")
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)
 
 
-def shortened(text: str, n: int) -> str:
-    """Cut a text to ``n`` characters, in its middle, where names that begin or end alike differ least.
+def shorten(text: str, n: int) -> str:
+    """Shorten a text to ``n`` characters by cutting its middle, so that common beginnings and ends stay readable.
 
-    >>> shortened("german_shorthaired_pointer", 12), shortened("beagle", 12)
+    >>> shorten("german_shorthaired_pointer", 12), shorten("beagle", 12)
     ('german…ointer', 'beagle')
     """
     return text if len(text) <= n else f"{text[: n - n // 2]}…{text[-(n // 2) :]}"
 
 
-def fitting(texts: Sequence[str], width: float, largest: float = 12.0, smallest: float = 6.0) -> tuple[float, int]:
-    """Return the font size at which the longest text is ``width`` points wide, and how many characters fit then."""
+def fit_font(texts: Sequence[str], width: float, largest: float = 12.0, smallest: float = 6.0) -> tuple[float, int]:
+    """Return the font size at which the longest text is ``width`` points wide, and how many characters fit."""
     longest = max(map(len, texts), default=0)
-    size = min(largest, max(smallest, width / (GLYPH * max(longest, 1))))
-    return size, max(3, int(width / (GLYPH * size)))
+    size = min(largest, max(smallest, width / (CHAR_WIDTH * max(longest, 1))))
+    return size, max(3, int(width / (CHAR_WIDTH * size)))
 
 
 def plot_images(
-    pictures: Sequence[Any],
+    images: Sequence[Any],
     titles: Sequence[str],
     figsize: tuple[float, float] | None = None,
     colors: Sequence[str | None] | None = None,
     heading: str = "",
 ) -> Figure:
-    """Draw pictures, arrays ``(height, width, channels)`` in [0, 1], in a square of rows, a title over each.
+    """Show images, arrays ``(height, width, channels)`` in [0, 1], in a square grid with a title above each.
 
-    Titles are made as small as they must be to fit over their pictures, and cut where that would be too small to read.
+    Long titles get a smaller font, and are shortened where that font would be too small to read.
     """
     import matplotlib.pyplot as plt
 
-    columns = max(1, math.isqrt(len(pictures) - 1) + 1)
-    rows = -(-len(pictures) // columns)
+    columns = max(1, math.isqrt(len(images) - 1) + 1)
+    rows = -(-len(images) // columns)
     titles = [
         "\n".join(textwrap.fill(line, 14, break_long_words=False) for line in title.splitlines()) for title in titles
     ]
@@ -172,12 +169,12 @@ def plot_images(
     width, height = figsize or (1.4 * columns, (1.6 + 0.2 * n_lines) * rows)
     figure, grid = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
     lines = [line for title in titles for line in title.splitlines()]
-    size, n = fitting(lines, 72 * 0.95 * width / columns)
+    size, n = fit_font(lines, 72 * 0.95 * width / columns)
     for ax in grid.flat:
         ax.axis("off")
-    for ax, picture, title, color in zip(grid.flat, pictures, titles, colors or [None] * len(titles), strict=False):
-        ax.imshow(picture)
-        text = "\n".join(shortened(line, n) for line in title.splitlines())
+    for ax, image, title, color in zip(grid.flat, images, titles, colors or [None] * len(titles), strict=False):
+        ax.imshow(image)
+        text = "\n".join(shorten(line, n) for line in title.splitlines())
         ax.set_title(text, fontsize=size, **({"color": color} if color else {}))
     figure.suptitle(heading, fontsize=10)
     return figure
@@ -186,10 +183,10 @@ def plot_images(
 def matrix_axes(
     labels: Sequence[str], figsize: tuple[float, float] | None = None, dpi: float | None = None
 ) -> list[Axes]:
-    """Return new axes for a matrix over ``labels``, as large as its rows and names need."""
+    """Return new axes for a matrix over ``labels``, sized by the number of rows and the length of the labels."""
     import matplotlib.pyplot as plt
 
-    side = 2.5 + 0.08 * min(LONGEST, max(map(len, labels))) + 0.3 * len(labels)
+    side = 2.5 + 0.08 * min(MAX_LABEL, max(map(len, labels))) + 0.3 * len(labels)
     figure = plt.figure(figsize=figsize or (min(side, 20.0), min(side, 20.0)), dpi=dpi, layout="constrained")
     return [figure.add_subplot()]
 
@@ -197,14 +194,14 @@ def matrix_axes(
 def plot_matrix(
     ax: Axes, values: Any, labels: Sequence[str], texts: Sequence[Sequence[str]] | None, cmap: Any, title: str
 ) -> None:
-    """Draw a square matrix, labels on both sides, with a text in each cell where it is not too small to read."""
+    """Plot a square matrix with tick labels on both sides, and a text in each cell where it is readable."""
     n = len(labels)
     image = ax.imshow(values, cmap=cmap)
     box = ax.get_window_extent()
     cell = min(box.width, box.height) / ax.figure.dpi * 72 / n  # points
-    names = [shortened(label, LONGEST) for label in labels]
+    names = [shorten(label, MAX_LABEL) for label in labels]
     size = max(4.0, min(10.0, 0.8 * cell))
-    flat = max(map(len, names)) * GLYPH * size <= 0.9 * cell
+    flat = max(map(len, names)) * CHAR_WIDTH * size <= 0.9 * cell
     ax.set_xticks(range(n), names, rotation=0 if flat else 90, fontsize=size)
     ax.set_yticks(range(n), names, fontsize=size)
     ax.set_xlabel("predicted")
@@ -212,18 +209,20 @@ def plot_matrix(
     ax.set_title(title)
     if texts is None:
         return
-    size, n_fit = fitting([text for row in texts for text in row], 0.9 * cell, smallest=4.0)
+    size, n_fit = fit_font([text for row in texts for text in row], 0.9 * cell, smallest=4.0)
     if max(len(text) for row in texts for text in row) > n_fit:
         return
-    shades = image.to_rgba(np.asarray(values, float))[..., :3] @ [0.299, 0.587, 0.114]  # how light a cell is to the eye
+    shades = image.to_rgba(np.asarray(values, float))[..., :3] @ [0.299, 0.587, 0.114]  # perceived lightness
     for i, row in enumerate(texts):
         for j, text in enumerate(row):
             color = ("0.75" if text == "0" else "black") if shades[i, j] > 0.5 else "white"
-            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False)  # for speed
+            ax.text(
+                j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False
+            )  # the layout of many texts is slow
 
 
 def plot_layers(ax: Axes, values: Sequence[Sequence[float]], label: str, names: Sequence[str]) -> None:
-    """Draw a line a layer over the training batches, from dark for the first to light for the last."""
+    """Plot one line per layer over the training batches, from dark (first layer) to light (last layer)."""
     import matplotlib as mpl
 
     colours = mpl.colormaps["viridis"]
@@ -231,8 +230,8 @@ def plot_layers(ax: Axes, values: Sequence[Sequence[float]], label: str, names: 
         ax.plot(line, color=colours(0.9 * i / max(1, len(values) - 1)), linewidth=1.2, label=name)
     ax.set_xlabel("training batch")
     ax.set_ylabel(f"{label} of the activations")
-    few = 10
-    if len(names) <= few:
+    max_names = 10
+    if len(names) <= max_names:
         ax.legend(fontsize="small")
     else:
         ax.legend([ax.lines[0], ax.lines[-1]], [f"first: {names[0]}", f"last: {names[-1]}"], fontsize="small")

@@ -1,4 +1,4 @@
-"""The table of a fit in a CSV file."""
+"""The callback that writes the table of a fit to a CSV file."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
 
 
 class CSVLogger(LearnerCallback):
-    """Writes the table's columns to ``learn.path/{filename}.csv``, a row an epoch, on the disk when the epoch ends.
+    """Write the table of a fit to ``learn.path/{filename}.csv``, one row at the end of each epoch.
 
-    Numbers are written in full, the time in seconds, and what is missing as an empty cell, so that the file can be
-    computed with (fastai v1 writes what its table shows). A run that is taken up again has each row once.
+    Numbers have full precision, times are in seconds, and missing values are empty cells. (fastai v1 writes the rounded
+    text of its table.) A resumed run has each row once.
 
     Args:
-        learn: the learner.
-        filename: without its ending.
-        append: go on below the rows of the file that is there; by default each fit begins a new one. A run that is
-            taken up again goes on below the rows that were there when it began.
+        learn: the learner; a learner that you pass the callback to sets it.
+        filename: the name of the file, without its extension. Default: ``"history"``.
+        append: add rows to an existing file; by default each fit starts a new file. A resumed run adds to the rows
+            that the file had when the run began.
 
     Raises:
-        DataError: when the fit begins: the rows that are there have other columns.
+        DataError: when the fit begins, if the existing rows have other columns.
 
     >>> logger = CSVLogger(filename="log", append=True)
     """
@@ -42,7 +42,7 @@ class CSVLogger(LearnerCallback):
 
     @property
     def path(self) -> Path:
-        """The file."""
+        """The path of the file."""
         return self.learn.path / f"{self.filename.removesuffix('.csv')}.csv"
 
     def read_logged_file(self) -> Any:
@@ -50,7 +50,7 @@ class CSVLogger(LearnerCallback):
         return import_optional("pandas", "read_logged_file", "pandas").read_csv(self.path)
 
     def on_train_begin(self) -> None:
-        """See that the file can be written, and that its columns are the same where rows are appended."""
+        """Check that the file is writable and, with ``append``, that its columns are those of this fit."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a"):
             pass
@@ -59,10 +59,10 @@ class CSVLogger(LearnerCallback):
         if self._before and self._before[0] != names:
             raise DataError(
                 f"{self.path} has the columns {', '.join(self._before[0])}, and this fit has {', '.join(names)}; give "
-                f"another filename, or leave out append."
+                f"another `filename`, or leave out `append`."
             )
 
     def on_epoch_end(self) -> None:
-        """Write the file with one more row."""
+        """Write all rows, atomically."""
         recorder = self.learn.recorder
         files.write_rows([*(self._before or [recorder.names]), *recorder.rows], self.path)

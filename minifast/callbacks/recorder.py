@@ -1,9 +1,10 @@
-"""The record of a fit: rates and losses a batch, metrics an epoch, the table and the plots."""
+"""The record of a fit: learning rates and losses of each batch, metrics of each epoch, the table and the plots."""
 
 from __future__ import annotations
 
 import itertools
 import time
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -20,27 +21,27 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-KEPT = ("lrs", "moms", "group_lrs", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
+RECORDED = ("lrs", "moms", "group_lrs", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
 
 
 def as_number(value: Any) -> Any:
-    """Return a metric's value as a plain number where it is one, else as it is."""
+    """Return a value of a single number as a plain number, any other value unchanged."""
     single = getattr(value, "ndim", None) == 0 or (hasattr(value, "__float__") and not hasattr(value, "ndim"))
     return value if isinstance(value, int) or not single else float(value)
 
 
 def as_plain(value: Any) -> Any:
-    """Return a value in numbers, texts, lists and dicts; of what is nothing of these, its description."""
+    """Return a nested value made of numbers, texts, lists and dicts; other objects become their ``repr``."""
     value = value.tolist() if hasattr(value, "tolist") else value
     if isinstance(value, (list, tuple)):
-        return [as_plain(one) for one in value]
+        return [as_plain(element) for element in value]
     if isinstance(value, dict):
-        return {str(name): as_plain(one) for name, one in value.items()}
+        return {str(name): as_plain(element) for name, element in value.items()}
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 def cell(value: Any) -> str:
-    """Write a value as the table shows it.
+    """Return a value as the table shows it.
 
     >>> cell(3), cell(0.5), cell(None), cell([0.5, 1.0])
     ('3', '0.500000', '#na#', '[0.500000, 1.000000]')
@@ -51,7 +52,7 @@ def cell(value: Any) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Write seconds as ``mm:ss``, or ``h:mm:ss`` from an hour on.
+    """Return a duration in seconds as ``mm:ss``, or as ``h:mm:ss`` from one hour on.
 
     >>> clock(65), clock(3661)
     ('01:05', '1:01:01')
@@ -62,18 +63,26 @@ def clock(seconds: float) -> str:
 
 
 class Recorder(LearnerCallback):
-    """Keeps what happened in a fit, writes the table and draws the plots; ``learn.recorder`` is the last fit's.
+    """Record a fit, print its table and plot it. ``learn.recorder`` is the recorder of the last fit.
 
-    A value a training batch: ``lrs`` and ``moms`` (those that the optimizer's step used; of the last layer group),
-    ``group_lrs`` (a list with the rate of each layer group; empty where there is one group),
-    ``raw_losses`` and ``losses`` (their moving average, beta 0.98, corrected for its start). A value an epoch:
-    ``val_losses`` (None where validation was skipped), ``metrics`` (a list of values), ``nb_batches``, ``rows`` (the
-    table's numbers under ``names``, the time in seconds). ``call`` is what the run was asked to do.
+    Attributes:
+        lrs: the learning rate of each step, of the last layer group.
+        moms: the momentum of each step, of the last layer group.
+        group_lrs: the learning rates of each step, a list with one for each layer group; empty with a single group.
+        raw_losses: the training loss of each batch.
+        losses: the moving average of ``raw_losses`` (beta 0.98, with bias correction).
+        val_losses: the validation loss of each epoch, None where validation was skipped.
+        metrics: the values of the metrics after each epoch, in the order of ``metrics_names``.
+        metrics_names: the columns of the metrics, and of callbacks that add columns.
+        nb_batches: the number of training batches of each epoch.
+        rows: the rows of the table, numbers in the order of ``names``; times are in seconds.
+        call: the method that started the run, with its arguments.
+        finder_result: the ``FinderResult``, if the run was one of ``lr_find``.
 
     Args:
         learn: the learner.
-        add_time: whether the table has the column ``time``.
-        silent: keep the record but write no table.
+        add_time: add the column ``time``, the duration of each epoch.
+        silent: record the fit but print no table.
     """
 
     _order = -10
@@ -92,9 +101,9 @@ class Recorder(LearnerCallback):
         self.rows: list[list[Any]] = []
         self.min_grad_lr: float | None = None
         self.call: dict[str, Any] = {}
-        self.found: FinderResult | None = None  # what the finder found, where this is its run
+        self.finder_result: FinderResult | None = None
         self._without_momentum = ""
-        self._several = False  # whether there are layer groups to tell apart
+        self._several_groups = False
         self._losses = Losses()
         self._added_names: list[str] = []
 
@@ -105,12 +114,12 @@ class Recorder(LearnerCallback):
 
     @property
     def raw_losses(self) -> list[float]:
-        """The training loss of each batch, as it came."""
+        """The training loss of each batch."""
         return self._losses.read()
 
     @property
     def names(self) -> list[str]:
-        """The table's header."""
+        """The columns of the table."""
         return ["epoch", "train_loss", "valid_loss", *self.metrics_names, *(["time"] if self.add_time else [])]
 
     def __repr__(self) -> str:
@@ -119,35 +128,51 @@ class Recorder(LearnerCallback):
         last = "".join(f", {name}={cell(values[name])}" for name in self.names[1:] if name in values and name != "time")
         return f"Recorder({method}: epochs={len(self.rows)}, batches={len(self.lrs)}{last})"
 
+    @property
+    def found(self) -> FinderResult | None:
+        """The former name of ``finder_result``."""
+        warnings.warn(
+            "`Recorder.found` is now `Recorder.finder_result`; the old name goes in version 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.finder_result
+
     def add_metric_names(self, names: Sequence[str]) -> None:
-        """Add columns; call it in ``on_train_begin`` of a callback whose ``_order`` is below the Recorder's -10."""
+        """Add columns to the table.
+
+        Call it in ``on_train_begin`` of a callback whose ``_order`` is below the recorder's -10.
+
+        Args:
+            names: the names of the columns; the callback's ``on_epoch_end`` returns their values with ``add_metrics``.
+        """
         self._added_names += names
 
     def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
-        """Write the header."""
+        """Print the header."""
         self.pbar = pbar
         self.metrics_names = [*metrics_names, *self._added_names]
         self._losses = raw_losses
         self._without_momentum = self.learn.opt.without_momentum
-        self._several = len(self.learn.layer_groups) > 1
+        self._several_groups = len(self.learn.layer_groups) > 1
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
         if not self.silent:
             pbar.write(self.names, table=True)
 
     def on_epoch_begin(self) -> None:
-        """Start the epoch's clock."""
+        """Start the timer of the epoch."""
         self._start = time.perf_counter()
 
     def on_step_end(self) -> None:
-        """Record the rate and the momentum that the step just used."""
+        """Record the learning rate and the momentum that the step used."""
         opt = self.learn.opt
         self.lrs.append(opt.lr)
         self.moms.append(opt.mom)
-        if self._several:
+        if self._several_groups:
             self.group_lrs.append(opt.read("lr"))
 
     def on_epoch_end(self, epoch: int, num_batch: int, last_metrics: list[Any]) -> None:
-        """Record the epoch and write its row."""
+        """Record the epoch and print its row."""
         val_loss, *values = map(as_number, last_metrics)
         self.nb_batches.append(num_batch)
         self.val_losses.append(val_loss)
@@ -159,14 +184,17 @@ class Recorder(LearnerCallback):
         self._write(self.rows[-1])
 
     def format_stats(self, stats: Sequence[Any]) -> None:
-        """Write a row of your own into the table; the column ``time`` is added. The record stays as it is.
+        """Print an additional row in the table, with the ``time`` column added; nothing is recorded.
+
+        Args:
+            stats: the values of the row, in the order of ``names``, without ``time``.
 
         >>> from minifast import Callback
-        >>> class Rates(Callback):
+        >>> class LearningRates(Callback):
         ...     def __init__(self, learn):
         ...         self.recorder = learn.recorder
         ...     def on_epoch_end(self, epoch):
-        ...         self.recorder.format_stats([epoch, "rate", self.recorder.lrs[-1]])
+        ...         self.recorder.format_stats([epoch, "lr", self.recorder.lrs[-1]])
         """
         self._write([*map(as_number, stats), *self._seconds()])
 
@@ -179,38 +207,39 @@ class Recorder(LearnerCallback):
             self.pbar.write(cells, table=True)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the record: lists of numbers."""
-        return {name: list(getattr(self, name)) for name in KEPT}
+        """Return the record as lists of numbers."""
+        return {name: list(getattr(self, name)) for name in RECORDED}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take a record over, and write its rows into the table."""
+        """Restore a record, and print its rows."""
         self._losses.restore(state["raw_losses"])
         vars(self).update({name: values for name, values in state.items() if name != "raw_losses"})
         for row in self.rows:
             self._write(row)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all of the record in numbers, texts, lists and dicts; ``Recorder.from_dict`` takes it back."""
-        found = self.found and {"lrs": self.found.lrs, "curves": self.found.curves, "stopped": self.found.stopped}
+        """Return the whole record as numbers, texts, lists and dicts, for ``Recorder.from_dict``."""
+        result = self.finder_result
+        found = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
         values = {"call": self.call, "names": self.names, **self.state_dict(), "losses": list(self.losses)}
         return as_plain({**values, "without_momentum": self._without_momentum, "found": found})  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recorder:
-        """Return a record that belongs to no learner, with all that ``to_dict`` returned; it can be plotted."""
+        """Return the recorder of a record that ``to_dict`` returned; it belongs to no learner, and you can plot it."""
         names = values["names"]
         recorder = cls(add_time=names[-1] == "time", silent=True)
         recorder.metrics_names = names[3:-1] if recorder.add_time else names[3:]
-        recorder.load_state_dict({name: values[name] for name in KEPT})
+        recorder.load_state_dict({name: values[name] for name in RECORDED})
         recorder.call = values["call"]
         recorder._without_momentum = values["without_momentum"]
         if found := values["found"]:
             curves = found["curves"]
-            recorder.found = FinderResult([found["lrs"]] * len(curves), curves, found["stopped"])
+            recorder.finder_result = FinderResult([found["lrs"]] * len(curves), curves, found["stopped"])
         return recorder
 
     def on_train_end(self) -> None:
-        """Drop the loss of a batch that was never stepped on, because the fit ended in it."""
+        """Drop the loss of a batch without a step, in which the fit ended."""
         self._losses.truncate(len(self.lrs))
 
     def plot(
@@ -222,24 +251,34 @@ class Recorder(LearnerCallback):
         show_grid: bool = False,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw the smoothed loss over the learning rate, as ``lr_find`` left them.
+        """Plot the smoothed loss over the learning rate, after ``lr_find``.
 
-        The first ``skip_start`` and the last ``skip_end`` points are left out (fewer of a short record).
-        ``suggestion`` marks the suggested rate with its band, the rate of the steepest fall, which is then in
-        ``min_grad_lr``, and a tenth of the rate of the lowest loss; where the curve does not say, it says why.
+        Args:
+            skip_start: the number of points to leave out at the start (fewer if the record is short). Default: 10.
+            skip_end: the number of points to leave out at the end (fewer if the record is short). Default: 5.
+            suggestion: mark the suggested learning rate with its range, the steepest fall and a tenth of the learning
+                rate of the lowest loss; the steepest fall is then in ``min_grad_lr``. If the curve has no suggestion,
+                print the reason.
+            return_fig: return the figure.
+            show_grid: draw a grid.
+            ax: the axes to plot on; by default new ones.
+
+        Returns:
+            The figure with ``return_fig``, otherwise None.
 
         Raises:
-            MinifastError: no batch was trained yet.
+            MinifastError: if no batch was trained yet.
         """
         self._need_batches("lr_find")
-        if self.found and not self.found.lrs:
-            raise MinifastError(f"There is nothing to plot: the finder made no step; {self.found.stopped}.")
-        found = self.found or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
-        if suggestion and found.refusal:
-            print(found.refusal)
+        result = self.finder_result
+        if result and not result.lrs:
+            raise MinifastError(f"There is nothing to plot: the learning rate finder made no step; {result.stopped}.")
+        result = result or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
+        if suggestion and result.refusal:
+            print(result.refusal)
         elif suggestion:
-            self.min_grad_lr = found.rules["steepest"]
-        return found.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)
+            self.min_grad_lr = result.rules["steepest"]
+        return result.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)
 
     def plot_lr(
         self,
@@ -249,16 +288,23 @@ class Recorder(LearnerCallback):
         return_fig: bool | None = None,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw the learning rate of each batch and, with ``show_moms``, the momentum beside it (``ax`` is then two).
+        """Plot the learning rate of each batch and, with ``show_moms``, the momentum beside it.
 
-        Layer groups that were trained at different rates have a line each; the momentum is the last group's.
-        An optimizer that works without momentum has none to draw; the title says so.
+        Layer groups with different learning rates have one line each; the momentum is that of the last group. For an
+        optimizer without momentum, the title of the second plot states the reason why it is empty.
+
+        Args:
+            show_moms: plot the momentum too; ``ax`` is then a sequence of two axes.
+            skip_start: the number of batches to leave out at the start.
+            skip_end: the number of batches to leave out at the end.
+            return_fig: return the figure.
+            ax: the axes to plot on; by default new ones.
         """
         self._need_batches()
         axes = plotting.axes_for(ax, 2 if show_moms else 1)
         batches = cut(range(len(self.lrs)), skip_start, skip_end)
-        rates = cut(self.group_lrs or self.lrs, skip_start, skip_end)
-        plotting.plot_over_batches(axes[0], batches, rates, "learning rate")
+        lrs = cut(self.group_lrs or self.lrs, skip_start, skip_end)
+        plotting.plot_over_batches(axes[0], batches, lrs, "learning rate")
         if show_moms:
             plotting.plot_over_batches(axes[1], batches, cut(self.moms, skip_start, skip_end), "momentum")
             axes[1].set_title(self._without_momentum)
@@ -272,7 +318,15 @@ class Recorder(LearnerCallback):
         show_grid: bool = False,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw the smoothed training loss of each batch and the validation loss at the end of each epoch."""
+        """Plot the smoothed training loss of each batch and the validation loss at the end of each epoch.
+
+        Args:
+            skip_start: the number of batches to leave out at the start.
+            skip_end: the number of batches to leave out at the end.
+            return_fig: return the figure.
+            show_grid: draw a grid.
+            ax: the axes to plot on; by default new ones.
+        """
         self._need_batches()
         axes = plotting.axes_for(ax)
         batches = cut(range(len(self.losses)), skip_start, skip_end)
@@ -288,15 +342,26 @@ class Recorder(LearnerCallback):
         show_grid: bool = False,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw each metric over the epochs, one pair of axes each (``ax`` is as many as there are metrics)."""
+        """Plot each metric over the epochs, on axes of its own.
+
+        Args:
+            skip_start: the number of epochs to leave out at the start.
+            skip_end: the number of epochs to leave out at the end.
+            return_fig: return the figure.
+            show_grid: draw a grid.
+            ax: a sequence with one axes for each metric; by default new ones.
+
+        Raises:
+            MinifastError: if there are no metrics, or no epoch was validated.
+        """
         if not self.metrics:
             raise MinifastError(
                 "There are no metrics to plot; give the Learner some, such as metrics=[accuracy], and fit."
             )
         axes = plotting.axes_for(ax, len(self.metrics[0]))
-        for i, (one, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
+        for i, (axis, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
             epochs = cut(range(len(self.metrics)), skip_start, skip_end)
-            plotting.plot_epochs(one, epochs, [self.metrics[epoch][i] for epoch in epochs], name)
+            plotting.plot_epochs(axis, epochs, [self.metrics[epoch][i] for epoch in epochs], name)
         return plotting.finish(axes, return_fig, show_grid)
 
     def _need_batches(self, first: str = "fit") -> None:

@@ -1,4 +1,4 @@
-"""A live graph of the losses below a notebook's bar."""
+"""The callback that plots the losses of a running fit in a notebook."""
 
 from __future__ import annotations
 
@@ -7,44 +7,44 @@ from typing import Any
 
 from minifast.training.callback import LearnerCallback
 
-SHARE = 0.1  # of the time, at most, that goes into drawing
+MAX_SHARE = 0.1  # of the training time, at most, is spent on plotting
 
 
 class ShowGraph(LearnerCallback):
-    """Draws training and validation loss below the bar while a notebook's fit runs; elsewhere it does nothing.
+    """Plot training and validation loss below the progress bar of a notebook; outside of a notebook do nothing.
 
-    It draws when an epoch ends, but where epochs are short not each time, so that it takes a tenth of the time at most;
-    the last graph is drawn when the fit ends.
+    The plot is updated when an epoch ends. If epochs are short some updates are skipped, so that plotting takes at most
+    a tenth of the time. The final plot appears when the fit ends.
 
     >>> callback = ShowGraph()
     """
 
     fit_only = True
     _next = 0.0
-    _drawn = 0
+    _plotted = 0
 
     def on_train_begin(self) -> None:
-        """Begin anew."""
+        """Reset the timer and the count of plotted batches."""
         self._next = 0.0
-        self._drawn = 0
+        self._plotted = 0
 
     def on_epoch_end(self, pbar: Any) -> None:
-        """Draw, if it is time."""
+        """Update the plot, unless the last update was too recent."""
         begin = time.perf_counter()
         if begin >= self._next:
-            self._draw(pbar)
+            self._plot(pbar)
             end = time.perf_counter()
-            self._next = end + (end - begin) * (1 - SHARE) / SHARE
+            self._next = end + (end - begin) * (1 - MAX_SHARE) / MAX_SHARE
 
     def on_train_end(self, pbar: Any) -> None:
-        """Draw the last graph."""
-        self._draw(pbar)
+        """Plot the final losses."""
+        self._plot(pbar)
 
-    def _draw(self, pbar: Any) -> None:
+    def _plot(self, pbar: Any) -> None:
         recorder = self.learn.recorder
-        if len(recorder.lrs) == self._drawn:
+        if len(recorder.lrs) == self._plotted:
             return
-        self._drawn = len(recorder.lrs)
+        self._plotted = len(recorder.lrs)
 
         def figure() -> Any:
             from matplotlib.figure import Figure
@@ -56,5 +56,5 @@ class ShowGraph(LearnerCallback):
         pbar.show(figure)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return nothing: a run that is taken up again draws anew."""
+        """Return an empty dict: a resumed run starts a new plot."""
         return {}

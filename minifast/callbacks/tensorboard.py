@@ -1,4 +1,4 @@
-"""A fit in TensorBoard."""
+"""The callback that writes the record of a fit for TensorBoard."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ if TYPE_CHECKING:
 
 
 class TensorBoardCallback(LearnerCallback):
-    """Writes losses, rates and momentum of each batch, and losses and metrics of each epoch, for TensorBoard.
+    """Write losses, learning rates and momentum of each batch, and losses and metrics of each epoch, for TensorBoard.
 
-    Each fit gets a folder of its own in ``learn.path/log_dir``: ``name``, or ``run1``, ``run2`` and so on;
-    ``tensorboard --logdir runs`` shows them. The steps are training batches done. All is written when an epoch ends,
-    from the recorder, so a batch costs nothing. A run that is taken up again goes on in its folder.
+    Each fit has its own folder in ``learn.path/log_dir``: ``name``, or ``run1``, ``run2`` and so on. To view them, run
+    ``tensorboard --logdir runs``. The step of each point is the number of training batches so far. The values are
+    written from the recorder when an epoch ends, so a batch costs nothing. A resumed run continues in its folder.
 
     Needs TensorBoard: ``python -m pip install "minifast[tensorboard]"``.
 
     Args:
-        learn: the learner.
-        log_dir: the folder of the runs.
-        name: the folder of this fit in it; a second fit of that name replaces what the first has shown.
+        learn: the learner; a learner that you pass the callback to sets it.
+        log_dir: the folder of all runs, relative to ``learn.path``. Default: ``"runs"``.
+        name: the folder of this fit inside ``log_dir``; a second fit of the same name replaces the first one's curves.
 
     Raises:
-        ImportError: TensorBoard is not installed.
+        ImportError: if TensorBoard is not installed.
     """
 
     fit_only = True
@@ -39,7 +39,7 @@ class TensorBoardCallback(LearnerCallback):
         self.log_dir = str(log_dir)
         self.name = name
         self._run = ""
-        self._done = 0  # batches whose values are written
+        self._done = 0  # batches already written
         self._writer: Any = None
 
     @staticmethod
@@ -48,18 +48,18 @@ class TensorBoardCallback(LearnerCallback):
 
     @property
     def folder(self) -> Path:
-        """Where the last fit was written."""
+        """The folder of the last fit."""
         return self.learn.path / self.log_dir / self._run
 
     def on_train_begin(self) -> None:
-        """Choose the folder."""
+        """Choose the folder of this fit."""
         self._done = 0
         runs = self.learn.path / self.log_dir
         free = (f"run{n}" for n in itertools.count(1) if not (runs / f"run{n}").exists())
         self._run = self.name or next(free)
 
     def on_epoch_end(self) -> None:
-        """Write the epoch."""
+        """Write the values of the epoch."""
         recorder = self.learn.recorder
         self._write_batches()
         row = dict(zip(recorder.names, recorder.rows[-1], strict=True))
@@ -71,7 +71,7 @@ class TensorBoardCallback(LearnerCallback):
 
     def _write_batches(self) -> None:
         if self._writer is None:
-            # What an earlier process wrote of batches that are done again is hidden.
+            # Hides what an earlier process wrote of batches that a resumed run repeats.
             self._writer = self._module().SummaryWriter(str(self.folder), purge_step=self._done + 1)
         recorder = self.learn.recorder
         batches = {
@@ -86,7 +86,7 @@ class TensorBoardCallback(LearnerCallback):
         self._done = len(recorder.lrs)
 
     def on_train_end(self) -> None:
-        """Write the batches of an epoch that was not finished, and close the file."""
+        """Write the batches of an unfinished epoch, and close the file."""
         if self._done < len(self.learn.recorder.lrs):
             self._write_batches()
         if self._writer is not None:

@@ -1,4 +1,4 @@
-"""What a trained model gets wrong: the items with the highest losses, and the classes that are taken for each other."""
+"""Interpretation of a trained model: the samples with the highest losses, and the confusion matrix."""
 
 from __future__ import annotations
 

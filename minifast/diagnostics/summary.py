@@ -1,4 +1,4 @@
-"""A model's layers as a table, and their sizes."""
+"""A table of the layers of a model, and the sizes of their outputs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from minifast.utils.text import text_table
 
 
 class Table(str):
-    """Text that a notebook and a prompt show as it is, line by line."""
+    """A string whose ``repr`` is the text itself, so that notebooks and prompts show it line by line."""
 
     __slots__ = ()
 
@@ -25,7 +25,11 @@ class Table(str):
 
 @torch.no_grad()
 def summary(model: nn.Module, x: Any) -> str:
-    """Return a table of the layers that a batch ``x`` meets, with output shapes and parameters.
+    """Return a table of the layers that a batch passes through, with output shapes and parameters.
+
+    Args:
+        model: the model; it runs once in evaluation mode, without gradients.
+        x: a batch of inputs: a tensor, or a tuple or list of positional arguments.
 
     >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4))
     layer   output  parameters  trainable
@@ -35,7 +39,7 @@ def summary(model: nn.Module, x: Any) -> str:
     """
     rows = [("layer", "output", "parameters", "trainable")]
 
-    def note(module: nn.Module, inputs: Any, output: Any) -> None:
+    def add_row(module: nn.Module, inputs: Any, output: Any) -> None:
         parameters = list(module.parameters())
         trainable = [p for p in parameters if p.requires_grad]
         trained = (
@@ -44,7 +48,7 @@ def summary(model: nn.Module, x: Any) -> str:
         shape = " × ".join(map(str, output.shape)) if isinstance(output, Tensor) else type(output).__name__
         rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
 
-    with Hooks(leaves(model), note), eval_mode(model), uncompiled(model):
+    with Hooks(leaves(model), add_row), eval_mode(model), uncompiled(model):
         model(*as_arguments(x))
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -52,12 +56,19 @@ def summary(model: nn.Module, x: Any) -> str:
 
 
 def model_sizes(m: nn.Module, size: tuple[int, int] = (64, 64)) -> list[torch.Size]:
-    """Return the shape of what each part of ``m`` gives for one picture of ``size``, height and width.
+    """Return the output shape of each direct child of ``m`` for one image.
 
-    The parts are the direct children of ``m``. (fastai v1's annotation promises the input and the hooks too.)
+    fastai v1's annotation promises the input and the hooks too; like its code, this returns the shapes alone.
+
+    Args:
+        m: a model of images with at least one convolution, whose input channels are those of the image.
+        size: height and width of the image in pixels.
+
+    Returns:
+        One ``torch.Size`` for each child; the batch size is 1.
 
     Raises:
-        ValueError: ``m`` has no convolution, so it does not say how many channels a picture has.
+        ValueError: if ``m`` has no convolution.
 
     >>> model_sizes(nn.Sequential(nn.Conv2d(3, 8, 3, stride=2, padding=1), nn.Flatten()))
     [torch.Size([1, 8, 32, 32]), torch.Size([1, 8192])]
@@ -65,15 +76,20 @@ def model_sizes(m: nn.Module, size: tuple[int, int] = (64, 64)) -> list[torch.Si
     convolutions = (module for module in m.modules() if isinstance(module, nn.modules.conv._ConvNd))
     first = next(convolutions, None)
     if first is None:
-        raise ValueError(f"{type(m).__name__} has no convolution, so it does not say what pictures it takes.")
-    picture = torch.zeros(1, first.in_channels, *size, device=first.weight.device, dtype=first.weight.dtype)
+        raise ValueError(
+            f"{type(m).__name__} has no convolution, so the number of image channels is unknown; give a model of images."
+        )
+    image = torch.zeros(1, first.in_channels, *size, device=first.weight.device, dtype=first.weight.dtype)
     with hook_outputs(m.children()) as hooks, eval_mode(m), torch.no_grad():
-        m(picture)
+        m(image)
     return [output.shape for output in hooks.stored]
 
 
 def num_features_model(m: nn.Module) -> int:
-    """Return how many features the last part of ``m`` gives, for a body of convolutions its channels.
+    """Return the number of output features (channels) of the last child of ``m``.
+
+    Args:
+        m: a model of images with at least one convolution.
 
     >>> num_features_model(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()))
     8
@@ -81,12 +97,17 @@ def num_features_model(m: nn.Module) -> int:
     for side in (64, 128, 256):
         try:
             return int(model_sizes(m, (side, side))[-1][1])
-        except RuntimeError:  # the picture is too small for it
+        except RuntimeError:  # the image is too small for the model
             continue
     return int(model_sizes(m, (512, 512))[-1][1])
 
 
 def model_summary(m: Any, n: int = 70) -> str:
-    """Return ``learn.summary()`` of a learner ``m``; ``n``, the width of fastai v1's table, changes nothing here."""
+    """Return ``m.summary()``.
+
+    Args:
+        m: a learner.
+        n: ignored; in fastai v1 the width of the table.
+    """
     table: str = m.summary()
     return table

@@ -79,7 +79,9 @@ def print_default_lr(learn: Learner, max_lr: LearningRate) -> None:
     """Print the maximum learning rate where the caller did not choose one."""
     if not isinstance(max_lr, slice) or max_lr != DEFAULT_LR or learn.silent:
         return
-    suggestions = [run.found.suggestion for run in learn.history if run.found and run.found.suggestion]
+    suggestions = [
+        run.finder_result.suggestion for run in learn.history if run.finder_result and run.finder_result.suggestion
+    ]
     advice = f"lr_find suggests {suggestions[-1]:.2g}" if suggestions else "lr_find() suggests one for this model"
     tenth = ", a tenth of it for all layer groups but the last" if len(learn.layer_groups) > 1 else ""
     print(f"The maximum learning rate is {DEFAULT_LR.stop}{tenth}; {advice}.")

@@ -1,4 +1,4 @@
-"""What a model says of data: its loss and metrics, its predictions, its layers."""
+"""Apply a trained model: validate, predict and show results."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class Collector(Callback):
-    """Collects the outputs and targets of a validation, on the CPU, and stops it after ``n_batch`` batches."""
+    """Collect outputs and targets on the CPU, and stop after ``n_batch`` batches."""
 
     _order = 1000
 
@@ -43,14 +43,14 @@ class Collector(Callback):
         self.targets: list[Any] = []
 
     def on_batch_end(self, last_output: Any, last_target: Any) -> dict[str, bool] | None:
-        """Take a batch."""
+        """Store a batch."""
         self.outputs.append(map_tensors(Tensor.cpu, last_output))
         self.targets.append(map_tensors(Tensor.cpu, last_target))
         return {"stop_epoch": True} if len(self.outputs) == self.n_batch else None
 
 
 def as_float32(values: Tensor) -> Tensor:
-    """Return a tensor in half precision as float32, another as it is.
+    """Return a tensor in half precision as float32, any other unchanged.
 
     >>> as_float32(torch.ones(2, dtype=torch.bfloat16)), as_float32(torch.tensor(3))
     (tensor([1., 1.]), tensor(3))
@@ -69,19 +69,19 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
         loss = loop.validate(learn, dl, dispatch)
         if loss is None:
-            raise DataError("There is no batch to validate on; give data with at least one item.")
+            raise DataError("There is no batch to validate on; give data with at least one sample.")
         state.last_metrics = [loss]
         dispatch("on_epoch_end", metrics=True, callbacks=False)
     return [*map(as_number, state.last_metrics)]
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:
-    """Return the learner's callbacks that have a part in more than training."""
-    found = [callback for callback in learn.callbacks if not callback.fit_only]
-    for callback in found:
+    """Return the callbacks of a learner that are not for training only."""
+    callbacks = [callback for callback in learn.callbacks if not callback.fit_only]
+    for callback in callbacks:
         if isinstance(callback, LearnerCallback):
             callback.adopt(learn)
-    return found
+    return callbacks
 
 
 def get_preds(
@@ -97,14 +97,14 @@ def get_preds(
     with eval_mode(learn.model):
         loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
     if not collector.outputs:
-        raise DataError("There is no batch to predict; give data with at least one item.")
+        raise DataError("There is no batch to predict; give data with at least one sample.")
     outputs, targets = concatenate(collector.outputs), concatenate(collector.targets)
     predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
     if not with_loss:
         return [predictions, targets]
     if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        raise DataError("An item has several outputs or targets, whose losses are not known; leave with_loss out.")
-    # On the CPU, where outputs and targets are: a loss may hold tensors, such as weights of classes.
+        raise DataError("The loss of each sample is undefined for several outputs or targets; leave `with_loss` out.")
+    # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
     loss_func: Any = learn.loss_func
     loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
     return [predictions, targets, item_losses(loss_func, outputs, targets)]
@@ -126,7 +126,7 @@ def pred_batch(
 
 def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
     """Predict one sample."""
-    output = map_tensors(lambda one: one[0], learn.pred_batch(batch=(learn.data.encode(item), None)))
+    output = map_tensors(lambda values: values[0], learn.pred_batch(batch=(learn.data.encode(item), None)))
     if learn.data.classes is None:
         if not isinstance(output, Tensor) or output.ndim != 1 or not is_cross_entropy(learn.loss_func):
             return output, output, output
@@ -141,24 +141,24 @@ def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
 def show_results(
     learn: Learner, ds_type: DatasetType = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
 ) -> Figure | None:
-    """Show targets and predictions of one batch."""
+    """Show the targets and predictions of one batch."""
     check_count("rows", rows)
     x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False)
     preds = learn.pred_batch(batch=(x, y))
-    pictures = learn.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
-    shown = []
-    for prediction, target in zip(preds[: rows if pictures is None else rows**2], y.cpu(), strict=False):
+    images = learn.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
+    pairs = []
+    for prediction, target in zip(preds[: rows if images is None else rows**2], y.cpu(), strict=False):
         is_class = not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1
         predicted = learn.data.label_of(prediction.argmax() if is_class and len(prediction) > 1 else prediction)
-        shown.append((learn.data.label_of(target.squeeze()), predicted))
-    known = ds_type is not DatasetType.Test
-    if pictures is None:
-        header = ["item", *(["target"] if known else []), "prediction"]
-        cells = [[str(i), *(pair if known else pair[1:])] for i, pair in enumerate(shown)]
+        pairs.append((learn.data.label_of(target.squeeze()), predicted))
+    labelled = ds_type is not DatasetType.Test
+    if images is None:
+        header = ["sample", *(["target"] if labelled else []), "prediction"]
+        cells = [[str(i), *(pair if labelled else pair[1:])] for i, pair in enumerate(pairs)]
         print(text_table([header, *cells]))
         return None
-    titles = [f"{target}\n{predicted}" if known else predicted for target, predicted in shown]
-    categories = known and not y.is_floating_point()
-    colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in shown]
-    figure = plotting.plot_images(pictures, titles, None, colors, "target\nprediction" if known else "prediction")
+    titles = [f"{target}\n{predicted}" if labelled else predicted for target, predicted in pairs]
+    categories = labelled and not y.is_floating_point()
+    colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in pairs]
+    figure = plotting.plot_images(images, titles, None, colors, "target\nprediction" if labelled else "prediction")
     return plotting.finish(figure.axes, return_fig)

@@ -144,7 +144,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
         learn.recorder = recorder or kept
     stopped = finders[-1].stopped
     result = FinderResult([one.lrs for one in finders], [one.losses for one in finders], stopped)
-    learn.recorder.found = result
+    learn.recorder.finder_result = result
     if not learn.silent:
         rate = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"

@@ -369,9 +369,9 @@ def test_plot_lr_with_momentum_has_two_pairs_of_axes() -> None:
     assert (right.get_xlabel(), right.get_ylabel()) == ("training batch", "momentum")
     figure, axes = plt.subplots(1, 2)
     assert learn.recorder.plot_lr(show_moms=True, ax=axes, return_fig=True) is figure
-    with pytest.raises(ValueError, match="ax holds 1 axes and this plot needs 2"):
+    with pytest.raises(ValueError, match="`ax` must hold 2 axes for this plot, got 1"):
         learn.recorder.plot_lr(show_moms=True, ax=axes[0])
-    with pytest.raises(ValueError, match="ax holds 2 axes and this plot needs 1"):
+    with pytest.raises(ValueError, match="`ax` must hold 1 axes for this plot, got 2"):
         learn.recorder.plot_lr(ax=axes)
 
 

@@ -61,7 +61,7 @@ def test_whatever_trains_is_validated_predicted_and_looked_at(kind) -> None:
         assert [one.tolist()[3] for one in targets] == [1, 0]
         assert [one.shape for one in value] == [(2,), (2,)]
         assert torch.allclose(value[1], predictions[1][3])
-        with pytest.raises(DataError, match="several outputs or targets, whose losses are not known"):
+        with pytest.raises(DataError, match="undefined for several outputs or targets"):
             learn.get_preds(with_loss=True)
     else:
         assert torch.allclose(probabilities, predictions[3], atol=1e-6)

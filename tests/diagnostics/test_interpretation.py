@@ -283,7 +283,7 @@ def test_items_of_several_tensors_are_a_table(capsys):
     data = DataBunch([batch, batch], [batch, batch], device="cpu", classes=["cat", "dog"])
     learn = Learner(data, Sum(), silent=True)
     learn.interpret().plot_top_losses(2)
-    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["item", "1", "3"]
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sample", "1", "3"]
     learn.show_results()
     assert capsys.readouterr().out.splitlines()[1:] == ["0     cat     cat", "1     cat     dog"]
 
@@ -315,7 +315,7 @@ def test_of_the_test_part_there_are_predictions_only():
 def test_results_that_are_no_pictures_are_a_table_of_rows(capsys):
     learn = echo(PREDICTED, ACTUAL, CLASSES, bs=7)
     learn.show_results(rows=2)
-    assert capsys.readouterr().out == "item  target  prediction\n0     ant     ant\n1     bee     bee\n"
+    assert capsys.readouterr().out == "sample  target  prediction\n0     ant     ant\n1     bee     bee\n"
     learn.show_results(DatasetType.Train, rows=100)
     assert len(capsys.readouterr().out.splitlines()) == 8
 

@@ -624,7 +624,7 @@ def test_a_result_says_what_each_rule_reads_and_suggests_one() -> None:
     (ax,) = found.plot(return_fig=True).axes
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert [label.partition(":")[0] for label in labels] == [
-        "steepest fall", "minimum / 10", "suggestion", "about as good",
+        "steepest fall", "minimum / 10", "suggestion", "suggested range",
     ]  # fmt: skip
 
 

@@ -40,11 +40,11 @@ def test_json_gives_all_of_it_back(learn, tmp_path):
         assert (theirs.lrs, theirs.moms, theirs.losses) == (ours.lrs, ours.moms, ours.losses)
         assert (theirs.raw_losses, theirs.rows, theirs.names) == (ours.raw_losses, ours.rows, ours.names)
         assert theirs.call == ours.call
-    found, kept = learn.history[2].found, back[2].found
-    assert (kept.suggestion, kept.band, kept.curves, kept.stopped) == (
-        found.suggestion, found.band, found.curves, found.stopped,
+    expected, loaded = learn.history[2].finder_result, back[2].finder_result
+    assert (loaded.suggestion, loaded.band, loaded.curves, loaded.stopped) == (
+        expected.suggestion, expected.band, expected.curves, expected.stopped,
     )  # fmt: skip
-    assert back[2].found.lrs == found.lrs
+    assert back[2].finder_result.lrs == expected.lrs
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 
 
@@ -127,7 +127,7 @@ def test_a_file_that_is_no_history_is_refused(learn, tmp_path):
     lacks = tmp_path / "lacks.json"
     lacks.write_text((tmp_path / "history.json").read_text().replace('"moms"', '"moods"'))
     for file in (tmp_path / "history.csv", cut, other, lacks):
-        with pytest.raises(FileFormatError, match=rf"{file.name} is no history .*what to_csv wrote is for pandas"):
+        with pytest.raises(FileFormatError, match=rf"{file.name} is no minifast history.*output of to_csv with pandas"):
             read_history(file)
     with pytest.raises(FileNotFoundError):
         read_history(tmp_path / "none.json")

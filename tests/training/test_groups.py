@@ -319,7 +319,7 @@ def test_the_finder_goes_up_in_every_group_and_leaves_what_is_frozen():
     learn.lr_find(slice(1e-7, 1e-5), 1, num_it=20, stop_div=False)
     assert used[0] == pytest.approx([1e-7, 1e-6, 1e-5])
     assert used[-1] == pytest.approx([1, 1, 1])
-    assert learn.recorder.found.lrs == [rates[-1] for rates in used]
+    assert learn.recorder.finder_result.lrs == [rates[-1] for rates in used]
     assert trained(learn.model) == before
     assert changed(state, weights(learn)) == set()
     assert [module.training for module in learn.model.modules()] == flags
