@@ -232,7 +232,7 @@ class ClassificationInterpretation(Interpretation):
         pictures = self.learn.data.pictures(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
         if pictures is None:
             numbered = [[str(i), *row] for i, row in zip(indices.tolist(), rows, strict=True)]
-            print(text_table([["item", "prediction", "actual", "loss", "probability"], *numbered]))
+            print(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))
             return None
         titles = [f"{predicted}\n{actual}\n{loss} / {share}" for predicted, actual, loss, share in rows]
         heading = "prediction\nactual\nloss / probability" if show_text else ""

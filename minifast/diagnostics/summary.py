@@ -77,7 +77,7 @@ def model_sizes(m: nn.Module, size: tuple[int, int] = (64, 64)) -> list[torch.Si
     first = next(convolutions, None)
     if first is None:
         raise ValueError(
-            f"{type(m).__name__} has no convolution, so the number of image channels is unknown; give a model of images."
+            f"{type(m).__name__} has no convolution, so the number of image channels is unknown; give an image model."
         )
     image = torch.zeros(1, first.in_channels, *size, device=first.weight.device, dtype=first.weight.dtype)
     with hook_outputs(m.children()) as hooks, eval_mode(m), torch.no_grad():

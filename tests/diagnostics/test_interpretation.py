@@ -268,7 +268,7 @@ def test_items_that_are_no_pictures_are_a_table(capsys):
     losses, indices = found.top_losses(2)
     assert found.plot_top_losses(2) is None
     header, first, second = capsys.readouterr().out.splitlines()
-    assert header.split() == ["item", "prediction", "actual", "loss", "probability"]
+    assert header.split() == ["sample", "prediction", "actual", "loss", "probability"]
     i = int(indices[0])
     assert first.split()[:4] == [str(i), CLASSES[PREDICTED[i]], CLASSES[ACTUAL[i]], f"{losses[0]:.2f}"]
     assert second.split()[0] == str(int(indices[1]))
@@ -285,7 +285,7 @@ def test_items_of_several_tensors_are_a_table(capsys):
     learn.interpret().plot_top_losses(2)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["sample", "1", "3"]
     learn.show_results()
-    assert capsys.readouterr().out.splitlines()[1:] == ["0     cat     cat", "1     cat     dog"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["0       cat     cat", "1       cat     dog"]
 
 
 # --- show_results
@@ -315,7 +315,7 @@ def test_of_the_test_part_there_are_predictions_only():
 def test_results_that_are_no_pictures_are_a_table_of_rows(capsys):
     learn = echo(PREDICTED, ACTUAL, CLASSES, bs=7)
     learn.show_results(rows=2)
-    assert capsys.readouterr().out == "sample  target  prediction\n0     ant     ant\n1     bee     bee\n"
+    assert capsys.readouterr().out == "sample  target  prediction\n0       ant     ant\n1       bee     bee\n"
     learn.show_results(DatasetType.Train, rows=100)
     assert len(capsys.readouterr().out.splitlines()) == 8
 
@@ -324,12 +324,12 @@ def test_results_of_numbers_and_of_labels_are_said_as_such(capsys):
     items = TensorDataset(torch.tensor([[0.5], [2.0]]), torch.tensor([0.25, 2.0]))
     learn = Learner(DataBunch(DataLoader(items, 2), DataLoader(items, 2), device="cpu"), Echo(), silent=True)
     learn.show_results()
-    assert capsys.readouterr().out.splitlines()[1:] == ["0     0.25    0.5", "1     2       2"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["0       0.25    0.5", "1       2       2"]
     labels = TensorDataset(torch.tensor([[3.0, 3.0], [3.0, -3.0]]), torch.tensor([[1.0, 1.0], [0.0, 1.0]]))
     loaders = DataLoader(labels, 2), DataLoader(labels, 2)
     data = DataBunch(*loaders, device="cpu", classes=["sea", "sun"], loss_func=nn.BCEWithLogitsLoss())
     Learner(data, Echo(), silent=True).show_results()
-    assert capsys.readouterr().out.splitlines()[1:] == ["0     sea, sun  sea, sun", "1     sun       sea"]
+    assert capsys.readouterr().out.splitlines()[1:] == ["0       sea, sun  sea, sun", "1       sun       sea"]
 
 
 def test_rows_that_are_no_count_are_refused():
