@@ -73,9 +73,11 @@ def report() -> str:
         learn = make_learner()
         learn.silent = True
         result = learn.lr_find()
-        if result.suggestion is None or result.band is None:
-            raise SystemExit(f"{problem}: {result.refusal}")
-        learning_rates = dict(zip(names, [*result.rules.values(), result.suggestion, *result.band], strict=True))
+        if result.suggestion is None or result.suggested_range is None:
+            raise SystemExit(f"{problem}: {result.reason}")
+        learning_rates = dict(
+            zip(names, [*result.rules.values(), result.suggestion, *result.suggested_range], strict=True)
+        )
         configurations = {
             name: lambda learn, epochs, lr=lr: learn.fit_one_cycle(epochs, lr) for name, lr in learning_rates.items()
         }

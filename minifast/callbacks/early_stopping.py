@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minifast.callbacks.monitor import TrackerCallback
 from minifast.utils.checks import check_count, check_number
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
-from minifast.callbacks.monitor import TrackerCallback
 
 
 class EarlyStoppingCallback(TrackerCallback):
-    """Ends the fit after ``patience`` epochs in a row without an improvement.
+    """End the fit after ``patience`` epochs in a row without an improvement.
 
-    (fastai v1 waits for one more.) Without patience, which is 0, the first such epoch is the last, as with 1.
+    fastai v1 waits for one epoch more. A patience of 0 is the same as 1: the first such epoch ends the fit.
 
     Args:
         learn, monitor, mode: see ``TrackerCallback``.
-        min_delta: a smaller change is no improvement.
-        patience: how many epochs to wait.
+        min_delta: the smallest change that counts as an improvement.
+        patience: the number of epochs to wait.
 
     >>> callback = EarlyStoppingCallback(monitor="accuracy", min_delta=0.01, patience=3)
     """
@@ -37,9 +37,9 @@ class EarlyStoppingCallback(TrackerCallback):
         self.patience = check_count("patience", patience, least=0)
 
     def on_epoch_end(self, epoch: int, **kwargs: Any) -> dict[str, bool] | None:
-        """Compare, and stop where patience is at its end."""
+        """Compare, and stop when the patience is used up."""
         super().on_epoch_end(epoch)
         if self.wait < max(self.patience, 1):
             return None
-        self._say(f"Stopped after epoch {epoch}: {self._since()}.")
+        self._print(f"Stopped after epoch {epoch}: {self._since()}.")
         return {"stop_training": True}

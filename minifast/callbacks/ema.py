@@ -1,4 +1,4 @@
-"""A moving average of the weights."""
+"""An exponential moving average of the weights."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ if TYPE_CHECKING:
 
 
 class EMACallback(LearnerCallback):
-    """Keeps an exponential moving average of the weights, validates with it, and leaves it in the model at the end.
+    """Average the weights during training, validate with the average, and leave it in the model after the fit.
 
-    After step ``n`` the average moves by ``1 - decay`` of the way to the weights, in the first steps by more:
-    ``decay`` is then ``(1 + n) / (10 + n)``. Floating-point buffers, such as BatchNorm's statistics, are averaged in
-    the same way. Training goes on with the weights themselves: from the first batch of a validation to the start of the
-    next epoch the model holds the average, so what callbacks save at an epoch's end is what was validated. A fit
-    that an error or Ctrl-C ends leaves the weights themselves. It takes no part in ``lr_find``.
+    After step ``n`` the average moves by ``1 - decay`` of the way to the weights. In the first steps ``decay`` is at
+    most ``(1 + n) / (10 + n)``. Floating-point buffers, such as BatchNorm's statistics, are averaged in the same way.
+
+    Training continues with the weights themselves. From the first validation batch to the start of the next epoch the
+    model has the averaged weights, so callbacks save the weights that were validated. After an error or Ctrl-C the
+    model has the weights themselves. ``lr_find`` ignores this callback.
 
     Args:
         learn: the learner.
-        decay: in [0, 1]; 0.999 averages over about the last thousand steps.
+        decay: in [0, 1]; 0.999 averages over about the last 1,000 steps.
 
     Source: B. Polyak & A. Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
@@ -39,7 +40,7 @@ class EMACallback(LearnerCallback):
     True
     """
 
-    _order = 5_000  # after those that change weights when a step is made
+    _order = 5_000  # after callbacks that change the weights in a step
     fit_only = True
     must_match = ("decay",)
 
@@ -50,31 +51,31 @@ class EMACallback(LearnerCallback):
 
     def _begin(self) -> None:
         self._steps = 0
-        self._others: list[Tensor] = []  # the averages; the weights themselves while the model holds the averages
+        self._others: list[Tensor] = []  # the averages, or the weights while the model has the averages
         self._swapped = False
 
     def _tensors(self) -> list[Tensor]:
         model = self.learn.model
         both = (*model.parameters(), *model.buffers())
-        return [one.detach() for one in both if one.is_floating_point() or one.is_complex()]
+        return [tensor.detach() for tensor in both if tensor.is_floating_point() or tensor.is_complex()]
 
     def _swap(self) -> None:
-        held = self._tensors()
-        others, self._others = self._others, [one.clone() for one in held]
-        torch._foreach_copy_(held, others)
+        tensors = self._tensors()
+        others, self._others = self._others, [tensor.clone() for tensor in tensors]
+        torch._foreach_copy_(tensors, others)
         self._swapped = not self._swapped
 
     def on_train_begin(self) -> None:
-        """Begin without an average."""
+        """Start without an average."""
         self._begin()
 
     def on_epoch_begin(self) -> None:
-        """Go on with the weights themselves."""
+        """Put the weights themselves back."""
         if self._swapped:
             self._swap()
 
     def on_step_end(self, skip_step: bool) -> None:
-        """Take in the weights after a step."""
+        """Update the average after a step."""
         if skip_step:
             return
         tensors = self._tensors()
@@ -82,22 +83,22 @@ class EMACallback(LearnerCallback):
             decay = min(self.decay, (1 + self._steps) / (10 + self._steps))
             get_ema_multi_avg_fn(decay)(self._others, tensors, None)  # type: ignore[no-untyped-call]
         else:
-            self._others = [one.clone() for one in tensors]
+            self._others = [tensor.clone() for tensor in tensors]
         self._steps += 1
 
     def on_batch_begin(self, train: bool) -> None:
-        """Validate with the average."""
+        """Put the average into the model for validation."""
         if not train and self._others and not self._swapped:
             self._swap()
 
     def on_train_end(self, exception: Any) -> None:
-        """Leave the average in the model, or after an error the weights themselves."""
+        """Leave the average in the model, or the weights themselves after an error."""
         if self._others and self._swapped == bool(exception):
             self._swap()
         self._begin()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take it over; the model must hold the rest."""
+        """Restore the average; the model must already have its weights."""
         super().load_state_dict(state)
-        pairs = zip(self._others, self._tensors(), strict=False)  # none, where no step was made
-        self._others = [kept.to(held.device, copy=True) for kept, held in pairs]
+        pairs = zip(self._others, self._tensors(), strict=False)  # empty before the first step
+        self._others = [saved.to(tensor.device, copy=True) for saved, tensor in pairs]

@@ -1,4 +1,4 @@
-"""The learning rate range test: a mock training over rising rates."""
+"""The learning rate range test: a mock training with a rising learning rate."""
 
 from __future__ import annotations
 
@@ -18,16 +18,26 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-PATIENCE = 1000  # batches for each step, before a finder whose steps are skipped gives up
+MAX_BATCHES = 1000  # per optimizer step; after that many skipped steps in a row the test gives up
 
 
 class LRFinder(ScheduledParameters):
-    """Raises the learning rate from ``start_lr`` to ``end_lr`` by equal ratios over ``num_it`` steps, both visited.
+    """Raise the learning rate from ``start_lr`` to ``end_lr`` in ``num_it`` optimizer steps with equal ratios.
 
-    A step is the optimizer's: where gradients are accumulated over batches, it has the mean of their losses. ``lrs``
-    and ``losses`` (smoothed, as the Recorder's) hold a value a step. Stops before the end when the smoothed loss is
-    more than four times its best (``stop_div``) or a loss is not finite. The learner runs it through ``lr_find``, which
-    puts back what this training changes.
+    ``Learner.lr_find`` runs this callback and restores all state that the mock training changes. ``lrs`` and ``losses``
+    (smoothed, as the Recorder's) hold one value per optimizer step. With accumulated gradients the loss of a step is
+    the mean over its batches.
+
+    Args:
+        learn: the learner.
+        start_lr: the learning rate of the first step; or one per layer group.
+        end_lr: the learning rate of the last step; or one per layer group.
+        num_it: the number of optimizer steps, at least 2.
+        stop_div: stop when the smoothed loss is more than four times its lowest value. A loss that is NaN or infinite
+            always stops the test.
+
+    Raises:
+        ValueError: ``start_lr`` is not below ``end_lr``.
 
     Source: L. Smith, "Cyclical learning rates for training neural networks" (2017), section 3.3.
     """
@@ -39,9 +49,7 @@ class LRFinder(ScheduledParameters):
         first, last = learn.lr_range(start_lr, "start_lr"), learn.lr_range(end_lr, "end_lr")
         check_count("num_it", num_it, least=2)
         if not np.all(np.asarray(first) < np.asarray(last)):
-            raise ValueError(
-                f"start_lr is {start_lr} and end_lr is {end_lr}; the finder goes up, so start_lr < end_lr."
-            )
+            raise ValueError(f"`start_lr` must be lower than `end_lr`, got {start_lr} and {end_lr}; lr_find goes up.")
         self.schedules = {"lr": exponential(first, last)}
         self.controls = ("lr",)
         self.num_it = num_it
@@ -52,18 +60,18 @@ class LRFinder(ScheduledParameters):
         self.losses: list[float] = []
         self.best_loss = math.inf
         self._average = SmoothenValue(BETA)
-        self._batches = 0  # those that earlier steps had
+        self._batches = 0  # that belong to earlier steps
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
-        """Set the first rate; a mock training is not validated."""
+        """Set the first learning rate, and skip validation."""
         super().on_train_begin(n_epochs, epoch)
         return {"skip_validate": True}
 
     def jump_to_epoch(self, epoch: int) -> None:
-        """Stay at the first rate, wherever training starts."""
+        """Stay at the first learning rate at whatever epoch training starts."""
 
     def on_step_end(self, raw_losses: Losses, skip_step: bool) -> dict[str, bool] | None:
-        """Note the step, and stop where the rates end or the loss says so."""
+        """Record the step, and stop after the last one or when the loss diverges."""
         finite = math.isfinite(raw_losses[-1])
         if finite and skip_step:
             return None
@@ -74,35 +82,35 @@ class LRFinder(ScheduledParameters):
         self.losses.append(self._average.smooth)
         self.best_loss = min(self.best_loss, self.losses[-1])
         if not finite:
-            self.stopped = "the loss was no longer finite"
+            self.stopped = "the loss was NaN or infinite"
         elif self.stop_div and self.losses[-1] > self._limit():
-            self.stopped = "the smoothed loss rose over four times its best"
+            self.stopped = "the smoothed loss rose above four times its lowest value"
         elif len(self.lrs) >= self.num_it:
-            self.stopped = "the last rate was reached"
+            self.stopped = "the last learning rate was reached"
         else:
             return None
         return {"stop_epoch": True, "stop_training": True}
 
     def _limit(self) -> float:
-        # Four times the best, said as a rise above it, so that a loss that may be negative has a limit too.
+        # A rise above the best loss, so that negative losses have a limit too.
         best = self.best_loss
         return 4 * best if best > 0 else best + 3 * max(self.losses[0] - best, -best)
 
     def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> dict[str, bool] | None:
-        """Set the rate of the next step; give up where there are none."""
+        """Set the learning rate of the next step; give up if the optimizer makes no steps."""
         if not train:
             return None
         self._set(len(self.lrs))
-        if iteration + 1 < PATIENCE * (len(self.lrs) + 1):
+        if iteration + 1 < MAX_BATCHES * (len(self.lrs) + 1):
             return None
-        self.stopped = f"{iteration + 1} batches gave it {len(self.lrs)} steps of the optimizer"
+        self.stopped = f"the optimizer made {len(self.lrs)} steps in {iteration + 1} batches"
         return {"stop_epoch": True, "stop_training": True}
 
     def on_epoch_end(self, epoch: int, n_epochs: int, num_batch: int) -> dict[str, int] | None:
-        """Go over the data once more where steps are missing, because they have several batches each."""
+        """Add an epoch if steps are missing because each takes several batches."""
         if epoch + 1 < n_epochs or len(self.lrs) >= self.num_it:
             return None
         if not num_batch:
-            self.stopped = "the data gave no more batches"
+            self.stopped = "the data has no more batches"
             return None
         return {"n_epochs": n_epochs + 1}

@@ -1,4 +1,4 @@
-"""Leslie Smith's 1cycle policy."""
+"""The 1cycle policy as a callback."""
 
 from __future__ import annotations
 
@@ -15,44 +15,47 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-MOMS = (0.95, 0.85)  # the default, of which nothing is said where there is no momentum
+MOMS = (0.95, 0.85)  # the default; it gives no warning for an optimizer without momentum
 
 
 def check_moms(moms: Any) -> tuple[float, float]:
-    """Return ``moms`` as (high, low); one number stands for both."""
+    """Return ``moms`` as (high, low); one number is used for both."""
     if isinstance(moms, str) or not hasattr(moms, "__len__"):
         moms = (moms, moms)
     if len(moms) != 2:
         raise ValueError(
-            f"moms has {len(moms)} values; it must be two, the high and the low one, such as (0.95, 0.85)."
+            f"`moms` must have two values, the high and the low momentum, such as (0.95, 0.85); got {len(moms)}."
         )
     high, low = (check_number("each of moms", mom, low=0, high=1) for mom in moms)
     return high, low
 
 
 class OneCycleScheduler(ScheduledParameters):
-    """Sets learning rate and momentum by the 1cycle policy over ``tot_epochs`` epochs.
+    """Set learning rate and momentum by the 1cycle policy over ``tot_epochs`` epochs.
 
-    Phase 1: the rate goes in a line from ``lr_max / div_factor`` to ``lr_max`` over the first ``pct_start`` of the
-    batches (a whole number of them, rounded down), the momentum from ``moms[0]`` to ``moms[1]``. Phase 2: the rate goes
-    down a cosine to 0, or to ``lr_max / final_div``, the momentum back.
+    In phase 1 the learning rate rises on a line from ``lr_max / div_factor`` to ``lr_max``. The momentum falls from
+    ``moms[0]`` to ``moms[1]``. Phase 1 takes ``pct_start`` of the batches, rounded down to whole batches. In phase 2
+    the learning rate falls on a cosine to 0, or to ``lr_max / final_div``, and the momentum rises back.
+
+    The cycle sets the momentum (``betas[0]`` of Adam's family) for the length of the fit, whatever ``opt_func`` set;
+    the other arguments of ``opt_func``, such as ``betas[1]``, stay.
 
     Args:
         learn: the learner.
-        lr_max: the highest rate, found with ``lr_find``; or one for each layer group.
-        moms: the high and the low momentum. An optimizer that works without momentum gets none.
-        div_factor: by how much lower than ``lr_max`` the first rate is.
-        pct_start: the share of the batches that phase 1 takes, in [0, 1]; by default 0.3.
+        lr_max: the maximum learning rate, see ``lr_find``; or one per layer group.
+        moms: the high and the low momentum. Ignored if the optimizer works without momentum.
+        div_factor: the first learning rate is ``lr_max / div_factor``.
+        pct_start: the share of the batches in phase 1, in [0, 1]; by default 0.3.
         final_div: end at ``lr_max / final_div`` instead of 0.
-        tot_epochs: the length of the cycle, when it is longer than this fit.
-        start_epoch: the epoch to begin at, when the epochs before are done already.
-        warmup: ``"linear"``, or ``"cosine"`` for a phase 1 as fastai v1's code has it.
-        policy: ``"one_cycle"``; ``"three_phases"``, Smith's original (``pct_start`` 0.45 and at most a half); or
-            ``"two_halves"``, two lines, which leaves the momentum alone. Both end at ``lr_max / (div_factor * 100)``
-            unless ``final_div`` is given.
+        tot_epochs: the length of the cycle in epochs, if it is longer than this fit.
+        start_epoch: the epoch to start at, if earlier epochs are already trained.
+        warmup: ``"linear"``, or ``"cosine"`` for the phase 1 of fastai v1's code.
+        policy: ``"one_cycle"``; ``"three_phases"``, Smith's original, with a ``pct_start`` of 0.45 and at most 0.5; or
+            ``"two_halves"``, two lines that leave the momentum unchanged. The last two end at
+            ``lr_max / (div_factor * 100)`` by default.
 
     Raises:
-        ValueError, TypeError: an argument is out of its range or of the wrong kind.
+        ValueError, TypeError: an argument is out of range or has the wrong type.
 
     Source: L. Smith, "A disciplined approach to neural network hyper-parameters" (2018).
     """
@@ -84,10 +87,12 @@ class OneCycleScheduler(ScheduledParameters):
         self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
         self.warmup = warmup
         if policy != "one_cycle" and warmup != "linear":
-            raise ValueError(f"warmup is {warmup!r}, which {policy} has not; leave it out, or take policy='one_cycle'.")
+            raise ValueError(
+                f"`warmup` must be 'linear' with policy={policy!r}, got {warmup!r}; or use policy='one_cycle'."
+            )
         if form.mom is None and self.moms != MOMS:
-            raise ValueError(f"moms is {moms}, but {policy} leaves the momentum alone; leave moms out.")
-        self._momentum_is_meant = self.moms != MOMS
+            raise ValueError(f"`moms` is {moms}, but policy={policy!r} leaves the momentum alone; remove `moms`.")
+        self._momentum_is_explicit = self.moms != MOMS
         self.controls = tuple(self._forms(self.pct_start))
 
     def plan(self, n_batches: int) -> dict[str, Schedule]:
@@ -103,13 +108,13 @@ class OneCycleScheduler(ScheduledParameters):
         return plan
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
-        """Plan the cycle, set the first values, and begin at ``start_epoch`` where one is given."""
+        """Plan the cycle, set the first values, and start at ``start_epoch`` if given."""
         if self.start_epoch is not None:
             epoch = self.start_epoch
         tot_epochs = n_epochs if self.tot_epochs is None else self.tot_epochs
         self.check_start(epoch, n_epochs)
         if tot_epochs < n_epochs:
-            raise ValueError(f"tot_epochs is {tot_epochs}, less than the {n_epochs} epochs of the fit; raise it.")
+            raise ValueError(f"`tot_epochs` must be at least the {n_epochs} epochs of the fit, got {tot_epochs}.")
         n_batches = len(self.learn.data.train_dl) * tot_epochs
         self.begin(self.plan(n_batches), n_batches)
         self.jump_to_epoch(epoch)
@@ -118,11 +123,11 @@ class OneCycleScheduler(ScheduledParameters):
 
 @accept_aliases(max_lr="lr_max")
 def one_cycle_scheduler(lr_max: Value, **kwargs: Any) -> partial[OneCycleScheduler]:
-    """Return what makes a ``OneCycleScheduler`` of a learner, for ``callback_fns``: each ``fit`` is then one cycle.
+    """Return a function for ``callback_fns`` that makes each ``fit`` one cycle.
 
     Args:
-        lr_max: the highest rate.
-        kwargs: what else ``OneCycleScheduler`` takes.
+        lr_max: the maximum learning rate.
+        kwargs: further arguments of ``OneCycleScheduler``.
 
     >>> import torch
     >>> from minifast import DataBunch, Learner, simple_ann

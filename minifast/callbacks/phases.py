@@ -1,4 +1,4 @@
-"""Train in phases that each have their own schedule, as in fastai v1."""
+"""Training in phases with one schedule each, as in fastai v1."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.schedules.annealing import Schedule, annealing_linear
+from minifast.schedules.annealing import Schedule, Value, annealing_linear, annealing_no
 from minifast.schedules.shapes import constant, join
 from minifast.utils.checks import check_callable, check_count, check_number
-
-if TYPE_CHECKING:
-    from minifast.learner.learner import Learner
-
-from typing import TYPE_CHECKING
-
-from minifast.schedules.annealing import Value, annealing_no
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -27,7 +20,10 @@ Annealing = Callable[[Any, Any, Any], Any]
 
 
 class TrainingPhase:
-    """A part of a training: ``length`` batches, and what its hyper-parameters do in them.
+    """A phase of ``length`` batches, with schedules for its hyperparameters.
+
+    Args:
+        length: the number of batches.
 
     >>> phase = TrainingPhase(100).schedule_hp("lr", (1e-3, 1e-2)).schedule_hp("mom", 0.9)
     """
@@ -37,16 +33,18 @@ class TrainingPhase:
         self.scheds: dict[str, tuple[Any, Any, Annealing]] = {}
 
     def schedule_hp(self, name: str, vals: Any, anneal: Annealing | None = None) -> TrainingPhase:
-        """Let ``name`` go from ``vals[0]`` to ``vals[1]``, or stay at one number; returns the phase.
+        """Schedule the hyperparameter ``name`` in this phase, and return the phase.
 
-        ``name`` is ``lr``, ``mom``, ``wd`` or another number that the torch optimizer has in its parameter groups.
-        ``anneal`` is a function of (start, end, pct), a line unless given; one number with ``anneal`` goes to 0.
+        Args:
+            name: ``lr``, ``mom``, ``wd`` or another number in the parameter groups of the torch optimizer.
+            vals: ``(start, end)``; or one number, which stays constant, or with ``anneal`` goes to 0.
+            anneal: a function of (start, end, pct) that interpolates; by default a line.
         """
         if not isinstance(name, str):
-            raise TypeError(f"name is {name!r}; it must be a hyper-parameter's name, such as 'lr'.")
+            raise TypeError(f"`name` must be the name of a hyperparameter, such as 'lr', got {name!r}.")
         if isinstance(vals, tuple) and len(vals) != 2:
-            raise ValueError(f"vals of {name} is {vals}; it must be (start, end), or one number.")
-        ends = [self._value(name, one) for one in (vals if isinstance(vals, tuple) else (vals,))]
+            raise ValueError(f"`vals` of {name} must be (start, end) or one number, got {vals}.")
+        ends = [self._value(name, value) for value in (vals if isinstance(vals, tuple) else (vals,))]
         start, end = (*ends, 0 * ends[0] if anneal else ends[0])[:2]
         self.scheds[name] = start, end, annealing_linear if anneal is None else check_callable("anneal", anneal)
         return self
@@ -54,35 +52,37 @@ class TrainingPhase:
     @staticmethod
     def _value(name: str, value: Any) -> Any:
         if isinstance(value, (list, np.ndarray)):
-            return np.array([check_number(f"each value of {name}", one) for one in value])
+            return np.array([check_number(f"each value of {name}", number) for number in value])
         return check_number(f"a value of {name}", value)
 
 
 class GeneralScheduler(ScheduledParameters):
-    """Runs phases one after another, each with schedules of its own, and stops the training after the last.
+    """Run phases one after another, and stop the training after the last one.
 
-    A hyper-parameter that a phase does not name stays where the phase before left it.
+    A hyperparameter that a phase does not schedule stays at the last value of the phase before.
 
     Args:
         learn: the learner.
         phases: the phases, in order.
-        start_epoch: the epoch to begin at, when the epochs before are done already.
+        start_epoch: the epoch to start at, if earlier epochs are already trained.
     """
 
     def __init__(self, learn: Learner, phases: Sequence[TrainingPhase], start_epoch: int | None = None) -> None:
         super().__init__(learn)
         self.phases = [phases] if isinstance(phases, TrainingPhase) else list(phases)
         if not self.phases:
-            raise ValueError("phases is empty; give one TrainingPhase or more.")
+            raise ValueError("`phases` must have at least one TrainingPhase, got none.")
         for phase in self.phases:
             if not isinstance(phase, TrainingPhase):
-                raise TypeError(f"phases holds {phase!r}; give TrainingPhase(length).schedule_hp(name, values).")
+                raise TypeError(
+                    f"`phases` must contain TrainingPhase(length).schedule_hp(name, values), got {phase!r}."
+                )
         self._names = list(dict.fromkeys(name for phase in self.phases for name in phase.scheds))
         self.controls = tuple(self._names)
         self.start_epoch = None if start_epoch is None else check_count("start_epoch", start_epoch, least=0)
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, int] | None:
-        """Plan, set the first values, and begin at ``start_epoch`` where one is given."""
+        """Plan, set the first values, and start at ``start_epoch`` if given."""
         opt, n_batches = self.learn.opt, sum(phase.length for phase in self.phases)
         plan = {name: self._plan(name, np.array(opt.read(name))) for name in self._names}
         self.begin(plan, n_batches)
@@ -113,10 +113,12 @@ def _between(start: Any, end: Any, anneal: Annealing) -> Schedule:
 
 
 class Scheduler:
-    """Goes from one value to another in ``n_iter`` calls of ``step``, for callbacks written in fastai v1's way.
+    """Go from one value to another in ``n_iter`` calls of ``step``, for callbacks written for fastai v1.
 
-    ``vals`` is ``(start, end)``, or one number to start from; ``func`` is an annealing of ``(start, end, pct)``, linear
-    for a pair and constant for one number unless given.
+    Args:
+        vals: ``(start, end)``, or one number to start from.
+        n_iter: the number of steps.
+        func: a function of (start, end, pct); by default linear for a pair and constant for one number.
 
     >>> s = Scheduler((0.0, 1.0), 4)
     >>> s.start, [s.step() for _ in range(4)], s.is_done

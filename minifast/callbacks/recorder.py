@@ -274,8 +274,8 @@ class Recorder(LearnerCallback):
         if result and not result.lrs:
             raise MinifastError(f"There is nothing to plot: the learning rate finder made no step; {result.stopped}.")
         result = result or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
-        if suggestion and result.refusal:
-            print(result.refusal)
+        if suggestion and result.reason:
+            print(result.reason)
         elif suggestion:
             self.min_grad_lr = result.rules["steepest"]
         return result.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)

@@ -4,30 +4,30 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minifast.callbacks.monitor import TrackerCallback
 from minifast.checkpoint.model import model_file
 from minifast.utils.checks import check_word
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
-from minifast.callbacks.monitor import TrackerCallback
 
 
 class SaveModelCallback(TrackerCallback):
-    """Saves the model, with the optimizer, when it is better than before, and loads the best when the fit ends.
+    """Save the model and the optimizer when the monitored value improves, and load the best when the fit ends.
 
-    The file is ``path/model_dir/{name}.pth``, written whole or not at all; ``learn.load(name)`` loads it. The best is
-    loaded after Ctrl-C too; after an error the model is left as it is, and what was saved stays. Each fit has a best
-    of its own, and takes the place of the file of the fit before.
+    The file is ``path/model_dir/{name}.pth``, written atomically; ``learn.load(name)`` loads it. The best model is also
+    loaded after Ctrl-C. After an error the model stays as it is, and the saved files remain. Each fit has its own best
+    model, and overwrites the file of the fit before.
 
     Args:
         learn, monitor, mode: see ``TrackerCallback``.
         every: ``"improvement"``; or ``"epoch"``, to save each epoch as ``{name}_{epoch}`` and load nothing.
-        name: of the file.
+        name: the file's name without a suffix.
 
     >>> callback = SaveModelCallback(monitor="accuracy", name="most_accurate")
     """
 
-    _order = 6_000  # after those that leave weights of their own at the end, such as EMACallback, lest they replace it
+    _order = 6_000  # after callbacks that replace the weights when the fit ends, such as EMACallback
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class SaveModelCallback(TrackerCallback):
 
     def _begin(self) -> None:
         super()._begin()
-        self._ended = False  # whether the best was loaded: a finished run that is shown again is left as it ended
+        self._ended = False  # whether the best model is loaded; resuming a finished run does not load it again
 
     def check_monitor(self, metrics_names: list[str], validated: bool) -> None:
-        """Refuse a name that is none, and where it matters a value that this fit will not have."""
+        """Raise an error if the file name is not valid or this fit does not have the monitored value."""
         model_file(self.learn, self.name)
         if self.every == "improvement":
             super().check_monitor(metrics_names, validated)
 
     def on_epoch_end(self, epoch: int, **kwargs: Any) -> None:
-        """Save, if it is time."""
+        """Save the epoch, or the model if it improved."""
         if self.every == "epoch":
             self.learn.save(f"{self.name}_{epoch}")
             return
@@ -61,10 +61,10 @@ class SaveModelCallback(TrackerCallback):
             self.learn.save(self.name)
 
     def on_train_end(self, exception: Any, **kwargs: Any) -> None:
-        """Load the best."""
+        """Load the best model."""
         failed = exception and not isinstance(exception, KeyboardInterrupt)
         if failed or self._ended or self.best_epoch is None:
             return
         self.learn.load(self.name)
         self._ended = True
-        self._say(f"Loaded {self.name}, the model of epoch {self.best_epoch}: {self.monitor} {self.best:.6g}.")
+        self._print(f"Loaded {self.name}, the model of epoch {self.best_epoch}: {self.monitor} {self.best:.6g}.")

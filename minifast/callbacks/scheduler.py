@@ -1,4 +1,4 @@
-"""Hyper-parameters that follow schedules while a fit runs."""
+"""Hyperparameters that follow schedules during a fit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from minifast.errors import MinifastError
 from minifast.schedules.annealing import Schedule, Value
 from minifast.schedules.shapes import constant
 from minifast.training.callback import LearnerCallback
-from minifast.training.groups import check_rate, per_group
+from minifast.training.groups import check_lr, per_group
 from minifast.utils.checks import arguments_of, check_number
 
 if TYPE_CHECKING:
@@ -21,19 +21,22 @@ if TYPE_CHECKING:
 
 
 class ScheduledParameters(LearnerCallback):
-    """Sets the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
+    """Set the optimizer's ``lr``, ``mom`` and ``wd`` by schedules: batch ``i`` of ``n`` trains at ``f(i / n)``.
 
-    ``f(1)`` is set after the last batch; when the fit ends, the learner puts back what was before. Momentum is left
-    alone where the optimizer works without. After a batch without a step of the optimizer the values stay as they are:
-    where gradients are accumulated, a step trains at the values of the first of its batches, as one big batch would.
+    ``f(1)`` is set after the last batch. When the fit ends, the learner restores the values from before the fit. The
+    schedule of the momentum is ignored if the optimizer works without momentum. It sets ``betas[0]`` of Adam's family
+    and ``momentum`` of SGD and RMSprop, and nothing else of what you gave the optimizer.
+
+    The values change only after an optimizer step. With accumulated gradients a step therefore uses the values of its
+    first batch, as one big batch would.
 
     Args:
         learn: the learner.
-        schedules: a schedule for each of ``lr``, ``mom`` and ``wd`` that is to change.
+        schedules: a schedule for each of ``lr``, ``mom`` and ``wd`` that changes during training.
         n_batches: how many batches the schedules span.
     """
 
-    _momentum_is_meant = True  # so that an optimizer without momentum is worth a warning
+    _momentum_is_explicit = True  # whether to warn if the optimizer works without momentum
 
     def __init__(self, learn: Learner, schedules: dict[str, Schedule] | None = None, n_batches: int = 1) -> None:
         super().__init__(learn)
@@ -43,25 +46,25 @@ class ScheduledParameters(LearnerCallback):
         self.first = 0
 
     def begin(self, schedules: dict[str, Schedule], n_batches: int) -> None:
-        """Begin with the first of ``n_batches``."""
+        """Check the schedules and set the values of the first of ``n_batches`` batches."""
         opt = self.learn.opt
-        if self._momentum_is_meant and "mom" in schedules and not opt.has_momentum:
-            warnings.warn(f"{opt.without_momentum}; the momentum of the schedule is left out.", stacklevel=2)
+        if self._momentum_is_explicit and "mom" in schedules and not opt.has_momentum:
+            warnings.warn(f"{opt.without_momentum}; the schedule of the momentum is ignored.", stacklevel=2)
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         for name, schedule in self.schedules.items():
-            at = {i / n_batches for i in range(0, n_batches, max(1, n_batches // MOST))} | {1.0}
+            at = {i / n_batches for i in range(0, n_batches, max(1, n_batches // MAX_CHECKED))} | {1.0}
             check_values(name, schedule, sorted(at), len(self.learn.layer_groups))
         self.n_batches = n_batches
         self.first = 0
         self._set(0)
 
     def jump_to_epoch(self, epoch: int) -> None:
-        """Take the schedules up at ``epoch``."""
+        """Continue the schedules at ``epoch``."""
         self.first = epoch * len(self.learn.data.train_dl)
         self._set(self.first)
 
     def values(self, batch: int) -> dict[str, Value]:
-        """Return what batch ``batch`` trains with."""
+        """Return the scheduled values of batch ``batch``."""
         progress = min(batch / self.n_batches, 1.0)
         return {name: schedule(progress) for name, schedule in self.schedules.items()}
 
@@ -71,83 +74,87 @@ class ScheduledParameters(LearnerCallback):
             opt.write(name, value)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place in the schedules, and their values on a grid, by which they are known."""
+        """Return the position in the schedules, and their values on a grid, which identify them."""
         plan = {name: [np.asarray(f(p)).tolist() for p in GRID] for name, f in self.schedules.items()}
         return {"first": self.first, "n_batches": self.n_batches, "plan": plan}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up the place; schedules that are others than those of the run are refused."""
+        """Restore the position.
+
+        Raises:
+            MinifastError: the checkpointed run used other schedules.
+        """
         mine = self.state_dict()
         if any(state[name] != mine[name] for name in ("plan", "n_batches")):
-            raise MinifastError(f"The run was begun with other values of {type(self).__name__}; give those again.")
+            raise MinifastError(
+                f"The checkpointed run was started with other values of {type(self).__name__}; give the same values."
+            )
         self.first = state["first"]
 
     def check_start(self, epoch: int, n_epochs: int) -> None:
-        """Refuse to start at an epoch that the fit has not."""
+        """Raise ValueError if ``epoch`` is not below ``n_epochs``."""
         if epoch >= n_epochs:
-            raise ValueError(f"start_epoch is {epoch}, but the fit ends after {n_epochs} epochs; raise those above it.")
+            raise ValueError(f"`start_epoch` must be lower than the number of epochs ({n_epochs}), got {epoch}.")
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> Any:
         """Set the first values."""
         self.begin(self.schedules, self.n_batches)
 
     def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> Any:
-        """Set the values of the next batch, where the optimizer made a step."""
+        """Set the values of the next batch if the optimizer made a step."""
         if train and not skip_step:
             self._set(self.first + iteration + 1)
 
 
-GRID = [i / 100 for i in range(101)]  # of progress, on which schedules are compared
+GRID = [i / 100 for i in range(101)]  # points of progress at which schedules are compared
+UPPER_LIMITS = {"lr": math.inf, "mom": 1.0, "wd": math.inf}
+MAX_CHECKED = 100_000  # batches whose values are checked before training; of a longer run an evenly spaced part
 
 
-HIGHEST = {"lr": math.inf, "mom": 1.0, "wd": math.inf}
+def as_schedule(name: str, value: Any, n_groups: int, label: str = "") -> tuple[Schedule, list[list[float]]]:
+    """Return ``value`` as a schedule, and its values on a grid of progress for each layer group.
 
-
-MOST = 100_000  # batches of a run that are looked at before it trains; of more a part, evenly spread
-
-
-def as_schedule(name: str, value: Any, n_groups: int, called: str = "") -> tuple[Schedule, list[list[float]]]:
-    """Return a schedule as it is, or a number or a value for each layer group as one that stays; and its values.
-
-    The values are those of each layer group on a grid of progress. ``called`` names it in an error.
+    A number, or a sequence with one number per layer group, becomes a constant schedule. Error messages call the value
+    ``label``, by default ``name``.
 
     Raises:
-        ValueError, TypeError: it is no schedule, gives what ``name`` cannot be, or another number of values than
-            layer groups.
+        ValueError, TypeError: it is not a schedule, a value is out of range for ``name``, or the number of values is
+            not the number of layer groups.
     """
-    called = called or name
+    label = label or name
     if callable(value):
-        check_schedule(called, value)
+        check_schedule(label, value)
     elif isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
         value = constant(np.asarray(value, float))
     else:
-        value = constant(check_rate(called, value))
-    check_values(name, value, GRID, n_groups, called)
-    return value, [per_group(value(p), n_groups, called) for p in GRID]
+        value = constant(check_lr(label, value))
+    check_values(name, value, GRID, n_groups, label)
+    return value, [per_group(value(p), n_groups, label) for p in GRID]
 
 
 def check_schedule(name: str, value: Any) -> None:
-    """Refuse a function that makes schedules where a schedule is meant."""
+    """Raise TypeError if ``value`` is a function that builds schedules instead of a schedule."""
     names, needed = arguments_of(value) or (["p"], 1)
-    maker = getattr(value, "__name__", type(value).__name__)
+    builder = getattr(value, "__name__", type(value).__name__)
     if needed > 1 or not names or callable(value(0.0)):
         raise TypeError(
-            f"{name} is {maker}, which is no function of progress alone; a maker of schedules is called, "
+            f"{name} is {builder}, which is not a function of progress alone; call functions that build schedules, "
             f"such as one_cycle(5e-2)."
         )
 
 
-def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: int, called: str = "") -> None:
-    """Refuse a schedule that at one of these points gives what its hyper-parameter cannot be.
+def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: int, label: str = "") -> None:
+    """Check the values of a schedule at some points of progress.
 
     Raises:
-        ValueError, TypeError: a value is not finite, a rate or decay is negative, or a momentum is not in [0, 1].
+        ValueError, TypeError: a value is not finite, a learning rate or weight decay is negative, or a momentum is not
+            in [0, 1].
     """
-    low, high = (0.0, HIGHEST[name]) if name in HIGHEST else (-math.inf, math.inf)
+    low, high = (0.0, UPPER_LIMITS[name]) if name in UPPER_LIMITS else (-math.inf, math.inf)
     for p in at:
         value = schedule(p)
         if type(value) is float and low <= value <= high and math.isfinite(value):
             continue
-        where = f"{called or name} at {p:.4g} of the run"
-        for one in per_group(value, n_groups, where):
-            check_number(where, one, low=low, high=high)
+        where = f"{label or name} at {p:.4g} of the run"
+        for number in per_group(value, n_groups, where):
+            check_number(where, number, low=low, high=high)

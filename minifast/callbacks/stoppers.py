@@ -1,4 +1,4 @@
-"""Callbacks that end a fit early: at a loss that is not finite, and after a few batches."""
+"""Callbacks that end a fit early: at a NaN loss, and after a number of batches."""
 
 from __future__ import annotations
 
@@ -7,28 +7,31 @@ from minifast.utils.checks import check_count
 
 
 class TerminateOnNaNCallback(LearnerCallback):
-    """Ends the fit with a line, instead of an error, at a training loss that is NaN or infinite.
+    """End the fit at a training loss that is NaN or infinite, with a printed line instead of an error.
 
-    A fit stops there anyway, with an error; this is for scripts that go on. The step of that batch is not made (on a
-    device the losses are looked at when an epoch ends, so there it comes later).
+    Without this callback, the fit raises NonFiniteLossError. The optimizer does not step on that batch. On a GPU the
+    losses are checked at the end of each epoch, so the fit ends there.
 
     Raises:
-        ValueError: the fit is asked for another ``on_nan``.
+        ValueError: the fit has another ``on_nan``.
     """
 
     fit_only = True
 
     def on_train_begin(self, on_nan: str) -> dict[str, str]:
-        """End the fit without an error at a loss that is not finite."""
+        """End the fit without an error at a loss that is NaN or infinite."""
         if on_nan not in ("stop", "end"):
             raise ValueError(
-                f"on_nan is {on_nan!r}, and TerminateOnNaNCallback is there to end the fit at NaN; leave one out."
+                f"`on_nan` is {on_nan!r}, but TerminateOnNaNCallback ends the fit at NaN; remove one of them."
             )
         return {"on_nan": "end"}
 
 
 class StopAfterNBatches(Callback):
-    """Ends the fit after ``n_batches`` training batches, without validation: to see that all fits together.
+    """End the fit after ``n_batches`` training batches, without validation, as a quick test.
+
+    Args:
+        n_batches: the number of training batches, at least 1.
 
     >>> callback = StopAfterNBatches(n_batches=1)
     """
@@ -39,7 +42,7 @@ class StopAfterNBatches(Callback):
         self.n_batches = check_count("n_batches", n_batches)
 
     def on_batch_end(self, train: bool, iteration: int) -> dict[str, bool] | None:
-        """Count."""
+        """Count training batches, and stop after the last."""
         if not train or iteration + 1 < self.n_batches:
             return None
         return {"stop_epoch": True, "stop_training": True, "skip_validate": True}

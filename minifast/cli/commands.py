@@ -61,7 +61,7 @@ def train(options: argparse.Namespace) -> None:
             learn.silent = False
             pictures["lr_find.png"] = found.plot(return_fig=True)
             if found.suggestion is None:
-                said = found.refusal.replace("the curve with learn.recorder.plot()", "lr_find.png")
+                said = found.reason.replace("the curve with learn.recorder.plot()", "lr_find.png")
                 raise MinifastError(f"{said} Or give --lr a rate.")
             rate = found.suggestion
             print(f"Training at a highest learning rate of {rate:.2g}.", flush=True)

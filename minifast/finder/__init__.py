@@ -1,6 +1,6 @@
-"""The learning rate finder's result: what its rules read from a curve, and its suggestion.
+"""The result of the learning rate finder: rules that read a learning rate from its curve, and a suggestion.
 
-The callback that raises the learning rate lives in ``minifast.callbacks.lr_finder``.
+The callback that raises the learning rate is ``minifast.callbacks.LRFinder``.
 """
 
 from minifast.finder.result import FinderResult

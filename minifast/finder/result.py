@@ -1,4 +1,4 @@
-"""What a learning rate finder found: the curve, what each rule reads from it, and one suggestion or a refusal."""
+"""The result of ``lr_find``: the curve, what each rule reads from it, and a suggestion."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 
 from minifast import plotting
 from minifast.errors import MinifastError
-from minifast.finder.rules import agreed, band, cut, rules
+from minifast.finder.rules import combine_rules, cut, read_rules, suggested_range
+from minifast.utils.aliases import deprecated_attribute
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,19 +20,32 @@ LABELS = {"steepest": "steepest fall", "minimum": "minimum / 10", "valley": "val
 
 
 class FinderResult:
-    """The curve of ``lr_find`` and what it says; a notebook shows it as a table.
+    """Hold the curve of ``lr_find`` and a suggested learning rate; a notebook shows it as a table.
 
-    ``lrs`` and ``losses`` (smoothed) hold a value a step of the optimizer; of several runs the median, and ``curves``
-    each. ``stopped`` says why it ended. ``rules`` holds the rate that each rule reads, see ``suggest.Rules``;
-    ``suggestion`` the one to train with, with ``band`` the lowest and the highest rate that are about as good. Where
-    the curve does not say, both are None and ``refusal`` says why.
+    Attributes:
+        lrs: the learning rate of each optimizer step.
+        losses: the smoothed loss of each step, of several runs the median.
+        curves: the smoothed losses of each run.
+        rules: what each rule reads from the curve, see ``minifast.finder.rules.Rules``; empty without a suggestion.
+        suggestion: the learning rate to train with, or None if the curve does not show one.
+        suggested_range: the lowest and the highest learning rate that train about equally well, or None.
+        reason: why there is no suggestion, else an empty text.
+        stopped: why the last run ended.
 
     Args:
-        lrs: the rates of each run.
+        lrs: the learning rates of each run.
         losses: the smoothed losses of each run.
         stopped: why the last run ended.
-        skip_start, skip_end: how many points at either end the rules leave out (fewer of a short curve).
+        skip_start: how many points the rules ignore at the start, at most a quarter of the curve.
+        skip_end: how many points the rules ignore at the end, at most a quarter of the curve.
+
+    >>> result = FinderResult([[1e-4, 1e-3, 1e-2]], [[1.0, 0.9, 0.8]], "the last learning rate was reached")
+    >>> result.suggestion is None, result.reason[:33]
+    (True, 'The curve of lr_find has 3 points')
     """
+
+    band = deprecated_attribute("band", "suggested_range")
+    refusal = deprecated_attribute("refusal", "reason")
 
     def __init__(
         self,
@@ -43,20 +57,20 @@ class FinderResult:
     ) -> None:
         shortest = min(map(len, lrs))
         self.lrs = list(lrs[0][:shortest])
-        self.curves = [list(one[:shortest]) for one in losses]
+        self.curves = [list(run[:shortest]) for run in losses]
         self.losses = np.median(self.curves, axis=0).tolist()
         self.stopped = stopped
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None
-        self.band: tuple[float, float] | None = None
-        self.refusal = ""
+        self.suggested_range: tuple[float, float] | None = None
+        self.reason = ""
         try:
-            found = rules(self.lrs, self.losses, skip_start, skip_end, self.curves)
-            self.rules = found._asdict()
-            self.suggestion = agreed(found)
-            self.band = band(self.suggestion)
+            readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves)
+            self.rules = readings._asdict()
+            self.suggestion = combine_rules(readings)
+            self.suggested_range = suggested_range(self.suggestion)
         except MinifastError as error:
-            self.refusal = str(error)
+            self.reason = str(error)
 
     def plot(
         self,
@@ -67,36 +81,41 @@ class FinderResult:
         show_grid: bool = False,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw the loss over the learning rate, and of several runs the spread between the lowest and the highest.
+        """Plot the loss over the learning rate; of several runs also the range between the lowest and the highest loss.
 
-        The first ``skip_start`` and the last ``skip_end`` points are left out (fewer of a short curve).
-        ``suggestion`` marks the suggestion with its band and what the first two rules read.
+        Args:
+            skip_start: how many points to leave out at the start, at most a quarter of the curve.
+            skip_end: how many points to leave out at the end, at most a quarter of the curve.
+            suggestion: mark the suggestion with its range, and what the first two rules read.
+            return_fig: return the figure.
+            show_grid: draw a grid.
+            ax: the axes to plot into; by default a new figure's.
         """
         (axes,) = plotting.axes_for(ax)
-        shown = [cut(one, skip_start, skip_end) for one in (self.lrs, self.losses, *self.curves)]
+        shown = [cut(values, skip_start, skip_end) for values in (self.lrs, self.losses, *self.curves)]
         marks = [(LABELS[name], self.rules[name]) for name in ("steepest", "minimum") if self.rules]
         marks += [] if self.suggestion is None else [("suggestion", self.suggestion)]
-        plotting.plot_finder(axes, shown[0], shown[1], shown[2:], marks if suggestion else (), self.band)
+        plotting.plot_finder(axes, shown[0], shown[1], shown[2:], marks if suggestion else (), self.suggested_range)
         return plotting.finish([axes], return_fig, show_grid)
 
     def _rows(self) -> list[tuple[str, str]]:
-        rows = [(LABELS[name], f"{rate:.2e}") for name, rate in self.rules.items()]
+        rows = [(LABELS[name], f"{lr:.2e}") for name, lr in self.rules.items()]
         return rows if self.suggestion is None else [*rows, ("suggestion", f"{self.suggestion:.2e}")]
 
-    def _said(self) -> str:
-        said = self.refusal
-        if self.band is not None:
-            said = "Rates from {:.1e} to {:.1e} are about as good.".format(*self.band)
+    def _conclusion(self) -> str:
+        text = self.reason
+        if self.suggested_range is not None:
+            text = "Suggested range: {:.1e} to {:.1e}.".format(*self.suggested_range)
         runs = f"Median of {len(self.curves)} runs" if len(self.curves) > 1 else "One run"
-        return f"{said} {runs}, {len(self.lrs)} steps: {self.stopped}."
+        return f"{text} {runs}, {len(self.lrs)} steps: {self.stopped}."
 
     def __str__(self) -> str:
-        """Say it in lines of text."""
-        return "\n".join([*(f"{label:14}{rate}" for label, rate in self._rows()), self._said()])
+        """Return what the rules read, and the conclusion, as lines of text."""
+        return "\n".join([*(f"{label:14}{lr}" for label, lr in self._rows()), self._conclusion()])
 
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
         cells = [("<b>rule</b>", "<b>learning rate</b>"), *self._rows()]
-        rows = "".join(f"<tr><td style='text-align:left'>{label}</td><td>{rate}</td></tr>" for label, rate in cells)
-        return f"<table>{rows if self.rules else ''}</table><p>{self._said()}</p>"
+        rows = "".join(f"<tr><td style='text-align:left'>{label}</td><td>{lr}</td></tr>" for label, lr in cells)
+        return f"<table>{rows if self.rules else ''}</table><p>{self._conclusion()}</p>"

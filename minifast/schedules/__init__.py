@@ -1,7 +1,7 @@
-"""Schedules: functions of progress in [0, 1] that give a learning rate, a momentum or a weight decay.
+"""Schedules: functions of progress in [0, 1] that return a learning rate, a momentum or a weight decay.
 
-Build one (``linear``, ``cosine``, ...), combine them (``join``, ``repeat``), or take a complete one (``one_cycle``).
-The callbacks that apply a schedule during training live in ``minifast.callbacks``.
+Build one (``linear``, ``cosine``, ...), combine several (``join``, ``repeat``), or use a complete one (``one_cycle``).
+The callbacks that apply a schedule during training are in ``minifast.callbacks``.
 """
 
 from minifast.schedules.annealing import annealing_cos, annealing_exp, annealing_linear, annealing_no, annealing_poly

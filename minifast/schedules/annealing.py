@@ -1,4 +1,4 @@
-"""Interpolation between two values, under the names that fastai v1 gives them."""
+"""Functions that interpolate between two values, under their fastai v1 names."""
 
 from __future__ import annotations
 
@@ -10,9 +10,7 @@ import numpy as np
 
 from minifast.utils.checks import check_number
 
-Value = Any  # a float, or an array with a value per layer group
-
-
+Value = Any  # a float, or an array with one value per layer group
 Schedule = Callable[[Any], Value]
 
 
@@ -21,12 +19,12 @@ def _is_array(p: Any) -> bool:
 
 
 def annealing_no(start: Value, end: Value, pct: Any) -> Value:
-    """Stay at ``start``, whatever ``end`` and ``pct`` are."""
+    """Return ``start``, whatever ``end`` and ``pct`` are."""
     return start + 0 * pct
 
 
 def annealing_linear(start: Value, end: Value, pct: Any) -> Value:
-    """Go from ``start`` to ``end`` on a straight line.
+    """Return the value at ``pct`` of a straight line from ``start`` to ``end``.
 
     >>> annealing_linear(0.0, 2.0, 0.25)
     0.5
@@ -35,7 +33,9 @@ def annealing_linear(start: Value, end: Value, pct: Any) -> Value:
 
 
 def annealing_cos(start: Value, end: Value, pct: Any) -> Value:
-    """Go from ``start`` to ``end`` on half a cosine, flat at both ends (Loshchilov & Hutter 2016, equation 5).
+    """Return the value at ``pct`` of half a cosine from ``start`` to ``end``, which is flat at both ends.
+
+    Source: I. Loshchilov & F. Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2016), equation 5.
 
     >>> annealing_cos(1.0, 0.0, 0.5)
     0.5
@@ -45,7 +45,9 @@ def annealing_cos(start: Value, end: Value, pct: Any) -> Value:
 
 
 def annealing_exp(start: Value, end: Value, pct: Any) -> Value:
-    """Go from ``start`` to ``end`` by equal ratios; both must have the same sign and be other than 0.
+    """Return the value at ``pct`` of an exponential curve from ``start`` to ``end``.
+
+    Both must be nonzero and have the same sign.
 
     >>> round(annealing_exp(1e-4, 1.0, 0.5), 6)
     0.01
@@ -54,7 +56,7 @@ def annealing_exp(start: Value, end: Value, pct: Any) -> Value:
 
 
 def annealing_poly(degree: float) -> Callable[[Value, Value, Any], Value]:
-    """Make the annealing that falls as ``(1 - pct) ** degree``.
+    """Return a function of (start, end, pct) that goes from ``start`` to ``end`` as ``(1 - pct) ** degree``.
 
     >>> annealing_poly(2)(1.0, 0.0, 0.5)
     0.25
@@ -67,12 +69,12 @@ def annealing_poly(degree: float) -> Callable[[Value, Value, Any], Value]:
 
 
 def as_value(name: str, value: Any) -> Value:
-    """Return a number as it is, and a list, tuple or array of numbers, one a layer group, as an array.
+    """Return a number unchanged, and a sequence with one number per layer group as an array.
 
     >>> as_value("lr_max", 0.1), as_value("lr_max", [0.1, 1.0]).tolist()
     (0.1, [0.1, 1.0])
     """
     if isinstance(value, (list, tuple, np.ndarray)) and np.ndim(value):
-        return np.array([check_number(f"each of {name}", one) for one in value])
+        return np.array([check_number(f"each of {name}", number) for number in value])
     check_number(name, value)
     return value

@@ -1,4 +1,4 @@
-"""The 1cycle policy in its three forms."""
+"""The 1cycle policy in three forms: two phases, three phases and two halves."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ def one_cycle(
     final_div: float | None = None,
     warmup: str = "linear",
 ) -> Schedule:
-    """Make the learning rate of the 1cycle policy: up from ``lr_max / div_factor``, then down a cosine to 0.
+    """Return the learning rate of the 1cycle policy: up from ``lr_max / div_factor``, then down a cosine to 0.
 
     Args:
-        lr_max: the highest rate (a float, or an array with a rate per layer group).
-        div_factor: by how much lower the first rate is.
-        pct_start: the share of training that goes up, in [0, 1].
+        lr_max: the maximum learning rate: a float, or an array with one value per layer group.
+        div_factor: the first learning rate is ``lr_max / div_factor``.
+        pct_start: the share of training in which the learning rate rises, in [0, 1].
         final_div: end at ``lr_max / final_div`` instead of 0.
-        warmup: ``"linear"`` as fastai v1's page describes it, or ``"cosine"`` as its code does it.
+        warmup: ``"linear"`` as in fastai v1's documentation, or ``"cosine"`` as in its code.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of range.
 
     Source: L. Smith, "A disciplined approach to neural network hyper-parameters" (2018); two phases are fastai's form.
 
@@ -46,7 +46,7 @@ def one_cycle(
 def one_cycle_momentum(
     moms: tuple[float, float] = (0.95, 0.85), pct_start: float = 0.3, warmup: str = "linear"
 ) -> Schedule:
-    """Make the momentum of the 1cycle policy: from ``moms[0]`` down to ``moms[1]``, then back on a cosine.
+    """Return the momentum of the 1cycle policy: from ``moms[0]`` down to ``moms[1]``, then back on a cosine.
 
     >>> [round(one_cycle_momentum()(p), 3) for p in (0.0, 0.3, 1.0)]
     [0.95, 0.85, 0.95]
@@ -64,11 +64,13 @@ def _two_phases(start: Value, peak: Value, end: Value, pct_start: float, warmup:
 def three_phases(
     lr_max: Value, div_factor: float = 25.0, pct_start: float = 0.45, final_div: float | None = None
 ) -> Schedule:
-    """Make the learning rate of Smith's original 1cycle: up, the same line down, then down to ``lr_max / final_div``.
+    """Return the learning rate of Smith's original 1cycle: a line up, a line down, and a third line further down.
 
-    ``pct_start`` is the share of the way up, and of the way down, so at most a half. ``final_div`` is
-    ``div_factor * 100`` unless given, so the end is a hundredth of the start; at a half there is no third phase, and
-    the end is the start again.
+    Args:
+        lr_max: the maximum learning rate: a float, or an array with one value per layer group.
+        div_factor: the first learning rate is ``lr_max / div_factor``.
+        pct_start: the share of training of each of the first two phases, at most 0.5. At 0.5 there is no third phase.
+        final_div: end at ``lr_max / final_div``, by default at a hundredth of the first learning rate.
 
     >>> f = three_phases(1.0, div_factor=10, pct_start=0.4)
     >>> [round(f(p), 4) for p in (0.0, 0.4, 0.8, 1.0)]
@@ -84,7 +86,7 @@ def three_phases(
 
 
 def three_phases_momentum(moms: tuple[float, float] = (0.95, 0.85), pct_start: float = 0.45) -> Schedule:
-    """Make the momentum of Smith's original 1cycle: down, up, then held at ``moms[0]``."""
+    """Return the momentum of Smith's original 1cycle: down, up, then constant at ``moms[0]``."""
     high, low = moms
     pct_start = check_number("pct_start", pct_start, low=0, high=0.5)
     return join((pct_start, linear(high, low)), (pct_start, linear(low, high)), (1 - 2 * pct_start, constant(high)))
@@ -93,9 +95,13 @@ def three_phases_momentum(moms: tuple[float, float] = (0.95, 0.85), pct_start: f
 def two_halves(
     lr_max: Value, div_factor: float = 25.0, pct_start: float = 0.5, final_div: float | None = None
 ) -> Schedule:
-    """Make the 1cycle of two equal halves: a line up to ``lr_max``, a line down to ``lr_max / final_div``.
+    """Return the 1cycle learning rate in two halves: a line up to ``lr_max``, and a line down.
 
-    ``final_div`` is ``div_factor * 100`` unless given; ``pct_start`` moves the peak, to a batch for instance.
+    Args:
+        lr_max: the maximum learning rate: a float, or an array with one value per layer group.
+        div_factor: the first learning rate is ``lr_max / div_factor``.
+        pct_start: the share of training in which the learning rate rises, in [0, 1].
+        final_div: end at ``lr_max / final_div``, by default at a hundredth of the first learning rate.
 
     >>> [two_halves(1.0, 10)(p) for p in (0.0, 0.5, 1.0)]
     [0.1, 1.0, 0.001]
@@ -112,21 +118,21 @@ def _low_end(lr_max: Value, div_factor: float, final_div: float | None) -> Value
 
 
 def whole_batches(pct_start: float, n_batches: int) -> float:
-    """Round the share ``pct_start`` of ``n_batches`` down to whole batches, so that the peak falls on a batch.
+    """Return ``pct_start`` rounded down to whole batches of ``n_batches``, so that the peak is on a batch.
 
-    A warm-up that is wanted has at least one batch where there are two or more, so a run starts at its low rate.
+    A positive ``pct_start`` gives at least one batch of warm-up if there are two batches or more.
 
     >>> whole_batches(0.3, 386) * 386, whole_batches(0.3, 2), whole_batches(0.3, 1), whole_batches(0.0, 9)
     (115.0, 0.5, 0.0, 0.0)
     """
-    batches = int(n_batches * pct_start + 1e-9)  # 0.29 of 100 are 29, whatever the product is rounded to
+    batches = int(n_batches * pct_start + 1e-9)  # 0.29 * 100 is 28.999999999999996
     if pct_start > 0 and n_batches > 1:
         batches = max(1, batches)
     return batches / n_batches
 
 
 class Policy(NamedTuple):
-    """A form of the 1cycle policy: makers of rate and momentum, and the share of the way up unless one is given."""
+    """A form of the 1cycle policy: functions that build learning rate and momentum, and the default ``pct_start``."""
 
     lr: Callable[..., Schedule]
     mom: Callable[..., Schedule] | None
@@ -143,10 +149,15 @@ POLICIES = {
 def create_one_cycle_lr_schedule(
     max_lr: float, total_steps: int, div_factor: float = 25.0, final_div: float | None = None
 ) -> Callable[[int], float]:
-    """Return a function of the step, from 0 on: up in a line for one half of ``total_steps``, down for the other.
+    """Return a function of the step that rises on a line for half of ``total_steps`` and falls for the other half.
 
-    For ``LearningRateScheduler``; the steps are batches or epochs, as it is told. ``two_halves`` is the same as a
-    function of progress. The peak is on a step; before 0 and after ``total_steps`` the rate stays.
+    Use it with ``LearningRateScheduler``, by epoch or by batch. ``two_halves`` is the same as a function of progress.
+
+    Args:
+        max_lr: the maximum learning rate. It is reached exactly on a step.
+        total_steps: the number of steps; before step 0 and after the last step the learning rate stays constant.
+        div_factor: the first learning rate is ``max_lr / div_factor``.
+        final_div: end at ``max_lr / final_div``, by default at a hundredth of the first learning rate.
 
     >>> schedule = create_one_cycle_lr_schedule(1.0, 10, div_factor=10)
     >>> [round(schedule(step), 3) for step in (0, 5, 10, 11)]

@@ -1,4 +1,4 @@
-"""Other complete schedules, and the names of all of them."""
+"""Further complete schedules, and ``SCHEDULES``, which holds all complete schedules by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from minifast.utils.checks import check_count, check_number
 
 
 def flat_cosine(lr: Value, pct_start: float = 0.75, final_div: float | None = None) -> Schedule:
-    """Make the schedule that stays at ``lr`` for ``pct_start`` and goes down a cosine to 0, or ``lr / final_div``.
+    """Return the schedule that stays at ``lr`` for ``pct_start``, then goes down a cosine to 0 or ``lr / final_div``.
 
     >>> [flat_cosine(1.0, 0.5)(p) for p in (0.0, 0.5, 0.75, 1.0)]
     [1.0, 1.0, 0.5, 0.0]
@@ -24,7 +24,7 @@ def flat_cosine(lr: Value, pct_start: float = 0.75, final_div: float | None = No
 
 
 def warm_restarts(lr_max: Value, n_cycles: int, cycle_mult: float = 1, lr_min: Value = 0.0) -> Schedule:
-    """Make cosines from ``lr_max`` to ``lr_min`` that begin anew, each ``cycle_mult`` times as long as the one before.
+    """Return ``n_cycles`` cosines from ``lr_max`` to ``lr_min``, each ``cycle_mult`` times as long as the previous one.
 
     Source: I. Loshchilov & F. Hutter, "SGDR: Stochastic gradient descent with warm restarts" (2016), equation 5.
 
@@ -37,29 +37,32 @@ def warm_restarts(lr_max: Value, n_cycles: int, cycle_mult: float = 1, lr_min: V
 
 
 class Named(NamedTuple):
-    """A schedule that has a name: of a highest rate alone, with the momentum that goes with it, and what it does."""
+    """A named schedule: functions that build learning rate and momentum, and a short description.
+
+    ``lr`` takes the maximum learning rate only.
+    """
 
     lr: Callable[[float], Schedule]
     mom: Callable[[], Schedule] | None
     does: str
 
     def of(self, lr: float) -> dict[str, Schedule]:
-        """Return the schedules for a highest rate, as ``fit_schedule`` and ``compare`` take them."""
+        """Return the schedules for a maximum learning rate, as ``fit_schedule`` and ``compare`` take them."""
         return {"lr": self.lr(lr), **({"mom": self.mom()} if self.mom else {})}
 
 
 SCHEDULES = {
-    "constant": Named(constant, None, "stays"),
-    "linear": Named(lambda lr: linear(lr, 0.0), None, "down a line to 0"),
-    "cosine": Named(lambda lr: cosine(lr, 0.0), None, "down half a cosine to 0"),
-    "exponential": Named(lambda lr: exponential(lr, lr / 100), None, "down by equal ratios to a hundredth"),
-    "polynomial": Named(lambda lr: polynomial(lr, 0.0, 2), None, "down a parabola to 0"),
+    "constant": Named(constant, None, "constant"),
+    "linear": Named(lambda lr: linear(lr, 0.0), None, "linear to 0"),
+    "cosine": Named(lambda lr: cosine(lr, 0.0), None, "half a cosine to 0"),
+    "exponential": Named(lambda lr: exponential(lr, lr / 100), None, "exponential to a hundredth"),
+    "polynomial": Named(lambda lr: polynomial(lr, 0.0, 2), None, "a parabola to 0"),
     "step": Named(lambda lr: step(lr, 0.1, 2), None, "divided by ten after each third"),
-    "flat_cosine": Named(flat_cosine, None, "stays for three quarters, then down a cosine to 0"),
+    "flat_cosine": Named(flat_cosine, None, "constant for three quarters, then a cosine to 0"),
     "warm_restarts": Named(lambda lr: warm_restarts(lr, 3, 2), None, "three cosines, each twice as long (SGDR)"),
-    "one_cycle": Named(one_cycle, one_cycle_momentum, "up a line, then down a cosine to 0"),
-    "three_phases": Named(three_phases, three_phases_momentum, "Smith's original: up, down, then far down"),
-    "two_halves": Named(two_halves, None, "up a line and down a line, half each"),
+    "one_cycle": Named(one_cycle, one_cycle_momentum, "a line up, then a cosine to 0"),
+    "three_phases": Named(three_phases, three_phases_momentum, "Smith's original: up, down, then further down"),
+    "two_halves": Named(two_halves, None, "a line up and a line down, half each"),
     "repeated_cycle": Named(
         lambda lr: repeat(one_cycle(lr), 3), lambda: repeat(one_cycle_momentum(), 3), "one cycle, three times"
     ),

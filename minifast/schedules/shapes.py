@@ -1,4 +1,4 @@
-"""Functions that build schedules, and functions that combine them."""
+"""Functions that build a schedule, and functions that combine schedules."""
 
 from __future__ import annotations
 
@@ -23,44 +23,44 @@ from minifast.utils.checks import check_count, check_number
 
 
 def constant(value: Value) -> Schedule:
-    """Make the schedule that stays at ``value``."""
+    """Return the schedule that stays at ``value``."""
     value = as_value("value", value)
     return partial(annealing_no, value, value)
 
 
 def linear(start: Value, end: Value) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` on a straight line."""
+    """Return the schedule that goes from ``start`` to ``end`` on a straight line."""
     return partial(annealing_linear, as_value("start", start), as_value("end", end))
 
 
 def cosine(start: Value, end: Value) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` on half a cosine."""
+    """Return the schedule that goes from ``start`` to ``end`` on half a cosine."""
     return partial(annealing_cos, as_value("start", start), as_value("end", end))
 
 
 def exponential(start: Value, end: Value) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` by equal ratios.
+    """Return the schedule that goes from ``start`` to ``end`` on an exponential curve (equal ratios per step).
 
     Raises:
-        ValueError: one of them is 0, or they have different signs, so that no ratio leads from one to the other.
+        ValueError: ``start`` or ``end`` is 0, or their signs differ.
     """
     start, end = as_value("start", start), as_value("end", end)
     if not np.all(start * end > 0):
         raise ValueError(
-            f"exponential from {start} to {end}: equal ratios never reach 0; give an end such as start / 1000, or take "
-            f"linear or cosine."
+            f"`exponential` needs nonzero values of the same sign, got {start} and {end}. Equal ratios never reach 0: "
+            f"give an end such as start / 1000, or use linear or cosine."
         )
     return partial(annealing_exp, start, end)
 
 
 def polynomial(start: Value, end: Value, degree: float) -> Schedule:
-    """Make the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``, with a degree above 0."""
+    """Return the schedule that goes from ``start`` to ``end`` as ``(1 - p) ** degree``; ``degree`` must be positive."""
     start, end = as_value("start", start), as_value("end", end)
     return partial(annealing_poly(check_number("degree", degree, above=0)), start, end)
 
 
 def step(start: Value, factor: float, steps: int) -> Schedule:
-    """Make the schedule that is multiplied by ``factor`` at each of ``steps`` seams, evenly spread.
+    """Return the schedule that starts at ``start`` and is multiplied by ``factor`` at ``steps`` evenly spaced points.
 
     >>> [step(1.0, 0.5, 2)(p) for p in (0.0, 0.33, 0.34, 0.67, 1.0)]
     [1.0, 1.0, 0.5, 0.25, 0.25]
@@ -71,13 +71,16 @@ def step(start: Value, factor: float, steps: int) -> Schedule:
 
 
 def join(*parts: tuple[float, Schedule]) -> Schedule:
-    """Put schedules one after another, each over its share of the whole.
+    """Return the schedule that follows several schedules one after another.
 
-    Shares are proportions, divided by their sum here; a schedule whose share is 0 is left out. At a seam the later
-    schedule speaks. Shares that are whole numbers of batches put the seams exactly on batches.
+    Args:
+        parts: pairs of (share, schedule). Shares are proportions of the whole; they need not sum to 1. A schedule with
+            a share of 0 is skipped. At a boundary the later schedule applies. To put the boundaries exactly on batches,
+            give numbers of batches as shares.
 
     Raises:
-        ValueError: no share is greater than 0, or one is negative or not finite.
+        TypeError: a part is not a pair of a share and a schedule.
+        ValueError: a share is negative or not finite, or none is positive.
 
     >>> f = join((1, linear(0.0, 1.0)), (3, linear(1.0, 0.0)))
     >>> [f(p) for p in (0.0, 0.125, 0.25, 0.625, 1.0)]
@@ -85,11 +88,13 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
     """
     for part in parts:
         if not isinstance(part, tuple) or len(part) != 2 or not callable(part[1]):
-            raise TypeError(f"join got {part!r}; it takes pairs of a share and a schedule: (1, linear(0, 0.1)).")
+            raise TypeError(f"`join` takes pairs of a share and a schedule, such as (1, linear(0, 0.1)), got {part!r}.")
     shares = [check_number("a share of join", share, low=0) for share, _ in parts]
     total = math.fsum(shares)
     if not total > 0:
-        raise ValueError("join got no share greater than 0; give each schedule its own, such as (0.3, linear(0, 1)).")
+        raise ValueError(
+            "`join` needs at least one positive share, such as (0.3, linear(0, 1)); all shares are 0 or absent."
+        )
     pieces = []
     done = 0.0
     for share, (_, schedule) in zip(shares, parts, strict=True):
@@ -110,13 +115,13 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
 
 
 def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:
-    """Repeat a schedule ``n`` times, each time ``mult`` times as long as the time before.
+    """Return the schedule that repeats ``schedule`` ``n`` times, each time ``mult`` times as long as before.
 
     >>> saw = repeat(linear(0.0, 1.0), 2)
     >>> [saw(p) for p in (0.0, 0.25, 0.5, 0.75, 1.0)]
     [0.0, 0.5, 0.0, 0.5, 1.0]
     """
     if not callable(schedule):
-        raise TypeError(f"schedule is {schedule!r}; it must be a function of progress, such as linear(0, 0.1).")
+        raise TypeError(f"`schedule` must be a function of progress, such as linear(0, 0.1), got {schedule!r}.")
     n, mult = check_count("n", n), check_number("mult", mult, above=0)
     return join(*((mult**k, schedule) for k in range(n)))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -36,3 +37,24 @@ def accept_aliases(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]
         return wrapper
 
     return decorate
+
+
+def deprecated_attribute(old: str, new: str) -> Any:
+    """Return a property that reads and sets the attribute ``new`` under its ``old`` name, with a warning."""
+
+    def warn(instance: Any) -> None:
+        warnings.warn(
+            f"{type(instance).__name__}.{old} is now called {new}; the old name goes in version 0.3.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+
+    def read(instance: Any) -> Any:
+        warn(instance)
+        return getattr(instance, new)
+
+    def write(instance: Any, value: Any) -> None:
+        warn(instance)
+        setattr(instance, new, value)
+
+    return property(read, write, doc=f"The old name of ``{new}``.")

@@ -91,12 +91,15 @@ def test_a_dip_of_a_single_batch_is_seen_before_it_trains() -> None:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        (lambda learn: learn.fit_schedule(1, one_cycle), "lr is one_cycle, which is no function of progress alone"),
-        (lambda learn: learn.fit_schedule(1, linear), "lr is linear, which is no function of progress alone"),
-        (lambda learn: learn.fit_one_cycle(1, one_cycle(0.1)), "is a function, and a rate is meant; fit_schedule"),
-        (lambda learn: learn.fit(1, linear(0, 0.1)), "is a function, and a rate is meant; fit_schedule"),
-        (lambda learn: learn.fit(1, None), "lr is None; give a rate"),
-        (lambda learn: learn.fit(1, learn.lr_find()), "is what lr_find returned; give a rate of it"),
+        (lambda learn: learn.fit_schedule(1, one_cycle), "lr is one_cycle, which is not a function of progress alone"),
+        (lambda learn: learn.fit_schedule(1, linear), "lr is linear, which is not a function of progress alone"),
+        (lambda learn: learn.fit_one_cycle(1, one_cycle(0.1)), "must be a learning rate, got a function; fit_schedule"),
+        (lambda learn: learn.fit(1, linear(0, 0.1)), "must be a learning rate, got a function; fit_schedule"),
+        (lambda learn: learn.fit(1, None), "`lr` must be a learning rate, got None"),
+        (
+            lambda learn: learn.fit(1, learn.lr_find()),
+            "must be a learning rate, got the result of lr_find; give its .suggestion",
+        ),
     ],
 )
 def test_a_maker_a_schedule_and_a_result_are_told_from_a_rate(train, message) -> None:
@@ -105,7 +108,7 @@ def test_a_maker_a_schedule_and_a_result_are_told_from_a_rate(train, message) ->
 
 
 def test_a_form_without_momentum_refuses_one() -> None:
-    with pytest.raises(ValueError, match=r"moms is \(0.9, 0.8\), but two_halves leaves the momentum alone"):
+    with pytest.raises(ValueError, match=r"`moms` is \(0.9, 0.8\), but policy='two_halves' leaves the momentum alone"):
         toy_learner().fit_one_cycle(1, policy="two_halves", moms=(0.9, 0.8))
 
 
@@ -115,15 +118,15 @@ def test_a_form_without_momentum_refuses_one() -> None:
         (lambda: one_cycle("1e-2"), TypeError, "`lr_max` must be a number, got '1e-2' of type str"),
         (lambda: one_cycle([0.1, "x"]), TypeError, "each of lr_max must be a number, got 'x' of type str"),
         (lambda: linear(0.1, None), TypeError, "`end` must be a number, got None of type NoneType"),
-        (lambda: exponential(0.1, 0.0), ValueError, "equal ratios never reach 0"),
-        (lambda: exponential(0.1, -0.1), ValueError, "equal ratios never reach 0"),
-        (lambda: exponential(np.array([0.1, 0.0]), 0.1), ValueError, "equal ratios never reach 0"),
+        (lambda: exponential(0.1, 0.0), ValueError, "Equal ratios never reach 0"),
+        (lambda: exponential(0.1, -0.1), ValueError, "Equal ratios never reach 0"),
+        (lambda: exponential(np.array([0.1, 0.0]), 0.1), ValueError, "Equal ratios never reach 0"),
         (lambda: polynomial(0.1, 0.0, -1), ValueError, "`degree` must be positive, got -1"),
         (lambda: step(0.1, 0.0, 2), ValueError, "`factor` must be positive, got 0"),
         (lambda: step(0.1, 0.5, 1.5), TypeError, r"`steps` must be an integer, got 1\.5 of type float"),
-        (lambda: join(linear(0, 1)), TypeError, "it takes pairs of a share and a schedule"),
-        (lambda: join((1, 0.1)), TypeError, r"join got \(1, 0.1\); it takes pairs"),
-        (lambda: repeat(0.1, 2), TypeError, "schedule is 0.1; it must be a function of progress"),
+        (lambda: join(linear(0, 1)), TypeError, "`join` takes pairs of a share and a schedule"),
+        (lambda: join((1, 0.1)), TypeError, r"takes pairs of a share and a schedule, such as .*, got \(1, 0.1\)"),
+        (lambda: repeat(0.1, 2), TypeError, "`schedule` must be a function of progress, .* got 0.1"),
         (lambda: warm_restarts(0.1, 2, 0), ValueError, "`cycle_mult` must be positive, got 0"),
     ],
 )
@@ -265,7 +268,7 @@ def test_fit_one_cycle_chooses_the_form() -> None:
         ValueError, match="`policy` must be one of 'one_cycle', 'three_phases', 'two_halves', got 'triangle'"
     ):
         toy_learner().fit_one_cycle(1, 1e-2, policy="triangle")
-    with pytest.raises(ValueError, match="warmup is 'cosine', which two_halves has not"):
+    with pytest.raises(ValueError, match="`warmup` must be 'linear' with policy='two_halves', got 'cosine'"):
         toy_learner().fit_one_cycle(1, 1e-2, policy="two_halves", warmup="cosine")
 
 

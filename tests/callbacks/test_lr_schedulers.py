@@ -83,8 +83,8 @@ def test_one_scheduler_serves_several_learners_in_turn() -> None:
     ("make", "error", "message"),
     [
         (lambda: LearningRateScheduler(0.1), TypeError, "`schedule` must be callable, got 0.1"),
-        (lambda: LearningRateScheduler(lambda: 0.1), TypeError, "schedule takes 0 arguments; it must take the index"),
-        (lambda: LearningRateScheduler(lambda a, b, c: 0.1), TypeError, "schedule takes 3 arguments"),
+        (lambda: LearningRateScheduler(lambda: 0.1), TypeError, "`schedule` must take the index.*takes 0 arguments"),
+        (lambda: LearningRateScheduler(lambda a, b, c: 0.1), TypeError, "takes 3 arguments"),
         (
             lambda: LearningRateScheduler(lambda a: 0.1, by="step"),
             ValueError,
@@ -94,7 +94,7 @@ def test_one_scheduler_serves_several_learners_in_turn() -> None:
         (lambda: TorchScheduler(id, by="steps"), ValueError, "`by` must be one of 'batch', 'epoch', got 'steps'"),
         (lambda: TrainingPhase(0), ValueError, "`length` must be at least 1, got 0"),
         (lambda: TrainingPhase(2).schedule_hp("lr", 1, 5), TypeError, "`anneal` must be callable, got 5"),
-        (lambda: GeneralScheduler(toy_learner(), []), ValueError, "phases is empty"),
+        (lambda: GeneralScheduler(toy_learner(), []), ValueError, "`phases` must have at least one TrainingPhase"),
     ],
 )
 def test_what_is_wrong_is_refused_when_it_is_made(make, error, message) -> None:
@@ -214,13 +214,13 @@ def test_a_kept_run_goes_on_with_its_own_kind_of_scheduler_only(tmp_path) -> Non
     one, other = list(SCHEDULERS)[:2]
     with pytest.raises(OSError, match="gone"):
         begin(one, 3)
-    with pytest.raises(MinifastError, match=r"The run was begun with the scheduler .*, and this is"):
+    with pytest.raises(MinifastError, match=r"The checkpointed run used the scheduler .*, but this is"):
         begin(other)
 
 
 def test_a_momentum_that_is_meant_and_cannot_be_is_warned_of() -> None:
     learn = toy_learner(opt_func=SGD)
-    with pytest.warns(UserWarning, match="SGD works without momentum here; the momentum of the schedule is left out"):
+    with pytest.warns(UserWarning, match="SGD works without momentum here; the schedule of the momentum is ignored"):
         learn.fit_schedule(1, 0.1, mom=0.9)
     with pytest.warns(UserWarning, match="SGD works without momentum here"):
         learn.fit_one_cycle(1, 0.1, moms=(0.9, 0.8))
@@ -241,10 +241,10 @@ def plateau(opt):
 
 def test_a_scheduler_that_watches_needs_a_loss_to_watch() -> None:
     learn = toy_learner()
-    with pytest.raises(ValueError, match=r"ReduceLROnPlateau watches the validation loss.*by='epoch'"):
+    with pytest.raises(ValueError, match=r"ReduceLROnPlateau monitors the validation loss.*by='epoch'"):
         learn.fit(1, callbacks=[TorchScheduler(plateau)])
     learn.data.valid_dl = None
-    with pytest.raises(ValueError, match="ReduceLROnPlateau watches the validation loss; give the data a valid_dl"):
+    with pytest.raises(ValueError, match="ReduceLROnPlateau monitors the validation loss; give the data a valid_dl"):
         learn.fit(1, callbacks=[TorchScheduler(plateau, by="epoch")])
     assert not learn.recorder.lrs
 
@@ -252,7 +252,7 @@ def test_a_scheduler_that_watches_needs_a_loss_to_watch() -> None:
 def test_a_rate_that_a_torch_scheduler_may_not_set_ends_the_fit_before_it_trains() -> None:
     below = TorchScheduler(lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 - step))
     learn = toy_learner()
-    with pytest.raises(ValueError, match=r"The rate that LambdaLR set must be at least 0, got -0.01"):
+    with pytest.raises(ValueError, match=r"The learning rate set by LambdaLR must be at least 0, got -0.01"):
         learn.fit(1, 1e-2, callbacks=[below])
     assert learn.recorder.lrs == [1e-2, 0.0]
 
@@ -279,14 +279,18 @@ def test_two_that_set_the_rate_are_refused_and_the_finder_goes_without_others(ot
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: TrainingPhase(3).schedule_hp(3, 0.1), TypeError, "name is 3; it must be a hyper-parameter's name"),
-        (lambda: TrainingPhase(3).schedule_hp("lr", (1, 2, 3)), ValueError, r"vals of lr is \(1, 2, 3\); it must be"),
+        (
+            lambda: TrainingPhase(3).schedule_hp(3, 0.1),
+            TypeError,
+            "`name` must be the name of a hyperparameter, .* got 3",
+        ),
+        (lambda: TrainingPhase(3).schedule_hp("lr", (1, 2, 3)), ValueError, r"`vals` of lr must be .* got \(1, 2, 3\)"),
         (
             lambda: TrainingPhase(3).schedule_hp("lr", "x"),
             TypeError,
             "a value of lr must be a number, got 'x' of type str",
         ),
-        (lambda: GeneralScheduler(toy_learner(), [3]), TypeError, "phases holds 3; give TrainingPhase"),
+        (lambda: GeneralScheduler(toy_learner(), [3]), TypeError, "`phases` must contain TrainingPhase.*got 3"),
         (
             lambda: fit_phase("lr", (0.1, -0.1)),
             ValueError,
@@ -315,7 +319,7 @@ def fit_phase(name, values) -> None:
 def test_a_start_after_the_end_is_refused() -> None:
     learn = toy_learner()
     phase = TrainingPhase(3).schedule_hp("lr", 0.1)
-    with pytest.raises(ValueError, match="start_epoch is 1, but the fit ends after 1 epochs"):
+    with pytest.raises(ValueError, match="`start_epoch` must be lower than the number of epochs \\(1\\), got 1"):
         learn.fit(1, callbacks=[GeneralScheduler(learn, [phase], start_epoch=1)])
 
 
@@ -362,7 +366,7 @@ def test_other_values_of_a_scheduler_among_callbacks_are_not_taken_up(tmp_path) 
 
     with pytest.raises(OSError, match="gone"):
         begin(0.1, 3)
-    with pytest.raises(MinifastError, match="begun with other values of OneCycleScheduler"):
+    with pytest.raises(MinifastError, match="started with other values of OneCycleScheduler"):
         begin(0.5)
 
 
@@ -375,9 +379,9 @@ def test_a_kept_run_goes_on_with_its_own_phases_only(tmp_path) -> None:
 
     with pytest.raises(OSError, match="gone"):
         begin(1e-2, 3)
-    with pytest.raises(MinifastError, match="begun with other values of GeneralScheduler"):
+    with pytest.raises(MinifastError, match="started with other values of GeneralScheduler"):
         begin(2e-2)
-    with pytest.raises(MinifastError, match="begun with other values of GeneralScheduler"):
+    with pytest.raises(MinifastError, match="started with other values of GeneralScheduler"):
         begin(1e-2, anneal=annealing_cos)  # which has the same ends and the same middle
     assert begin(1e-2) == pytest.approx([1e-2, 3.25e-2, 5.5e-2, 7.75e-2, 1e-3, 1e-3])
 

@@ -125,7 +125,7 @@ def test_a_column_that_a_callback_adds_can_be_watched_without_validation():
 def test_an_unknown_value_is_refused_before_training_with_those_that_exist():
     learn = toy_learner(callbacks=[EarlyStoppingCallback(monitor="acuracy")])
     with pytest.raises(
-        ValueError, match=r"watches acuracy, .* there are train_loss, valid_loss, accuracy\. Did you mean accuracy\?"
+        ValueError, match=r"monitors acuracy, .* it has train_loss, valid_loss, accuracy\. Did you mean accuracy\?"
     ):
         learn.fit(1)
     assert learn.recorder.lrs == []
@@ -136,10 +136,10 @@ def test_a_value_that_needs_validation_is_refused_without_it(monitor):
     without = DataBunch(toy_data().train_dl, device="cpu")
     options = {"loss_func": torch.nn.CrossEntropyLoss(), "metrics": [accuracy], "silent": True}
     learn = Learner(without, simple_ann(10, 2), **options)
-    with pytest.raises(DataError, match=f"SaveModelCallback watches {monitor}, but this fit is not validated; give"):
+    with pytest.raises(DataError, match=f"SaveModelCallback monitors {monitor}, but this fit is not validated; give"):
         learn.fit(1, callbacks=SaveModelCallback(monitor=monitor))
     assert learn.recorder.lrs == []
-    with pytest.raises(ValueError, match="there are train_loss"):
+    with pytest.raises(ValueError, match="it has train_loss"):
         learn.fit(1, callbacks=SaveModelCallback(monitor="other"))
 
 
@@ -155,12 +155,15 @@ def test_a_fit_that_skips_validation_is_refused_too():
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TrackerCallback("accuracy"), "a learner comes first, or nothing: give monitor='accuracy' by name"),
+        (
+            lambda: TrackerCallback("accuracy"),
+            "`learn` must be a Learner or None, got 'accuracy'; write monitor='accuracy'",
+        ),
         (lambda: TrackerCallback(mode="less"), "`mode` must be one of 'auto', 'min', 'max', got 'less'"),
         (lambda: EarlyStoppingCallback(patience=1.5), r"`patience` must be an integer, got 1\.5 of type float"),
         (lambda: EarlyStoppingCallback(min_delta=-1), "`min_delta` must be at least 0, got -1"),
         (lambda: SaveModelCallback(every="batch"), "`every` must be one of 'improvement', 'epoch', got 'batch'"),
-        (lambda: ReduceLROnPlateauCallback(factor=1), "factor is 1; it must be less than 1"),
+        (lambda: ReduceLROnPlateauCallback(factor=1), "`factor` must be lower than 1, got 1"),
         (lambda: ReduceLROnPlateauCallback(min_lr=-1), "`min_lr` must be at least 0, got -1"),
     ],
 )
@@ -170,7 +173,7 @@ def test_what_means_nothing_is_refused_at_once(make, message):
 
 
 def test_a_value_that_is_no_single_number_is_refused():
-    with pytest.raises(TypeError, match=r"score is .*; TrackerCallback can watch a single number only"):
+    with pytest.raises(TypeError, match=r"TrackerCallback can monitor a single number only, but score is"):
         fitted(TrackerCallback(monitor="score"), torch.zeros(2))
 
 
@@ -193,7 +196,7 @@ def test_the_wait_begins_anew_after_an_improvement_of_min_delta():
 def test_it_says_why_it_stopped(capsys):
     fitted(EarlyStoppingCallback(monitor="score"), 0.25, 0.125, silent=False)
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "Stopped after epoch 1: score was not better than 0.25 in epoch 0 for 1 epoch."
+    assert last == "Stopped after epoch 1: score did not improve on 0.25 of epoch 0 for 1 epoch."
 
 
 # --- SaveModel
@@ -313,11 +316,11 @@ def test_layer_groups_keep_their_proportions():
 def test_it_says_what_it_did(capsys):
     fitted(ReduceLROnPlateauCallback(monitor="score"), 0.5, 0.5, 0.5, lr=3e-3, silent=False)
     said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Learning")]
-    assert said == ["Learning rate 0.001 after epoch 1: score was not better than 0.5 in epoch 0 for 1 epoch."]
+    assert said == ["Learning rate 0.001 after epoch 1: score did not improve on 0.5 of epoch 0 for 1 epoch."]
 
 
 def test_a_rate_that_could_never_be_lowered_is_refused():
-    with pytest.raises(ValueError, match=r"The learning rate is 0\.001 and min_lr is 0\.001, so .* never lower it"):
+    with pytest.raises(ValueError, match=r"The learning rate is 0\.001 and `min_lr` is 0\.001, so .* never lower it"):
         toy_learner().fit(1, 1e-3, callbacks=ReduceLROnPlateauCallback())
 
 

@@ -330,7 +330,7 @@ def test_where_there_is_no_suggestion_the_plot_says_why_and_shows_the_curve(caps
     learn = toy_learner()
     learn.lr_find(num_it=5)
     (ax,) = learn.recorder.plot(suggestion=True, return_fig=True).axes
-    assert "too few to suggest a rate" in capsys.readouterr().out
+    assert "too few to suggest a learning rate" in capsys.readouterr().out
     assert len(ax.lines) == 1
     assert learn.recorder.min_grad_lr is None
 

@@ -91,7 +91,7 @@ def test_weights_that_are_not_finite_end_it_too():
 @pytest.mark.parametrize("on_nan", ["restore", "ignore"])
 def test_another_on_nan_is_refused(on_nan):
     learn = toy_learner(callbacks=[TerminateOnNaNCallback()])
-    with pytest.raises(ValueError, match=f"on_nan is '{on_nan}', and TerminateOnNaNCallback .* leave one out"):
+    with pytest.raises(ValueError, match=f"`on_nan` is '{on_nan}', but TerminateOnNaNCallback .* remove one of them"):
         learn.fit(1, on_nan=on_nan)
     assert learn.recorder.lrs == []
 

@@ -299,10 +299,10 @@ def test_wrong_schedules_are_named(arguments, said, capsys):
 
 
 def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("minifast.finder.rules.CLEAR", 1e9)
+    monkeypatch.setattr("minifast.finder.rules.MIN_CLEARNESS", 1e9)
     out = tmp_path / "out"
     assert cli.main(["train", str(folder), "--out", str(out)]) == 1
-    assert "so it suggests no rate" in (err := capsys.readouterr().err)
+    assert "so there is no suggestion" in (err := capsys.readouterr().err)
     assert "Or give --lr a rate." in err
     assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from minifast import Callback, DataBunch, Learner, LearnerCallback, LRFinder, MinifastError, TensorLoader, simple_ann
 from minifast.finder import FinderResult, suggest_lr
-from minifast.finder.rules import rules
+from minifast.finder.rules import read_rules
 from minifast.training import EVENTS
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
@@ -126,7 +126,7 @@ def test_a_finder_that_never_steps_gives_up() -> None:
     learn = toy_learner(callbacks=[Accumulate(10**6)])
     learn.lr_find(num_it=2)
     assert learn.lr_finder.lrs == []
-    assert learn.lr_finder.stopped == "1000 batches gave it 0 steps of the optimizer"
+    assert learn.lr_finder.stopped == "the optimizer made 0 steps in 1000 batches"
 
 
 # --- when it stops
@@ -202,12 +202,12 @@ def test_a_negative_loss_that_rises_far_stops_it() -> None:
 @pytest.mark.parametrize(
     ("losses", "options", "reason"),
     [
-        ([1.0] * 5, {}, "last rate"),
+        ([1.0] * 5, {}, "the last learning rate was reached"),
         ([1.0, 1e3, 1e3], {}, "four times"),
         ([1.0, float("nan"), 1.0], {}, "finite"),
     ],
 )
-def test_it_says_why_it_stopped(losses, options, reason, capsys) -> None:
+def test_stopped_tells_why_the_test_ended(losses, options, reason, capsys) -> None:
     learn = find_with_losses(losses, **options)
     assert reason in learn.lr_finder.stopped
     learn.silent = False
@@ -482,8 +482,8 @@ def test_nothing_is_written_to_disk(tmp_path, monkeypatch) -> None:
         ({"start_lr": "1e-7"}, TypeError, "`start_lr` must be a number, got '1e-7' of type str"),
         ({"end_lr": 0}, ValueError, "`end_lr` must be positive, got 0"),
         ({"end_lr": float("inf")}, ValueError, "`end_lr` must be finite, got inf"),
-        ({"end_lr": 1e-7}, ValueError, "start_lr < end_lr"),
-        ({"start_lr": 1, "end_lr": 1e-3}, ValueError, "start_lr is 1 and end_lr is 0.001; the finder goes up"),
+        ({"end_lr": 1e-7}, ValueError, "`start_lr` must be lower than `end_lr`, got 1e-07 and 1e-07"),
+        ({"start_lr": 1, "end_lr": 1e-3}, ValueError, "`start_lr` must be lower than `end_lr`, got 1 and 0.001"),
         ({"num_it": 1}, ValueError, "`num_it` must be at least 2, got 1"),
         ({"num_it": 0}, ValueError, "`num_it` must be at least 2, got 0"),
         ({"num_it": 10.0}, TypeError, r"`num_it` must be an integer, got 10\.0 of type float"),
@@ -528,7 +528,7 @@ def curve(fall: float, steepest: float, rise: float) -> list[float]:
 @pytest.mark.parametrize("steepest", [1e-4, 1e-3, 1e-2])
 def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(steepest) -> None:
     losses = curve(0.8, steepest, rise=steepest * 50)
-    fall, tenth = rules(RATES, losses, 10, 5)[:2]
+    fall, tenth = read_rules(RATES, losses, 10, 5)[:2]
     assert fall == pytest.approx(steepest, rel=0.3)
     fallen = losses[0] - np.minimum.accumulate(losses)
     lowest = int((fallen >= 0.95 * fallen[-1]).argmax())  # but for the last twentieth of the fall
@@ -540,12 +540,12 @@ def test_the_suggestion_is_between_the_steepest_fall_and_a_tenth_of_the_minimum(
 def test_the_steepest_fall_is_over_the_logarithm_of_the_rate_and_before_the_minimum() -> None:
     line = [1.0] * 6 + [1 - 0.1 * i if i <= 6 else 0.4 for i in range(20)]
     line[18:] = [5.0, 1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9]  # a steeper fall, but after the minimum
-    fall = rules(RATES[:26], line, skip_start=0, skip_end=0).steepest
+    fall = read_rules(RATES[:26], line, skip_start=0, skip_end=0).steepest
     assert fall <= RATES[12]
     uneven = [*np.geomspace(1e-6, 1e-4, 5), 1e-3, *np.linspace(1e-2, 1e-1, 10)]
     losses = [1.0] * 5 + [0.9, 0.7, 0.6, 0.5, 0.45, 0.4, 0.35, 0.33, 0.32, 0.31, 0.3]
     by_rate = np.gradient(losses, uneven)[:12].argmin()
-    assert rules(uneven, losses, 0, 0).steepest > 10 * uneven[int(by_rate)]
+    assert read_rules(uneven, losses, 0, 0).steepest > 10 * uneven[int(by_rate)]
 
 
 def test_neither_scale_nor_shift_of_the_loss_changes_the_suggestion() -> None:
@@ -567,21 +567,21 @@ def test_points_that_are_not_finite_are_left_out() -> None:
         ([], "has 0 points, too few"),
         ([1.0, 0.9, 0.8], "has 3 points, too few"),
         ([1.0 - i / 10 for i in range(9)], "has 9 points, too few"),
-        ([float("nan")] * 71, "was not finite from its first step on"),
+        ([float("nan")] * 71, "was NaN or infinite from the first step on"),
         ([1.0] * 71, "does not fall"),
         ([1.0 + i for i in range(71)], "does not fall"),
     ],
 )
 def test_a_curve_that_says_nothing_gives_no_number(losses, message) -> None:
     with pytest.raises(MinifastError, match=message):
-        rules(RATES[: len(losses)], losses)
+        read_rules(RATES[: len(losses)], losses)
     with pytest.raises(MinifastError, match=message):  # and it counts the points that it was given
         suggest_lr(RATES[: len(losses)], losses)
 
 
 def test_valley_and_slide() -> None:
     losses = curve(0.8, 1e-3, 1e-1)
-    found = rules(RATES, losses)
+    found = read_rules(RATES, losses)
     falling = [i for i in range(1, len(losses)) if losses[i] < losses[i - 1]]
     assert RATES[falling[0]] < found.valley < RATES[falling[-1]]
     assert found.valley == pytest.approx(RATES[falling[len(falling) // 2]], rel=0.6)
@@ -604,23 +604,22 @@ def test_the_longest_fall_need_not_be_of_neighbours() -> None:
             assert len(found) == longest
 
 
-def found_of(losses: list[float], **options) -> FinderResult:
+def result_of(losses: list[float], **options) -> FinderResult:
     return FinderResult([RATES[: len(losses)]], [losses], "it was enough", 0, 0, **options)
 
 
 def test_a_result_says_what_each_rule_reads_and_suggests_one() -> None:
-    found = found_of(curve(0.8, 1e-3, 1e-1))
+    found = result_of(curve(0.8, 1e-3, 1e-1))
     assert list(found.rules) == ["steepest", "minimum", "valley", "slide"]
     assert found.suggestion == pytest.approx(math.sqrt(found.rules["steepest"] * found.rules["minimum"]))
-    assert found.band == (found.suggestion / 2, found.suggestion * 2)
-    assert found.refusal == ""
+    assert found.suggested_range == (found.suggestion / 2, found.suggestion * 2)
+    assert found.reason == ""
     text, html = str(found), found._repr_html_()
     for rate in (*found.rules.values(), found.suggestion):
         assert f"{rate:.2e}" in text
         assert f"<td>{rate:.2e}</td>" in html
-    assert text.splitlines()[-1] == (
-        f"Rates from {found.band[0]:.1e} to {found.band[1]:.1e} are about as good. One run, 71 steps: it was enough."
-    )
+    low, high = found.suggested_range
+    assert text.splitlines()[-1] == f"Suggested range: {low:.1e} to {high:.1e}. One run, 71 steps: it was enough."
     (ax,) = found.plot(return_fig=True).axes
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
     assert [label.partition(":")[0] for label in labels] == [
@@ -633,16 +632,16 @@ def test_a_result_says_what_each_rule_reads_and_suggests_one() -> None:
     [
         ([1.0, 0.9, 0.8], "has 3 points, too few"),
         ([1.0 + i for i in range(71)], "does not fall more than by chance"),
-        ([1.0] * 20 + [0.5] * 8 + [0.4 - i / 1e2 for i in range(40)], "more than 10 times apart"),
+        ([1.0] * 20 + [0.5] * 8 + [0.4 - i / 1e2 for i in range(40)], "more than a factor of 10 apart"),
     ],
 )
-def test_a_result_that_refuses_says_why(losses, reason) -> None:
-    found = found_of(losses)
+def test_a_result_without_a_suggestion_has_a_reason(losses, reason) -> None:
+    found = result_of(losses)
     assert found.suggestion is None
-    assert found.band is None
-    assert reason in found.refusal
-    assert found.refusal in str(found)
-    assert found.refusal in found._repr_html_()
+    assert found.suggested_range is None
+    assert reason in found.reason
+    assert found.reason in str(found)
+    assert found.reason in found._repr_html_()
     found.plot()
 
 
@@ -650,7 +649,7 @@ def test_losses_that_fall_by_chance_only_give_no_rate() -> None:
     refused = 0
     for seed in range(40):
         rng = random.Random(seed)
-        refused += found_of(smoothed([1 + 0.1 * rng.gauss(0, 1) for _ in range(71)])).suggestion is None
+        refused += result_of(smoothed([1 + 0.1 * rng.gauss(0, 1) for _ in range(71)])).suggestion is None
     assert refused == 40
 
 
@@ -690,12 +689,12 @@ def test_a_regression_is_told_from_noise(seed) -> None:
         return Learner(data, simple_ann(10, 1, 50), loss_func=torch.nn.MSELoss(), silent=True).lr_find()
 
     assert find(signal + 0.3 * noise).suggestion is not None
-    assert "does not fall more than by chance" in find(noise).refusal
+    assert "does not fall more than by chance" in find(noise).reason
 
 
 def test_the_slide_does_not_depend_on_the_scale() -> None:
     losses = curve(0.8, 1e-3, 1e-1)
-    assert rules(RATES, losses).slide == rules(RATES, [1000 * loss for loss in losses]).slide
+    assert read_rules(RATES, losses).slide == read_rules(RATES, [1000 * loss for loss in losses]).slide
 
 
 def test_a_dead_network_gets_no_rate() -> None:
@@ -709,4 +708,12 @@ def test_a_dead_network_gets_no_rate() -> None:
     )
     learn = toy_learner(n=2000)
     dead = Learner(learn.data, model, opt_func=SGD, silent=True)
-    assert "does not fall more than by chance" in dead.lr_find().refusal
+    assert "does not fall more than by chance" in dead.lr_find().reason
+
+
+def test_old_names_of_a_result_still_work_with_a_warning() -> None:
+    result = result_of(curve(0.8, 1e-3, 1e-1))
+    with pytest.warns(DeprecationWarning, match=r"FinderResult\.band is now called suggested_range"):
+        assert result.band == result.suggested_range
+    with pytest.warns(DeprecationWarning, match=r"FinderResult\.refusal is now called reason"):
+        assert result.refusal == result.reason == ""

@@ -279,7 +279,7 @@ def test_nothing_is_trained_where_a_later_recipe_cannot_be() -> None:
 
     for bad, error, message in (
         ({"lr": lambda p: -1.0}, ValueError, "lr of the recipe b at 0 of the run must be at least 0, got -1"),
-        (one_cycle, TypeError, "lr of the recipe b is one_cycle, which is no function of progress alone"),
+        (one_cycle, TypeError, "lr of the recipe b is one_cycle, which is not a function of progress alone"),
         ({"rate": 0.1}, ValueError, "The recipe b has rate; a dict has lr"),
         (True, TypeError, "The recipe b is True; give a rate"),
     ):

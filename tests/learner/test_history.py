@@ -41,8 +41,8 @@ def test_json_gives_all_of_it_back(learn, tmp_path):
         assert (theirs.raw_losses, theirs.rows, theirs.names) == (ours.raw_losses, ours.rows, ours.names)
         assert theirs.call == ours.call
     expected, loaded = learn.history[2].finder_result, back[2].finder_result
-    assert (loaded.suggestion, loaded.band, loaded.curves, loaded.stopped) == (
-        expected.suggestion, expected.band, expected.curves, expected.stopped,
+    assert (loaded.suggestion, loaded.suggested_range, loaded.curves, loaded.stopped) == (
+        expected.suggestion, expected.suggested_range, expected.curves, expected.stopped,
     )  # fmt: skip
     assert back[2].finder_result.lrs == expected.lrs
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]

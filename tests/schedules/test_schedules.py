@@ -173,8 +173,8 @@ def test_join_may_be_joined() -> None:
 @pytest.mark.parametrize(
     ("bad", "error", "message"),
     [
-        ([], ValueError, "no share greater than 0"),
-        ([0, 0], ValueError, "no share greater than 0"),
+        ([], ValueError, "needs at least one positive share"),
+        ([0, 0], ValueError, "needs at least one positive share"),
         ([0.5, -0.1], ValueError, "a share of join must be at least 0, got -0.1"),
         ([float("nan"), 1], ValueError, "a share of join must be finite, got nan"),
         ([float("inf"), 1], ValueError, "a share of join must be finite, got inf"),

@@ -180,7 +180,7 @@ def test_rates_are_spread_over_layer_groups(lr, n, rates) -> None:
         (-1e-3, ValueError, "`lr` must be positive, got -0.001"),
         (float("nan"), ValueError, "`lr` must be finite, got nan"),
         ("1e-3", TypeError, "`lr` must be a number, got '1e-3' of type str"),
-        (None, TypeError, "lr is None"),
+        (None, TypeError, "`lr` must be a learning rate, got None"),
         (True, TypeError, "`lr` must be a number, got True of type bool"),
         (slice(None), TypeError, "`lr` must be a number, got None of type NoneType"),
         (slice(0, 1), ValueError, "`lr` must be positive, got 0"),
