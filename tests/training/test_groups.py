@@ -191,7 +191,7 @@ def test_a_group_that_is_not_there_is_refused(n, error, message):
 
 
 def test_a_model_of_one_group_cannot_be_frozen():
-    with pytest.raises(ValueError, match=r"There is one layer group.*cut the model first, for instance learn\.split"):
+    with pytest.raises(ValueError, match=r"only one layer group.*split it first, such as learn\.split"):
         toy_learner().freeze()
 
 
@@ -389,7 +389,7 @@ def test_a_run_with_other_parts_frozen_is_another_run(tmp_path):
     learn.fit(1, 1e-2, checkpoint="run")
     learn.unfreeze()
     before = weights(learn)
-    message = r"its model has frozen = \['0.weight', '0.bias'.*\], and here it is \[\].*freeze_to, unfreeze"
+    message = r"its model has frozen = \['0.weight', '0.bias'.*\], and this run has \[\].*freeze_to, unfreeze"
     with pytest.raises(MinifastError, match=message):
         learn.fit(1, 1e-2, checkpoint="run")
     assert len(trained(learn.model)) == 13
