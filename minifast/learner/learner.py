@@ -39,6 +39,7 @@ from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count
+from minifast.utils.compat import compile_in_place
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
 
 if TYPE_CHECKING:
@@ -473,7 +474,7 @@ class Learner:
         >>> learn = Learner(DataBunch(batches, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)
         >>> recorder = learn.compile(backend="eager").fit(1, 1e-2)
         """
-        self.model.compile(**options)
+        compile_in_place(self.model, **options)
         return self
 
     def in_precision(self) -> Any:
