@@ -126,3 +126,9 @@ def rates_used(learn: Learner) -> tuple[list[list[float]], Callback]:
             used.append(learn.opt.read("lr"))
 
     return used, Notes()
+
+
+def as_html(content: object) -> str:
+    """fastprogress 1.0 shows text, later versions objects that IPython asks for HTML."""
+    to_html = getattr(content, "_repr_html_", None) or getattr(content, "__html__", None)
+    return content if isinstance(content, str) or to_html is None else to_html()

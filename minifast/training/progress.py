@@ -70,7 +70,7 @@ class BarProgress(LineProgress):
         self._progress_bar = fastprogress.NBProgressBar if notebook else fastprogress.ConsoleProgressBar
         self.master: Any = None
         self.child: Any = None
-        self._said = ""  # the lines below a notebook's table
+        self._lines: list[str] = []  # written below a notebook's table
         self._picture: Any = None  # what shows a notebook's picture
 
     def start(self, n_epochs: int) -> None:
@@ -104,11 +104,12 @@ class BarProgress(LineProgress):
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line or a row: into the notebook's table, or above the terminal's bar."""
         if self.master is not None and self._notebook:
-            if not table:
-                self._said += f"{line}<p>"
             self.master.write(line, table=table)
-            if table:  # fastprogress writes the table anew, without the lines
-                self.master.text += self._said
+            if table:  # fastprogress writes the table again, without the lines written before
+                for earlier in self._lines:
+                    self.master.write(earlier)
+            else:
+                self._lines.append(str(line))
             self.master.show()
             return
         if self.child is not None:

@@ -6,7 +6,7 @@ import sys
 import types
 
 import pytest
-from conftest import toy_learner
+from conftest import as_html, toy_learner
 
 from minifast import Callback, LearningRateScheduler, Recorder, ShowGraph
 from minifast.callbacks import show_graph
@@ -34,8 +34,9 @@ def notebook(monkeypatch) -> Shown:
 
     shown = Shown()
     ipython = types.ModuleType("IPython.display")
-    ipython.display, ipython.Image = shown.display, lambda content: content
+    ipython.display, ipython.Image, ipython.HTML = shown.display, lambda content: content, lambda text: text
     monkeypatch.setitem(sys.modules, "IPython.display", ipython)
+    monkeypatch.setattr(fastprogress, "_style_shown", True, raising=False)
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr(fastprogress, "display", shown.display, raising=False)
     monkeypatch.setattr(fastprogress, "HTML", lambda text: text, raising=False)
@@ -110,6 +111,6 @@ def test_lines_stay_below_a_notebooks_table(notebook):
             pbar.write(f"after {epoch}")
 
     toy_learner(silent=False, callbacks=[Says(lambda epoch: 1e-2)]).fit(2)
-    last = notebook[-1][-1]
+    last = as_html(notebook[-1][-1])
     assert last.index("</table>") < last.index("after 0") < last.index("after 1")
     assert last.count("after 0") == 1

@@ -13,7 +13,7 @@ import types
 from pathlib import Path
 
 import pytest
-from conftest import toy_learner
+from conftest import as_html, toy_learner
 
 import minifast
 from minifast import Callback, LearnerCallback
@@ -353,9 +353,9 @@ class Display:
         self.shown: list[list[str]] = []
 
     def __call__(self, html, display_id=False):
-        history = [html]
+        history = [as_html(html)]
         self.shown.append(history)
-        return types.SimpleNamespace(update=history.append) if display_id else None
+        return types.SimpleNamespace(update=lambda html: history.append(as_html(html))) if display_id else None
 
 
 @pytest.fixture
@@ -363,6 +363,10 @@ def notebook(monkeypatch):
     from fastprogress import fastprogress
 
     display = Display()
+    ipython = types.ModuleType("IPython.display")
+    ipython.display, ipython.HTML = display, lambda text: text
+    monkeypatch.setitem(sys.modules, "IPython.display", ipython)  # what later versions of fastprogress import
+    monkeypatch.setattr(fastprogress, "_style_shown", True, raising=False)
     monkeypatch.setattr(progress, "in_notebook", lambda: True)
     monkeypatch.setattr(fastprogress, "display", display, raising=False)
     monkeypatch.setattr(fastprogress, "HTML", lambda text: text, raising=False)
