@@ -14,7 +14,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import Callback, DataBunch, Learner, accuracy, simple_ann
-from minifast.data.synthetic import draw_sample
+from minifast.data.synthetic import generate_sample
 
 mpl.use("agg")
 torch.set_num_threads(1)  # two threads beside any other load can be many times slower than one
@@ -66,8 +66,8 @@ def mnist_sample(mnist_archive: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.fixture
 def pictures(empty_home: Path) -> None:
-    """A small drawn sample where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
-    draw_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
+    """Small generated sample data where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
+    generate_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
 
 
 def toy_items(n: int = 60, seed: int = 0) -> TensorDataset:

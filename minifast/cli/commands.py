@@ -243,10 +243,10 @@ def find_data(data: str) -> Path:
         archive = f"{names[data.lower()].rpartition('/')[2]}.tgz"
         if data.lower() != DEFAULT_DATA or any(p.exists() for p in (Path("data") / archive, home() / "data" / archive)):
             raise  # an archive that the user put there is not to be replaced by other pictures
-        from minifast.data.synthetic import draw_sample
+        from minifast.data.synthetic import generate_sample
 
         print(f"{' '.join(str(error).split())} Training on a drawn sample of 3s and 7s instead.", flush=True)
-        return draw_sample()
+        return generate_sample()
 
 
 def make_model(arch: str, n_classes: int) -> Any:

@@ -1,7 +1,8 @@
-"""The data of a learner: training, validation and test batches, and what is known about them."""
+"""DataBunch: the training, validation and test loaders of a Learner, with classes and default loss."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch.utils.data import DataLoader
 from minifast import plotting
 from minifast.data.labels import Labels
 from minifast.data.loaders import BatchLoader, DeviceDataLoader, Transform, batch_of_one, default_device, to_device
-from minifast.data.normalize import Normalize, Stats, channel_view, normaliser
+from minifast.data.normalize import Normalize, Stats, channel_view, make_normalize
 from minifast.data.order import EpochOrder
 from minifast.data.resume import preserve_loader
 from minifast.data.transforms import Seeded
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class DatasetType(Enum):
-    """Which part of the data is meant."""
+    """Name a part of the data: training, validation or test."""
 
     Train = 1
     Valid = 2
@@ -36,27 +37,29 @@ class DatasetType(Enum):
 
 
 class DataBunch:
-    """Training, validation and test batches on one device; a pair of torch DataLoaders is enough.
+    """Hold the training, validation and test loaders of a Learner on one device.
+
+    Two torch DataLoaders are enough.
 
     Args:
-        train_dl: the training batches: anything with a length that yields ``(x, y)``.
-        valid_dl: the validation batches, or None.
-        test_dl: batches to predict on, with targets or without (then 0 stands for each), or None.
-        device: where training happens; by default the GPU if there is one.
-        dl_tfms: functions of a batch ``(x, y)`` that return both, applied on the device.
-        path: where the learner's files go.
-        classes: the names of the classes; by default the data set's own, where it has them.
-        loss_func: by default cross entropy for classes and mean squared error for real targets.
+        train_dl: training batches: any iterable with a length that yields ``(x, y)``.
+        valid_dl: validation batches, or None.
+        test_dl: batches to predict, or None. They may lack targets; the target of each sample is then 0.
+        device: device for training; by default the GPU if there is one.
+        dl_tfms: batch transforms, which take and return ``(x, y)`` on the device.
+        path: folder for the learner's files.
+        classes: names of the classes; by default the attribute ``classes`` of the training set, if it has one.
+        loss_func: loss function; by default cross entropy for classes and mean squared error for float targets.
 
     >>> from torch.utils.data import DataLoader, TensorDataset
-    >>> items = TensorDataset(torch.randn(100, 10), torch.randint(2, (100,)))
-    >>> data = DataBunch(DataLoader(items, 20, shuffle=True), DataLoader(items, 20), device="cpu")
+    >>> dataset = TensorDataset(torch.randn(100, 10), torch.randint(2, (100,)))
+    >>> data = DataBunch(DataLoader(dataset, 20, shuffle=True), DataLoader(dataset, 20), device="cpu")
     >>> len(data.train_dl), data.loss_func
     (5, CrossEntropyLoss())
     """
 
-    labels: Labels | None = None  # what they were made from, where they came as labels
-    test_labelled = True  # whether the targets of the test part say anything
+    labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
+    test_labelled = True  # False: the targets of the test part are placeholders
 
     def __init__(
         self,
@@ -74,8 +77,8 @@ class DataBunch:
                 continue
             if not hasattr(dl, "__iter__") or not _has_length(dl):
                 raise DataError(
-                    f"{name} is a {type(dl).__name__}; it must have a length and yield batches (x, y): "
-                    f"a torch DataLoader of a data set with a length, or a list of batches."
+                    f"`{name}` must have a length and yield batches (x, y), got a {type(dl).__name__}. Give a torch "
+                    f"DataLoader whose data set has a length, or a list of batches."
                 )
         self.device = torch.device(device) if device is not None else default_device()
         loaders: list[Any] = [
@@ -107,17 +110,25 @@ class DataBunch:
         seed: int | None = None,
         **dl_kwargs: Any,
     ) -> DataBunch:
-        """Make a bunch from torch data sets; training items are shuffled, and the last batch dropped if not full.
+        """Create a bunch from torch data sets.
+
+        Training samples are shuffled, and an incomplete last training batch is dropped.
 
         Args:
-            train_ds, valid_ds, test_ds: the data sets, which have a length and items ``(x, y)``.
-            path: where the learner's files go.
-            bs, val_bs: items a batch in training, and otherwise.
-            num_workers: processes that read items. Each has seeds of its own, for Python, NumPy and torch.
-            dl_tfms, device: as for ``DataBunch``.
-            seed: makes the order of an epoch, and the workers' seeds, a function of it and of the epoch; by default
-                they come from torch's generator.
-            dl_kwargs: for torch's DataLoaders, such as ``collate_fn``.
+            train_ds: training set, with a length and samples ``(x, y)``.
+            valid_ds: validation set, or None.
+            test_ds: test set, or None.
+            path: folder for the learner's files.
+            bs: samples per training batch.
+            val_bs: samples per validation and test batch; by default ``bs``.
+            num_workers: worker processes per loader. Each has its own seeds for Python, NumPy and torch.
+            dl_tfms: batch transforms, as for ``DataBunch``.
+            device: device for training; by default the GPU if there is one.
+            seed: seed of the order in each epoch and of the workers; by default both come from torch's generator.
+            dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
+
+        Returns:
+            A bunch of torch DataLoaders.
         """
         check_count("bs", bs)
         val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
@@ -132,29 +143,29 @@ class DataBunch:
 
     @property
     def c(self) -> int | None:
-        """How many outputs a model needs: one a class, or a number; None where the data do not say."""
+        """Number of outputs that a model needs: one per class or per regression target; None if unknown."""
         if self.classes is not None:
             return len(self.classes)
         return None if self.labels is None else self.labels.c
 
     @property
     def train_ds(self) -> Any:
-        """The training items, or None where the loader does not say."""
+        """The training set, or None if the loader has no attribute ``dataset``."""
         return getattr(self.train_dl, "dataset", None)
 
     @property
     def valid_ds(self) -> Any:
-        """The validation items, or None."""
+        """The validation set, or None."""
         return getattr(self.valid_dl, "dataset", None)
 
     @property
     def test_ds(self) -> Any:
-        """The test items, or None."""
+        """The test set, or None."""
         return getattr(self.test_dl, "dataset", None)
 
     @property
     def batch_size(self) -> Any:
-        """The number of items in a training batch; where it is set, in those of all parts."""
+        """Samples per training batch; setting it changes all loaders."""
         return getattr(self.train_dl, "batch_size", None)
 
     @batch_size.setter
@@ -164,33 +175,39 @@ class DataBunch:
 
     @property
     def dls(self) -> list[Any]:
-        """The loaders that there are."""
+        """The loaders of the bunch, without those that are None."""
         return [dl for dl in (self.train_dl, self.valid_dl, self.test_dl) if dl is not None]
 
     def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
         """Return the loader of a part of the data.
 
         Raises:
-            DataError: there is no such part.
+            DataError: if the bunch has no such part.
         """
         loader = {"Train": self.train_dl, "Valid": self.valid_dl, "Test": self.test_dl}[ds_type.name]
         if loader is None:
-            raise DataError(f"These data have no {ds_type.name.lower()} part; give the DataBunch one.")
+            raise DataError(f"The data have no {ds_type.name.lower()} part. Give the DataBunch a loader for it.")
         return loader
 
     def one_batch(
         self, ds_type: DatasetType = DatasetType.Train, detach: bool = True, denorm: bool = True, cpu: bool = True
     ) -> tuple[Any, Any]:
-        """Return a batch ``(x, y)``, by default on the CPU and with normalisation undone; the order stays as it was.
+        """Return one batch ``(x, y)`` without changing the order of later batches.
+
+        Args:
+            ds_type: part of the data.
+            detach: detach the tensors from their graph.
+            denorm: undo the normalization of the inputs.
+            cpu: move the tensors to the CPU.
 
         Raises:
-            DataError: there is no such part, or it has no batch.
+            DataError: if the bunch has no such part, or the part has no batch.
         """
         loader = self.dl(ds_type)
         with preserve_loader(loader):
             batch = next(iter(loader), None)
         if batch is None:
-            raise DataError(f"The {ds_type.name.lower()} part of these data has no batch; give it at least one item.")
+            raise DataError(f"The {ds_type.name.lower()} part of the data has no batch. Give it at least one sample.")
         x, y = batch
         if denorm and self.norm is not None:
             x = self.norm.undo(x)
@@ -199,40 +216,43 @@ class DataBunch:
         return to_device((x, y), torch.device("cpu")) if cpu else (x, y)
 
     def add_tfm(self, tfm: Transform) -> None:
-        """Add a function of a batch ``(x, y)`` that returns both, to all parts."""
+        """Add a batch transform, which takes and returns ``(x, y)``, to all parts."""
         for dl in {id(dl): dl for dl in self.dls}.values():  # one loader may serve two parts
             dl.add_tfm(tfm)
 
     def _add_ds_tfms(self, tfms: tuple[list[Transform], list[Transform]], seed: int) -> None:
-        """Add transforms of training, and those of the other parts; they draw from generators of their own."""
+        """Add the training transforms and the validation transforms, each with its own generator."""
         train, valid = tfms
-        for dl, own in zip(self.dls, (train, valid, valid), strict=False):
-            if own:
-                dl.add_tfm(Seeded(own, seed))
+        for dl, part in zip(self.dls, (train, valid, valid), strict=False):
+            if part:
+                dl.add_tfm(Seeded(part, seed))
 
     def batch_stats(
         self, funcs: Sequence[Callable[..., Tensor]] | None = None, ds_type: DatasetType = DatasetType.Train
     ) -> list[Tensor]:
-        """Return the mean and the standard deviation of each channel of one batch, as the model gets it, on the CPU.
+        """Return the mean and the standard deviation of each channel in one batch, as the model gets it.
 
         Args:
-            funcs: other functions of values ``(channels, values)`` and the dimension to reduce, 1.
-            ds_type: which part.
+            funcs: statistics to compute instead, called with values ``(channels, n)`` and the dimension to reduce, 1.
+            ds_type: part of the data.
+
+        Returns:
+            One tensor ``(channels,)`` per statistic, on the CPU.
 
         Raises:
-            DataError: the inputs are not floats ``(n, channels, ...)``.
+            DataError: if the inputs are not floats ``(n, channels, ...)``.
         """
         x, _ = self.one_batch(ds_type, denorm=False)
         if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
             what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise DataError(f"The inputs are {what}; a mean and a deviation are for floats (n, channels, ...).")
+            raise DataError(f"Statistics need float inputs (n, channels, ...), got {what}.")
         return [func(channel_view(x), 1) for func in (funcs or (torch.mean, torch.std))]
 
     def sanity_check(self) -> None:
-        """Read a batch of each part, and refuse one that cannot be read or trained on.
+        """Check that the first batch of each part can be read and trained on.
 
         Raises:
-            DataError: a batch cannot be made, its inputs are not finite, or a target is none of the classes.
+            DataError: if a batch cannot be read, its inputs are not finite, or a target is not one of the classes.
         """
         for ds_type in DatasetType:
             name = ds_type.name.lower()
@@ -242,39 +262,48 @@ class DataBunch:
                 x, y = self.one_batch(ds_type, denorm=False)
             except Exception as error:
                 raise DataError(
-                    f"The {name} part gives no batch: {error} Look at its items, one by one, and at their shapes."
+                    f"The {name} part gives no batch: {error} Check its samples and their shapes one by one."
                 ) from error
             if isinstance(x, Tensor) and not x.isfinite().all():
-                raise DataError(f"The first batch of the {name} part has inputs that are NaN or infinite; mend them.")
-            of_class = self.classes is not None and isinstance(y, Tensor) and y.dtype is torch.int64 and y.ndim == 1
-            if of_class and not (int(y.min()) >= 0 and int(y.max()) < len(self.classes or ())):
                 raise DataError(
-                    f"The first batch of the {name} part has targets from {int(y.min())} to {int(y.max())}, and there "
-                    f"are {self.c} classes, 0 to {(self.c or 0) - 1}; number them so."
+                    f"The inputs of the first {name} batch are not all finite. Remove or replace NaN and inf."
+                )
+            class_indices = (
+                self.classes is not None and isinstance(y, Tensor) and y.dtype is torch.int64 and y.ndim == 1
+            )
+            if class_indices and not (int(y.min()) >= 0 and int(y.max()) < len(self.classes or ())):
+                raise DataError(
+                    f"Targets must be class indices from 0 to {(self.c or 0) - 1}, for {self.c} classes; the first "
+                    f"batch of the {name} part has targets from {int(y.min())} to {int(y.max())}."
                 )
 
     def normalize(self, stats: Stats | None = None) -> DataBunch:
-        """Subtract the mean and divide by the standard deviation of each channel, in all parts; return the bunch.
+        """Normalize the inputs of all parts: subtract the mean of each channel, divide by its standard deviation.
 
         Args:
-            stats: (means, standard deviations), such as ``imagenet_stats``; by default those of one training batch.
+            stats: ``(means, standard deviations)`` such as ``imagenet_stats``; by default those of one training batch.
+
+        Returns:
+            The bunch itself.
 
         Raises:
-            MinifastError: the data are normalised already.
+            MinifastError: if the data are normalized already.
         """
         if self.norm is not None:
-            raise MinifastError("These data are normalised already; make a new DataBunch to normalise otherwise.")
+            raise MinifastError("The data are normalized already. Make a new DataBunch to use other statistics.")
         x, _ = self.one_batch()
-        found = self.batch_stats() if stats is None else stats
-        self.norm = normaliser(found, x, self.device)
+        self.norm = make_normalize(self.batch_stats() if stats is None else stats, x, self.device)
         self.add_tfm(self.norm)
         return self
 
     def encode(self, item: Any) -> Any:
-        """Return one item, a tensor or several in a tuple, list or dict, as the batch of one that the model takes.
+        """Return one sample as a batch of one, transformed as the model expects it.
+
+        Args:
+            item: a tensor, or several in a tuple, list or dict, as the data set returns it.
 
         Raises:
-            DataError: it holds no tensor with a dimension.
+            DataError: if the sample is not made of tensors with at least one dimension.
         """
         x = batch_of_one(item, self.device)
         return (self.valid_dl or self.train_dl).transformed((x, None))[0]
@@ -286,33 +315,50 @@ class DataBunch:
         return_fig: bool = False,
         figsize: tuple[float, float] | None = None,
     ) -> Any:
-        """Draw ``rows`` × ``rows`` pictures of one batch with their classes, or what else their targets are.
+        """Plot ``rows`` × ``rows`` images of one batch, titled with their targets.
+
+        Args:
+            rows: images per row and per column.
+            ds_type: part of the data.
+            return_fig: return the figure.
+            figsize: width and height of the figure in inches.
 
         Raises:
-            DataError: the items are no pictures.
+            DataError: if the samples are not images.
         """
         n = check_count("rows", rows) ** 2
         x, y = self.one_batch(ds_type, denorm=False, cpu=False)
-        pictures = self.pictures(x[:n] if isinstance(x, Tensor) else x)
-        if pictures is None:
-            raise DataError("These items are no pictures (n, 1 or 3, height, width), so there is nothing to draw.")
+        images = self.to_images(x[:n] if isinstance(x, Tensor) else x)
+        if images is None:
+            what = f"inputs {tuple(x.shape)}" if isinstance(x, Tensor) else f"inputs in a {type(x).__name__}"
+            raise DataError(f"Only images (n, 1 or 3, height, width) can be shown, got {what}.")
         hidden = ds_type is DatasetType.Test and not self.test_labelled
         titles = ["" if hidden else self.label_of(target) for target in y[:n]]
-        figure: Figure = plotting.plot_images(pictures, titles, figsize)
+        figure: Figure = plotting.plot_images(images, titles, figsize)
         return plotting.finish(figure.axes, return_fig)
 
-    def pictures(self, x: Any) -> list[Any] | None:
-        """Return a batch as the model takes it as pictures to draw, arrays ``(height, width, 3)`` in [0, 1].
+    def to_images(self, x: Any) -> list[Any] | None:
+        """Return a normalized batch ``(n, 1 or 3, height, width)`` as images for matplotlib.
 
-        None if it has none: pictures are ``(n, 1 or 3, height, width)``.
+        Returns:
+            Arrays ``(height, width, 3)`` in [0, 1], or None if the batch does not hold images.
         """
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] not in (1, 3):
             return None
         x = x.detach().float() if self.norm is None else self.norm.undo(x.detach().float())
-        return [picture.permute(1, 2, 0).expand(-1, -1, 3).numpy() for picture in x.clamp(0, 1).cpu()]
+        return [image.permute(1, 2, 0).expand(-1, -1, 3).numpy() for image in x.clamp(0, 1).cpu()]
+
+    def pictures(self, x: Any) -> list[Any] | None:
+        """Return ``to_images(x)`` (deprecated name)."""
+        warnings.warn(
+            "`DataBunch.pictures` is now `DataBunch.to_images`; the old name goes in version 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return self.to_images(x)
 
     def label_of(self, target: Any) -> str:
-        """Return a target in words: its class, the classes of a row of ones and zeros, or its numbers.
+        """Return a target as text: its class, its classes if it is multi-label, or its numbers.
 
         >>> data = DataBunch([(torch.zeros(2, 3), torch.tensor([0, 1]))], device="cpu", classes=["cat", "dog"])
         >>> data.label_of(torch.tensor(1)), data.label_of(torch.tensor([1.0, 1.0])), data.label_of(torch.tensor(0.25))
@@ -320,7 +366,7 @@ class DataBunch:
         """
         target = torch.as_tensor(target)
         if self.classes is not None and target.shape == (len(self.classes),):
-            return ", ".join(str(name) for name, there in zip(self.classes, target > 0.5, strict=True) if there)
+            return ", ".join(str(name) for name, present in zip(self.classes, target > 0.5, strict=True) if present)
         if self.classes is not None and target.ndim == 0 and not target.is_floating_point():
             return str(self.classes[int(target)])
         return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())
@@ -336,6 +382,6 @@ class DataBunch:
 def _has_length(dl: Any) -> bool:
     try:
         len(dl)
-    except TypeError:  # also from a torch DataLoader, which has a length if its data set has one
+    except TypeError:  # a torch DataLoader has a length only if its data set has one
         return False
     return True

@@ -1,12 +1,14 @@
-"""Data sets by name: found here, unpacked from a local archive, or downloaded; nothing half-written stays behind."""
+"""Find, unpack or download data sets; incomplete files and folders are removed."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import gzip
 import hashlib
 import os
 import re
+import shutil
 import sys
 import tarfile
 import tempfile
@@ -24,7 +26,7 @@ _BASE = "https://s3.amazonaws.com/fast-ai-"
 
 
 class URLs:
-    """The data sets of fast.ai that ``untar_data`` knows: their addresses, without the ``.tgz``."""
+    """Addresses of fast.ai's data sets for ``untar_data``, without ``.tgz``."""
 
     MNIST_SAMPLE = f"{_BASE}sample/mnist_sample"
     MNIST_TINY = f"{_BASE}sample/mnist_tiny"
@@ -34,10 +36,10 @@ class URLs:
     PETS = f"{_BASE}imageclas/oxford-iiit-pet"
     FLOWERS = f"{_BASE}imageclas/oxford-102-flowers"
     CALTECH_101 = f"{_BASE}imageclas/caltech_101"
-    DOGS = "http://files.fast.ai/data/examples/dogscats"
+    DOGS = "https://files.fast.ai/data/examples/dogscats"
 
 
-# What fast.ai publishes of an archive is its size in bytes and the md5 of its first MiB; of the whole there is none.
+# fast.ai publishes the size of an archive in bytes and the md5 of its first MiB, but no hash of the whole.
 ARCHIVES: dict[str, tuple[int, str]] = {
     URLs.MNIST_SAMPLE: (3_214_948, "2dbc7ec6f9259b583af0072c55816a88"),
     URLs.MNIST_TINY: (342_207, "56143e8f24db90d925d82a5a74141875"),
@@ -52,30 +54,35 @@ ARCHIVES: dict[str, tuple[int, str]] = {
 
 
 def home() -> Path:
-    """Return the folder minifast keeps things in: ``MINIFAST_HOME``, or else ``~/.minifast``; nothing is created."""
+    """Return minifast's folder, ``MINIFAST_HOME`` or else ``~/.minifast``, without creating it."""
     return Path(os.environ.get("MINIFAST_HOME") or "~/.minifast").expanduser().absolute()
 
 
 def untar_data(
     url: str, dest: str | Path | None = None, force_download: bool = False, timeout: float = 10.0, silent: bool = False
 ) -> Path:
-    """Return the folder of a data set, fetched and unpacked unless it is already here.
+    """Return the folder of a data set; download and unpack it if it does not exist.
 
-    The folder is named as the archive: ``mnist_sample`` for ``URLs.MNIST_SAMPLE``. The first that exists is taken:
+    The folder has the name of the archive: ``mnist_sample`` for ``URLs.MNIST_SAMPLE``. The first of these is used:
 
     1. the folder ``./data/NAME`` or ``home()/data/NAME``; with ``dest``, only ``dest/NAME``;
-    2. the archive ``./data/NAME.tgz`` or ``home()/data/NAME.tgz``, used without a check, since you put it there;
-    3. a download. For the addresses in ``URLs`` the size and the md5 of the first MiB must be the published ones.
+    2. the archive ``./data/NAME.tgz`` or ``home()/data/NAME.tgz``, without a check of its hash;
+    3. a download. For the addresses in ``URLs``, size and md5 of the first MiB must be the published ones.
 
     Args:
-        url: one of ``URLs``, or the http(s) address of any ``.tgz`` that holds one folder of its own name.
-        dest: the folder to unpack into, for another place than ``home()/data``.
-        force_download: download anew. The new folder replaces the old one once it is whole; what you added
-            at its top, such as ``models``, is carried over.
-        timeout: the most seconds to wait for an answer, and for each next piece of a download.
-        silent: print nothing. A progress line is printed to a terminal only, in any case.
+        url: one of ``URLs``, or the http(s) address of a ``.tgz`` archive that holds one folder of the same name.
+        dest: folder to unpack into; by default ``home()/data``.
+        force_download: download again. The new folder replaces the old one when it is complete; files and folders that
+            you added at its top, such as ``models``, are moved to the new one.
+        timeout: seconds to wait for an answer, and for each part of a download.
+        silent: do not print the progress line, which only a terminal gets.
 
-    Raises ``DownloadError``, and leaves no half-written file or folder, also upon Ctrl-C.
+    Returns:
+        The folder. It appears when it is complete; after an error or Ctrl-C no incomplete file or folder is left.
+
+    Raises:
+        DownloadError: if the data set cannot be downloaded, checked, unpacked or written.
+        ValueError: if ``url`` is not an http(s) address that ends in a file name.
 
     >>> path = untar_data(URLs.MNIST_SAMPLE)  # doctest: +SKIP
     >>> sorted(p.name for p in path.iterdir())  # doctest: +SKIP
@@ -83,43 +90,42 @@ def untar_data(
     """
     timeout = check_number("timeout", timeout, above=0)
     address, file, name = _parts(url)
-    local, kept = Path.cwd() / "data", home() / "data"
-    parents = [Path(dest).expanduser().absolute()] if dest is not None else [local, kept]
-    target = next((p / name for p in parents if (p / name).is_dir()), parents[-1] / name)
-    if target.is_dir() and not force_download:
+    local, shared = Path.cwd() / "data", home() / "data"
+    parents = [Path(dest).expanduser().absolute()] if dest is not None else [local, shared]
+    target = next((p / name for p in parents if _has_files(p / name)), parents[-1] / name)
+    if _has_files(target) and not force_download:
         return target
     if target.exists() and not target.is_dir():
-        raise DownloadError(f"{target} is a file where a folder should be; move it away, and call again.")
-    if not hasattr(tarfile, "data_filter"):
-        raise DownloadError(
-            f"Python {sys.version.split()[0]} cannot unpack an archive safely, for its tarfile lacks the data filter "
-            "of PEP 706; use a newer patch release: 3.10.12, 3.11.4, or any of 3.12 and later."
-        )
-    archive = None if force_download else next((p / file for p in (local, kept) if (p / file).is_file()), None)
-    source, way_out = str(archive), "replace or delete it, and call again"
+        raise DownloadError(f"{target} must be a folder, but it is a file. Move it away, and call again.")
+    archive = None if force_download else next((p / file for p in (local, shared) if (p / file).is_file()), None)
+    source, hint = str(archive), "Replace or delete it, and call again"
     try:
         with staging(target) as folder:
             if archive is None:
-                archive, source = folder / file, f"What {address} delivered"
-                way_out = f"or put the archive at {kept / file} yourself, and call again"
-                _download(address, archive, timeout, sys.stderr.isatty() and not silent, way_out)
-                _check(address, archive, ARCHIVES.get(address.removesuffix(".tgz")), way_out)
-                way_out = f"check the address, {way_out}"
-            new = _unpack(archive, folder / "new", name, source, way_out)
+                archive, source = folder / file, f"The file from {address}"
+                hint = f"You can also put the archive at {shared / file} yourself, and call again"
+                _download(address, archive, timeout, sys.stderr.isatty() and not silent, hint)
+                _check(address, archive, _published(address), hint)
+                hint = f"Check the address. {hint}"
+            new = _unpack(archive, folder / "new", name, source, hint)
             move_into_place(new, target, aside=folder / "old" if force_download else None)
     except DownloadError:
         raise
     except OSError as error:
         raise DownloadError(
-            f"{target} cannot be written ({error.strerror or error}); "
-            "free or unlock that place, or set MINIFAST_HOME (or dest) to a folder that can be written."
+            f"{target} cannot be written ({error.strerror or error}). Free disk space or change its permissions, or "
+            "set MINIFAST_HOME (or `dest`) to a folder that can be written."
         ) from error
     return target
 
 
+def _has_files(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.iterdir())
+
+
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``target``, on the same file system; it is removed however the block ends."""
+    """Yield a temporary folder beside ``target``, on the same file system; it is removed in any case."""
     target.parent.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}-"
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=prefix, ignore_cleanup_errors=True) as folder:
@@ -127,13 +133,13 @@ def staging(target: Path) -> Iterator[Path]:
 
 
 def move_into_place(new: Path, target: Path, aside: Path | None = None) -> None:
-    """Rename the folder ``new`` to ``target`` in one step; where another process was faster, its folder stays.
+    """Rename the folder ``new`` to ``target`` in one step; if another process was faster, its folder stays.
 
-    An empty folder at ``target`` is taken for none. With ``aside``, a free path, an old ``target`` is moved there
-    first, and what it held at its top beyond ``new`` is carried over.
+    An empty folder at ``target`` is replaced. With ``aside``, a free path, an old ``target`` is moved there first, and
+    files and folders at its top that ``new`` lacks are moved to ``target``.
     """
     with contextlib.suppress(OSError):
-        target.rmdir()  # refused unless it is empty
+        target.rmdir()  # fails unless it is empty
     try:
         if aside is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -147,14 +153,14 @@ def move_into_place(new: Path, target: Path, aside: Path | None = None) -> None:
         if aside is not None and aside.exists():
             if not target.exists():
                 aside.rename(target)
-            elif not aside.is_symlink():  # what a link leads to may be shared: it is not emptied
+            elif not aside.is_symlink():  # the target of a link may be shared, so keep its files
                 for item in aside.iterdir():
                     if not (target / item.name).exists():
                         item.rename(target / item.name)
 
 
 def _parts(url: str) -> tuple[str, str, str]:
-    """Return the address of the archive, its file's name and its folder's name.
+    """Return the address of the archive, its file name and its folder name.
 
     >>> _parts("https://example.org/sets/birds")
     ('https://example.org/sets/birds.tgz', 'birds.tgz', 'birds')
@@ -162,20 +168,20 @@ def _parts(url: str) -> tuple[str, str, str]:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.netloc:
         hint = did_you_mean(url.removeprefix("URLs."), [name for name in vars(URLs) if name.isupper()])
-        raise ValueError(f"url is {url!r}; it must be an http or https address, such as URLs.MNIST_SAMPLE.{hint}")
+        raise ValueError(f"`url` must be an http or https address such as URLs.MNIST_SAMPLE, got {url!r}.{hint}")
     if not parts.path.endswith((".tgz", ".tar.gz")):
         parts = parts._replace(path=f"{parts.path}.tgz")
     file = PurePosixPath(unquote(parts.path)).name
     name = file.removesuffix(".tgz").removesuffix(".tar.gz")
     if not re.fullmatch(r"\w[\w.+ -]*", name):
-        raise ValueError(f"url is {url!r}; its last part names a folder: letters, digits, _, -, + and dots, no other.")
+        raise ValueError(f"The last part of `url` may only have letters, digits, _, -, + and dots, got {url!r}.")
     return parts.geturl(), file, name
 
 
-class _Watch:
-    """What pooch tells of a download as its progress bar: shown on one line, and read by the thread that waits."""
+class _Progress:
+    """Progress bar for pooch: prints one line, and tells the waiting thread how far the download is."""
 
-    total: int | None = None  # the bytes announced, 0 if unknown; pooch sets it when the answer has begun
+    total: int | None = None  # pooch sets it when the answer begins: the announced bytes, or 0 if unknown
 
     def __init__(self, name: str, show: bool) -> None:
         self.name, self.show = name, show
@@ -183,7 +189,7 @@ class _Watch:
 
     def update(self, n: int) -> None:
         if self.stopped:
-            raise InterruptedError("Nobody waits for this download any more.")
+            raise InterruptedError("The download was stopped.")
         self.done += n
         size = max(self.total or 0, self.done)
         line = f"{self.name} {100 * self.done // size if self.total else '?':>3}% of {size / 1e6:.1f} MB"
@@ -200,23 +206,23 @@ class _Watch:
         self.stopped = True
 
 
-def _download(address: str, file: Path, timeout: float, show: bool, way_out: str) -> None:
-    """Fetch ``address`` into ``file``, waiting at most ``timeout`` seconds for the answer and for each next piece."""
+def _download(address: str, file: Path, timeout: float, show: bool, hint: str) -> None:
+    """Download ``address`` into ``file``; wait at most ``timeout`` seconds for the answer and for each part."""
     import pooch
     import requests
 
-    watch, finished = _Watch(file.name, show), threading.Event()
+    progress, finished = _Progress(file.name, show), threading.Event()
     answers: list[requests.Response] = []
     failures: list[Exception] = []
     options = {
         "timeout": timeout,
-        "headers": {"Accept-Encoding": "identity"},  # the gzip is the archive's own: no server shall undo it
-        "hooks": {"response": lambda answer, **_: answers.append(answer)},  # pooch leaves them open when it fails
+        "headers": {"Accept-Encoding": "identity"},  # the archive itself is gzipped, and the server must not unzip it
+        "hooks": {"response": lambda answer, **_: answers.append(answer)},  # pooch leaves them open after an error
     }
 
     def work() -> None:
         try:
-            pooch.HTTPDownloader(progressbar=watch, chunk_size=2**16, **options)(address, str(file), None)
+            pooch.HTTPDownloader(progressbar=progress, chunk_size=2**16, **options)(address, str(file), None)
         except Exception as error:
             failures.append(error)
         finally:
@@ -224,65 +230,108 @@ def _download(address: str, file: Path, timeout: float, show: bool, way_out: str
                 answer.close()
             finished.set()
 
-    # requests bounds each connection and each read, but neither the look-up of a name, nor a row of addresses or
-    # redirects, nor headers that trickle in; so all of it happens in a thread that can be left behind.
+    # The timeout of requests covers each connection and each read, but not name resolution, several addresses or
+    # redirects, or slow headers. So the download runs in a thread that can be abandoned.
     threading.Thread(target=work, daemon=True, name=f"download {file.name}").start()
     deadline = time.monotonic() + timeout
     try:
-        while not finished.wait(0.1):  # in short steps, for Windows hears Ctrl-C only between them
-            if watch.total is None and time.monotonic() > deadline:
+        while not finished.wait(0.1):  # in short steps, because Windows handles Ctrl-C only between them
+            if progress.total is None and time.monotonic() > deadline:
                 failures.append(requests.Timeout("No answer began in time."))
                 break
     finally:
-        watch.close()
+        progress.close()
     if not failures:
         return
     error, host = failures[0], urlsplit(address).netloc
     if isinstance(error, OSError) and not isinstance(error, requests.RequestException):
         raise error
     if isinstance(error, requests.HTTPError):
-        what = f"{host} refused ({error}); check the address"
-    elif watch.total is not None:
-        why = f"stood still for {timeout:g} seconds" if "timed out" in str(error) else "broke off"
-        what = f"The download of {address} {why} before all of its {watch.total:,} bytes had come; try again"
+        what = f"{host} refused the download ({error}). Check the address"
+    elif progress.total is not None:
+        why = f"received nothing for {timeout:g} seconds" if "timed out" in str(error) else "broke off"
+        what = f"The download of {address} {why} before all of its {progress.total:,} bytes arrived. Try again"
     elif isinstance(error, requests.Timeout):
-        what = f"{host} did not answer within {timeout:g} seconds; try again with a longer timeout"
+        what = f"{host} did not answer within {timeout:g} seconds. Try again with a longer `timeout`"
     else:
-        what = f"{host} cannot be reached ({type(error).__name__}); check the network"
-    raise DownloadError(f"{what}, {way_out}.") from error
+        what = f"{host} cannot be reached ({type(error).__name__}). Check the network"
+    raise DownloadError(f"{what}. {hint}.") from error
 
 
-def _check(address: str, file: Path, known: tuple[int, str] | None, way_out: str) -> None:
-    """Compare a downloaded file with what is published of it, if anything is."""
+def _published(address: str) -> tuple[int, str] | None:
+    """Return size and hash of an address in ``URLs``, also for its http form, which older code may use."""
+    return ARCHIVES.get(address.removesuffix(".tgz")) or ARCHIVES.get(f"https{address[4:-4]}")
+
+
+def _check(address: str, file: Path, known: tuple[int, str] | None, hint: str) -> None:
+    """Compare size and hash of a downloaded file with the published ones, if there are any."""
     with file.open("rb") as stream:
-        found = file.stat().st_size, hashlib.md5(stream.read(2**20), usedforsecurity=False).hexdigest()
-    if known is not None and found != known:
+        actual = file.stat().st_size, hashlib.md5(stream.read(2**20), usedforsecurity=False).hexdigest()
+    if known is not None and actual != known:
         raise DownloadError(
-            f"{address} is not the file expected: it delivered {found[0]:,} bytes, the md5 of whose first MiB is "
-            f"{found[1]}, in place of {known[0]:,} bytes and {known[1]}; try again, {way_out}."
+            f"{address} must give {known[0]:,} bytes with the md5 {known[1]} of the first MiB, got {actual[0]:,} bytes "
+            f"with {actual[1]}. Try again. {hint}."
         )
 
 
-def _unpack(archive: Path, folder: Path, name: str, source: str, way_out: str) -> Path:
-    """Unpack into the new ``folder`` and return ``folder/name``; no member may be absolute, lead out or be a device."""
-
-    def guard(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
-        if member.name.startswith(("/", "\\")):  # the data filter would strip the slash and go on
-            raise tarfile.AbsolutePathError(member)
-        return tarfile.data_filter(member, path)
-
+def _unpack(archive: Path, folder: Path, name: str, source: str, hint: str) -> Path:
+    """Unpack plain files and folders into the new ``folder``, refuse all other members, and return ``folder/name``."""
     folder.mkdir()
     try:
-        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            tar.extractall(folder, filter=guard)
-            while stream.read(2**20):  # to its end, where gzip compares its checksum of the whole
+        # A stream cannot seek backwards, so that damaged sizes end with an error, not in a loop.
+        with gzip.open(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+            for member in tar:
+                _extract(tar, member, folder)
+            while stream.read(2**20):  # at its end, gzip compares the checksum
                 pass
-    except tarfile.FilterError as error:
-        bad = f"its member {error.tarinfo.name!r} would leave the folder, or is no plain file or folder"
-        raise DownloadError(f"{source} was not unpacked, as {bad}; {way_out}.") from error
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DownloadError(f"{source} is no whole .tgz archive ({error}); {way_out}.") from error
+    except _MemberError as error:
+        raise DownloadError(f"{source} was not unpacked: {error}. {hint}.") from error
+    except (
+        tarfile.TarError,
+        gzip.BadGzipFile,
+        EOFError,
+        zlib.error,
+        ValueError,
+        OverflowError,
+        RecursionError,
+    ) as error:
+        raise DownloadError(f"{source} is not a complete .tgz archive ({error}). {hint}.") from error
     if not (folder / name).is_dir():
-        held = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-        raise DownloadError(f"{source} holds {held}; it must hold one folder named {name} at its top; {way_out}.")
+        names = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+        raise DownloadError(f"{source} must have one folder named {name} at its top, got {names}. {hint}.")
     return folder / name
+
+
+_PARSING = (ValueError, OverflowError, RecursionError)  # what tarfile raises for some damaged headers
+
+
+class _MemberError(Exception):
+    """Raised for a member of an archive that is not unpacked."""
+
+
+def _extract(tar: tarfile.TarFile, member: tarfile.TarInfo, folder: Path) -> None:
+    """Write a plain file or create a folder.
+
+    ``TarFile.extract`` is not used: its filters follow links, which some releases of Python resolve wrongly. Here no
+    link is ever created, so no path below ``folder`` can lead out of it.
+    """
+    path = PurePosixPath(member.name)
+    if path.is_absolute() or ".." in path.parts or "\\" in member.name or (os.name == "nt" and ":" in member.name):
+        raise _MemberError(f"its member {member.name!r} would leave the folder")
+    if member.issparse() or not (member.isreg() or member.isdir()):
+        raise _MemberError(f"its member {member.name!r} is neither a plain file nor a folder")
+    if member.size > shutil.disk_usage(folder).free:
+        raise OSError(errno.ENOSPC, f"No space left for {member.name}, which has {member.size:,} bytes")
+    target = folder.joinpath(*path.parts)
+    try:
+        (target if member.isdir() else target.parent).mkdir(parents=True, exist_ok=True)
+        if not target.resolve().is_relative_to(folder.resolve()):
+            raise _MemberError(f"its member {member.name!r} would leave the folder")
+        content = tar.extractfile(member)
+        if content is not None:
+            with content, target.open("wb") as file:
+                shutil.copyfileobj(content, file)
+            with contextlib.suppress(OSError, ValueError, OverflowError):  # an archive may hold any time
+                os.utime(target, (member.mtime, member.mtime))
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise _MemberError(f"its member {member.name!r} is both a file and a folder") from error

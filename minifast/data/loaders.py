@@ -10,22 +10,22 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from minifast.data.order import draw_seed, order_of
+from minifast.data.order import order_of, resolve_seed
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import map_tensors
 
-Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # of a batch (x, y)
+Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
 
 
-LOADER_ARGUMENTS = [  # that a DataLoader keeps under their own names
+LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the same name
     *("dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
     *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "in_order"),
 ]
 
 
 def default_device() -> torch.device:
-    """Return the device that training uses unless told otherwise: CUDA, else Apple's GPU, else the CPU."""
+    """Return the default device: CUDA if there is one, else Apple's GPU, else the CPU."""
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
@@ -33,11 +33,11 @@ def default_device() -> torch.device:
 
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors, and tuples, lists and dicts of them, to ``device``."""
-    return map_tensors(lambda one: one if one.device == device else one.to(device, non_blocking=True), values)
+    return map_tensors(lambda x: x if x.device == device else x.to(device, non_blocking=True), values)
 
 
 def with_targets(batch: Any) -> Any:
-    """Return a batch ``(x, y)`` as it is, and one without targets with 0 as the target of each item."""
+    """Return a batch with targets: a batch of inputs alone gets the target 0 for each sample."""
     alone = isinstance(batch, Tensor) or (isinstance(batch, (list, tuple)) and len(batch) == 1)
     if not alone:
         return batch
@@ -46,18 +46,18 @@ def with_targets(batch: Any) -> Any:
 
 
 class BatchLoader:
-    """What all loaders share: transforms of whole batches, on the device."""
+    """Base class of the loaders: batch transforms, applied on the device."""
 
     def __init__(self, device: torch.device | str | None, tfms: list[Transform] | None = None) -> None:
         self.device = torch.device(device) if device is not None else default_device()
         self.tfms = list(tfms or [])
 
     def add_tfm(self, tfm: Transform) -> None:
-        """Add a transform of whole batches, a function of ``(x, y)`` that returns both."""
+        """Add a batch transform: a function that takes ``(x, y)`` and returns both."""
         self.tfms.append(tfm)
 
     def remove_tfm(self, tfm: Transform) -> None:
-        """Remove a transform of whole batches."""
+        """Remove a batch transform."""
         self.tfms.remove(tfm)
 
     def transformed(self, batch: Any) -> Any:
@@ -68,7 +68,9 @@ class BatchLoader:
 
 
 class DeviceDataLoader(BatchLoader):
-    """A loader's batches, moved to the device and transformed there; other attributes are the loader's own.
+    """Wrap a loader: move each batch to the device and transform it there.
+
+    All other attributes are those of the wrapped loader.
 
     >>> loader = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
     >>> [tuple(x.shape) for x, y in DeviceDataLoader(loader, device="cpu")]
@@ -86,24 +88,27 @@ class DeviceDataLoader(BatchLoader):
     def __iter__(self) -> Iterator[Any]:
         return self.batches()
 
-    def batches(self, first: int = 0, then: Callable[[], None] | None = None) -> Iterator[Any]:
-        """Yield the batches from ``first`` on; those before are read and dropped, and ``then`` is called."""
+    def batches(self, first: int = 0, on_start: Callable[[], None] | None = None) -> Iterator[Any]:
+        """Yield the batches from index ``first`` on.
+
+        Earlier batches are read and dropped; then ``on_start`` is called.
+        """
         try:
             batches = iter(self.dl)
             for _ in range(first):
                 next(batches, None)
-            if then is not None:
-                then()
+            if on_start is not None:
+                on_start()
             for batch in batches:
                 full = with_targets(batch) if self.may_lack_targets else batch
                 yield self.transformed(to_device(full, self.device))
-        except DataError as error:  # which comes from a worker process wrapped into its traceback
-            # Its text has the worker's frames; its own would keep the loader and its workers alive.
+        except DataError as error:  # from a worker process, it holds the whole traceback as text
+            # The text has the worker's frames; the traceback would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
 
     @property
     def batch_size(self) -> Any:
-        """The number of items in a batch; it may be set where a DataLoader of torch's is inside."""
+        """The number of samples in a batch; you can set it if the wrapped loader is a torch DataLoader."""
         return self.dl.batch_size
 
     @batch_size.setter
@@ -111,49 +116,56 @@ class DeviceDataLoader(BatchLoader):
         self.dl = self.new(batch_size=check_count("batch_size", value)).dl
 
     def new(self, **kwargs: Any) -> DeviceDataLoader:
-        """Return a loader of the same data set, device and transforms, with other arguments of torch's DataLoader.
+        """Return a loader of the same data set with other arguments for torch's DataLoader.
+
+        Device and transforms stay the same.
 
         >>> loader = DeviceDataLoader(DataLoader(range(10), batch_size=2), device="cpu")
         >>> [len(x) for x in loader.new(batch_size=4)]
         [4, 4, 2]
 
         Raises:
-            DataError: what is inside is no DataLoader of torch's, or one that has its batches from a sampler.
+            DataError: if the wrapped loader is not a torch DataLoader, or takes its batches from a batch sampler.
         """
         if not isinstance(self.dl, DataLoader) or self.dl.batch_size is None:
-            kind = type(self.dl).__name__ + (" with batches of its own" if isinstance(self.dl, DataLoader) else "")
-            raise DataError(f"The loader is a {kind}; only a DataLoader of torch's that makes batches is made anew.")
-        old = {name: getattr(self.dl, name) for name in LOADER_ARGUMENTS}
+            kind = type(self.dl).__name__ + (" with a batch sampler" if isinstance(self.dl, DataLoader) else "")
+            raise DataError(
+                f"Only a torch DataLoader with a `batch_size` can be made with other arguments, got a {kind}."
+            )
+        arguments = {name: getattr(self.dl, name) for name in LOADER_ARGUMENTS}
         if not kwargs.keys() & {"shuffle", "batch_sampler"}:
-            old["sampler"] = copy.copy(self.dl.sampler)  # with a place of its own
+            arguments["sampler"] = copy.copy(self.dl.sampler)  # a copy, so that the two loaders do not share its state
         if "batch_sampler" in kwargs:
-            del old["batch_size"], old["drop_last"]
+            del arguments["batch_size"], arguments["drop_last"]
         if kwargs.get("num_workers") == 0:
-            del old["prefetch_factor"], old["persistent_workers"]
-        return DeviceDataLoader(DataLoader(**{**old, **kwargs}), self.device, self.tfms)
+            del arguments["prefetch_factor"], arguments["persistent_workers"]
+        return DeviceDataLoader(DataLoader(**{**arguments, **kwargs}), self.device, self.tfms)
 
     def __getattr__(self, name: str) -> Any:
-        if name == "dl":  # not set yet, as in unpickling
+        if name == "dl":  # not set yet while unpickling
             raise AttributeError(name)
         return getattr(self.dl, name)
 
 
 class TensorLoader(BatchLoader):
-    """Batches of tensors in memory: gathered, scaled and transformed on the device, without a worker.
+    """Load batches from tensors in memory: index, scale and transform on the device, without worker processes.
 
-    Pictures are uint8 ``(n, channels, height, width)`` and come as floats in [0, 1]; grey ones as 3 equal channels.
-    Other tensors come as they are.
+    Images are uint8 ``(n, 1 or 3, height, width)``. The loader yields them as floats in [0, 1] and repeats a gray
+    channel 3 times. It yields all other tensors unchanged.
 
     Args:
-        x: the inputs, a row an item.
-        y: the targets, a row an item.
-        bs: items a batch.
-        shuffle: a new order each epoch, a function of ``seed`` and ``epoch`` alone; the last batch, if it is not full,
-            is then left out, unless it is the only one.
-        seed: by default drawn once from torch's global generator.
-        device: where the batches are; by default the GPU if there is one.
+        x: the inputs, one row per sample.
+        y: the targets, one row per sample.
+        bs: samples per batch.
+        shuffle: use a new order in each epoch, which depends on ``seed`` and ``epoch`` alone. An incomplete last batch
+            is then dropped, unless it is the only one.
+        seed: seed of the order; by default sampled once from torch's global generator.
+        device: device of the batches; by default the GPU if there is one.
+        tfms: batch transforms, applied in this order.
+        classes: names of the classes, for ``loader.dataset.classes``.
 
-    ``epoch`` counts the passes begun.
+    Attributes:
+        epoch: the number of epochs started so far.
 
     >>> loader = TensorLoader(torch.arange(5), torch.arange(5), bs=2, device="cpu")
     >>> [x.tolist() for x, y in loader]
@@ -173,18 +185,18 @@ class TensorLoader(BatchLoader):
     ) -> None:
         super().__init__(device, tfms)
         if len(x) != len(y):
-            raise ValueError(f"There are {len(x)} inputs and {len(y)} targets; give a target for each input.")
+            raise ValueError(f"`x` and `y` must have the same length, got {len(x)} inputs and {len(y)} targets.")
         self.batch_size = check_count("bs", bs)
         self.x = x.to(self.device)
         self.y = y.to(self.device)
         self.dataset = Items(self.x, self.y, classes)
         self.shuffle = shuffle
-        self.seed = draw_seed(seed)
+        self.seed = resolve_seed(seed)
         self.epoch = 0
 
     @property
     def drop_last(self) -> bool:
-        """Whether a last batch that is not full is left out."""
+        """Whether an incomplete last batch is dropped."""
         return self.shuffle and len(self.x) >= self.batch_size
 
     def __len__(self) -> int:
@@ -194,53 +206,57 @@ class TensorLoader(BatchLoader):
     def __iter__(self) -> Iterator[Any]:
         return self.batches()
 
-    def batches(self, first: int = 0, then: Callable[[], None] | None = None) -> Iterator[Any]:
-        """Yield the batches from ``first`` on, without making those before; ``then`` is called before the first."""
+    def batches(self, first: int = 0, on_start: Callable[[], None] | None = None) -> Iterator[Any]:
+        """Yield the batches from index ``first`` on; ``on_start`` is called before the first of them."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         n = len(self.x)
         order = to_device(order_of(n, self.seed, epoch) if self.shuffle else torch.arange(n), self.device)
-        if then is not None:
-            then()
+        if on_start is not None:
+            on_start()
         for i in range(first, len(self)):
             yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
 
     def _batch(self, rows: Tensor) -> Any:
-        # Copies, so that a callback may write into a batch; indexing by rows takes ten times as long as this.
+        # Copies, so that a callback may write into a batch. x[rows] takes ten times as long as index_select.
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         return self.transformed((as_images(x), y))
 
 
 def as_images(x: Any) -> Any:
-    """Turn pictures as they lie in memory, uint8 ``(n, 1 or 3, height, width)``, into floats in [0, 1] with 3 channels.
+    """Return uint8 images ``(n, 1 or 3, height, width)`` as floats in [0, 1] with 3 channels.
 
-    All else stays as it is.
+    All other values are returned unchanged.
     """
     if not isinstance(x, Tensor) or x.dtype is not torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
         return x
     n, _, height, width = x.shape
-    pictures = torch.empty((n, 3, height, width), device=x.device)
-    return pictures.copy_(x).div_(255)  # one pass that repeats grey, converts and lays out at once, and one that scales
+    images = torch.empty((n, 3, height, width), device=x.device)
+    return images.copy_(x).div_(255)  # copy_ repeats gray, converts and makes contiguous in one pass
 
 
 def batch_of_one(item: Any, device: torch.device) -> Any:
-    """Return an item, a tensor or several in a tuple, list or dict, as a batch of one on a device.
+    """Return a sample as a batch of one on a device.
+
+    Args:
+        item: a tensor, or several in a tuple, list or dict.
+        device: the device of the batch.
 
     Raises:
-        DataError: it holds no tensor with a dimension.
+        DataError: if the sample is not made of tensors with at least one dimension.
     """
-    nested = isinstance(item, (list, tuple)) and any(isinstance(one, Tensor) for one in item)
+    nested = isinstance(item, (list, tuple)) and any(isinstance(value, Tensor) for value in item)
     try:
         tensors = item if nested or isinstance(item, dict) else torch.as_tensor(item)
-        x = map_tensors(lambda one: as_images(one[None].to(device)), tensors)
+        x = map_tensors(lambda tensor: as_images(tensor[None].to(device)), tensors)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise DataError(f"The item is a {type(item).__name__}; give one as the data set has it.") from error
+        raise DataError(f"The sample must be like those of the data set, got a {type(item).__name__}.") from error
     if isinstance(x, Tensor) and x.ndim < 2:
-        raise DataError(f"The item is the number {item}; give one as the data set has it: a tensor.")
+        raise DataError(f"The sample must be a tensor like those of the data set, got the number {item}.")
     return x
 
 
 class Items:
-    """The items of tensors in memory, one by one, as ``(x, y)``: what ``data.train_ds`` is."""
+    """Data set of tensors in memory with samples ``(x, y)``; ``data.train_ds`` of a ``TensorLoader``."""
 
     def __init__(self, x: Tensor, y: Tensor, classes: Sequence[Any] | None) -> None:
         self.x = x

@@ -1,4 +1,4 @@
-"""Normalising inputs: a mean and a standard deviation for each channel."""
+"""Normalization of inputs: one mean and one standard deviation per channel."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ imagenet_stats: Stats = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 
 class Normalize:
-    """A transform of batches: subtracts a mean and divides by a standard deviation, one for each channel."""
+    """Batch transform that subtracts a mean and divides by a standard deviation per channel."""
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         self.mean = mean
         self.std = std
 
     def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        """Return the batch normalised."""
+        """Return the batch with normalized inputs."""
         x, y = batch
         return (x - self.mean) / self.std, y
 
     def undo(self, x: Tensor) -> Tensor:
-        """Return the batch as it was."""
+        """Return normalized inputs in their original units."""
         return x * self.std + self.mean
 
 
@@ -44,7 +44,12 @@ def channel_view(x: Tensor) -> Tensor:
 
 
 def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Return pictures ``(..., channels, height, width)``, or columns ``(n, channels)``, less ``mean`` and over ``std``.
+    """Subtract ``mean`` from each channel and divide by ``std``.
+
+    Args:
+        x: images ``(..., channels, height, width)``, or columns ``(n, channels)``.
+        mean: the mean of each channel, ``(channels,)``.
+        std: the standard deviation of each channel, ``(channels,)``.
 
     >>> import torch
     >>> normalize(torch.ones(1, 1, 1, 2), torch.tensor([0.5]), torch.tensor([0.25])).flatten()
@@ -54,7 +59,13 @@ def normalize(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
 
 
 def denormalize(x: Tensor, mean: Tensor, std: Tensor, do_x: bool = True) -> Tensor:
-    """Return what ``normalize`` was given, as floats on the CPU; with ``do_x=False`` ``x`` as it is, on the CPU.
+    """Undo ``normalize``; the result is a float tensor on the CPU.
+
+    Args:
+        x: normalized images or columns.
+        mean: the mean that ``normalize`` subtracted.
+        std: the standard deviation that ``normalize`` divided by.
+        do_x: False only moves ``x`` to the CPU.
 
     >>> import torch
     >>> denormalize(torch.full((1, 1, 1, 2), 2.0), torch.tensor([0.5]), torch.tensor([0.25])).flatten()
@@ -64,21 +75,21 @@ def denormalize(x: Tensor, mean: Tensor, std: Tensor, do_x: bool = True) -> Tens
     return x * _along_channels(x, std.cpu()) + _along_channels(x, mean.cpu()) if do_x else x
 
 
-def _along_channels(x: Tensor, each: Tensor) -> Tensor:
-    return each.to(x.device)[..., None, None] if x.ndim > 2 else each.to(x.device)
+def _along_channels(x: Tensor, values: Tensor) -> Tensor:
+    return values.to(x.device)[..., None, None] if x.ndim > 2 else values.to(x.device)
 
 
-def normaliser(stats: Any, x: Tensor, device: torch.device) -> Normalize:
-    """Return what normalises batches such as ``x`` by ``stats``, on a device.
+def make_normalize(stats: Any, x: Tensor, device: torch.device) -> Normalize:
+    """Return the transform that normalizes batches shaped like ``x`` by ``stats`` on a device.
 
     Raises:
-        DataError: there are not as many means and deviations as channels.
+        DataError: if the numbers of means, standard deviations and channels differ.
     """
     mean, std = (torch.as_tensor(part, dtype=torch.float32, device=device) for part in stats)
     if any(part.ndim > 1 or part.numel() not in (1, x.shape[1]) for part in (mean, std)):
         raise DataError(
-            f"stats holds {mean.numel()} means and {std.numel()} standard deviations, but the data have {x.shape[1]} "
-            f"channels; give one of each for every channel."
+            f"`stats` must hold one mean and one standard deviation per channel, got {mean.numel()} means and "
+            f"{std.numel()} standard deviations for {x.shape[1]} channels."
         )
     shape = (1, -1, *[1] * (x.ndim - 2))
     return Normalize(mean.view(shape), std.view(shape))

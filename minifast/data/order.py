@@ -12,7 +12,7 @@ from minifast.utils.checks import check_count, check_number
 
 
 def order_of(n: int, seed: int, epoch: int) -> Tensor:
-    """Return the order of ``n`` items in an epoch: a function of its arguments and of nothing else.
+    """Return the order of ``n`` samples in an epoch, which depends on the arguments alone.
 
     >>> torch.equal(order_of(10, 1, 2), order_of(10, 1, 2)), torch.equal(order_of(10, 1, 2), order_of(10, 1, 3))
     (True, False)
@@ -22,7 +22,9 @@ def order_of(n: int, seed: int, epoch: int) -> Tensor:
 
 
 def split_rows(n: int, valid_pct: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Return the numbers of ``n`` items, 2 or more, in two parts drawn at random: of training, and of validation.
+    """Return the indices of the training samples and of the validation samples, chosen at random.
+
+    ``n`` is at least 2, and each part gets at least one sample.
 
     >>> [len(part) for part in split_rows(10, 0.2, seed=0)], [len(part) for part in split_rows(2, 0.01, seed=0)]
     ([8, 2], [1, 1])
@@ -32,13 +34,13 @@ def split_rows(n: int, valid_pct: float, seed: int) -> tuple[Tensor, Tensor]:
     return order[n_valid:], order[:n_valid]
 
 
-def draw_seed(seed: int | None) -> int:
-    """Return a seed, by default one drawn from torch's generator."""
+def resolve_seed(seed: int | None) -> int:
+    """Return a checked seed; for None, one sampled from torch's generator."""
     return int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
 
 
 class EpochOrder(Sampler[int]):
-    """The order of an epoch for torch's DataLoader: the same function of seed and epoch as in memory."""
+    """Sampler for torch's DataLoader that gives the same order as ``TensorLoader`` with this seed."""
 
     def __init__(self, n: int, seed: int) -> None:
         self.n = n

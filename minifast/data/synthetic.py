@@ -1,4 +1,4 @@
-"""A drawn stand-in for MNIST_SAMPLE, for machines without a network: 3s and 7s from matplotlib's fonts, warped."""
+"""Generated sample data in place of MNIST_SAMPLE, for machines without a network: warped 3s and 7s."""
 
 from __future__ import annotations
 
@@ -16,44 +16,50 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-SIDE = 28  # pixels of a picture's side
+SIDE = 28  # height and width of an image, in pixels
 
 
-GLYPH = 64  # pixels of the side of the square that a digit is rendered into, before it is warped
+GLYPH = 64  # height and width of a rendered digit before it is warped, in pixels
 
 
-# text fonts only: the others that come with matplotlib (STIXSiz*, cmex10, LastResort, ...) hold symbols or boxes
+# Text fonts only: matplotlib's other fonts (STIXSiz*, cmex10, LastResort, ...) hold symbols or boxes.
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
 
 
-def draw_sample(dest: Path | str | None = None, n_train: int = 6000, n_valid: int = 1000, seed: int = 0) -> Path:
-    """Draw a sample of 3s and 7s in the layout of MNIST_SAMPLE, and return its folder.
+def generate_sample(dest: Path | str | None = None, n_train: int = 6000, n_valid: int = 1000, seed: int = 0) -> Path:
+    """Generate images of 3s and 7s in the layout of MNIST_SAMPLE, and return their folder.
 
-    The pictures are 28x28 8-bit grey PNG files, white on black, as many of each digit::
+    The images are 28x28 8-bit grayscale PNG files, white on black, equally many of each digit::
 
         train/3  train/7  valid/3  valid/7  labels.csv (name,label: 0 for a 3, 1 for a 7)
 
-    Each is the digit of a font that comes with matplotlib: turned, sheared, bent, moved, drawn thick or thin, and now
-    and then partly hidden. Equal arguments draw equal pictures, and no global random generator is used or changed.
+    Each image shows a digit of one of matplotlib's fonts, rotated, sheared, bent and moved, with thick or thin strokes,
+    and sometimes partly hidden. Equal arguments give equal images. Global random generators are neither used nor
+    changed.
 
     Args:
-        dest: the folder to make, or else ``home()/data/drawn_sample``. A sample that is already there is returned
-            as it is, whatever its size and seed.
-        n_train, n_valid: pictures of both digits together, at least 2; of an odd number the 3s get one more.
-        seed: what the random numbers start from, 0 or more.
+        dest: folder to create; by default ``home()/data/generated_sample``. If it holds a sample already, it is
+            returned unchanged, whatever its size and seed.
+        n_train: number of training images, at least 2. If it is odd, there is one 3 more.
+        n_valid: number of validation images, at least 2.
+        seed: seed of the random numbers, at least 0.
 
-    Raises ``DataError`` where ``dest`` holds something else or cannot be written; nothing half-drawn stays behind.
+    Returns:
+        The folder. It appears when it is complete.
 
-    >>> path = draw_sample("sample", n_train=600, n_valid=100)  # doctest: +SKIP
+    Raises:
+        DataError: if ``dest`` holds something else or cannot be written.
+
+    >>> path = generate_sample("sample", n_train=600, n_valid=100)  # doctest: +SKIP
     """
     check_count("n_train", n_train, least=2)
     check_count("n_valid", n_valid, least=2)
     check_count("seed", seed, least=0)
-    target = Path(dest).expanduser().absolute() if dest is not None else home() / "data" / "drawn_sample"
+    target = Path(dest).expanduser().absolute() if dest is not None else home() / "data" / "generated_sample"
     if (target / "labels.csv").is_file():
         return target
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise DataError(f"{target} exists and is no drawn sample; name a folder that is empty or not there yet.")
+        raise DataError(f"{target} exists and is not a generated sample. Give an empty or a new folder.")
 
     import numpy as np
 
@@ -61,33 +67,33 @@ def draw_sample(dest: Path | str | None = None, n_train: int = 6000, n_valid: in
     try:
         with staging(target) as folder:
             for split, n in (("train", n_train), ("valid", n_valid)):
-                rows += _write(folder / "new", split, _pictures(glyphs, n, rng))
+                rows += _write(folder / "new", split, _images(glyphs, n, rng))
             (folder / "new" / "labels.csv").write_text("\n".join([*rows, ""]))
             move_into_place(folder / "new", target)
     except OSError as error:
         raise DataError(
-            f"{target} cannot be written ({error.strerror or error}); "
-            "free or unlock that place, or set MINIFAST_HOME (or dest) to a folder that can be written."
+            f"{target} cannot be written ({error.strerror or error}). Free disk space or change its permissions, or "
+            "set MINIFAST_HOME (or `dest`) to a folder that can be written."
         ) from error
     return target
 
 
-def _write(folder: Path, split: str, pictures: Iterator[tuple[int, Tensor]]) -> list[str]:
-    """Write the pictures of a split, and return their rows of ``labels.csv``, the 3s first."""
+def _write(folder: Path, split: str, images: Iterator[tuple[int, Tensor]]) -> list[str]:
+    """Write the images of a split, and return their rows of ``labels.csv``, the 3s first."""
     from PIL import Image
 
     rows: tuple[list[str], list[str]] = [], []
     for digit in "37":
         (folder / split / digit).mkdir(parents=True)
-    for label, picture in pictures:
+    for label, image in images:
         name = f"{split}/{'37'[label]}/{len(rows[label])}.png"
-        Image.fromarray(picture.numpy()).save(folder / name)
+        Image.fromarray(image.numpy()).save(folder / name)
         rows[label].append(f"{name},{label}")
     return rows[0] + rows[1]
 
 
 def _glyphs() -> Tensor:
-    """Render a 3 and a 7 in each font, blurred, in the middle: (fonts, 2, GLYPH, GLYPH), 0 to 1."""
+    """Return a blurred, centered 3 and 7 in each font: ``(fonts, 2, GLYPH, GLYPH)`` in [0, 1]."""
     import matplotlib as mpl
     import numpy as np
     import torch
@@ -99,19 +105,19 @@ def _glyphs() -> Tensor:
             continue
         for digit in "37":
             _, top, _, bottom = ImageFont.truetype(str(path), GLYPH).getbbox(digit)
-            font = ImageFont.truetype(str(path), round(0.7 * GLYPH * GLYPH / (bottom - top)))  # all of one height
+            font = ImageFont.truetype(str(path), round(0.7 * GLYPH * GLYPH / (bottom - top)))  # equal heights
             left, top, right, bottom = font.getbbox(digit)
             square = Image.new("L", (GLYPH, GLYPH))
             middle = (GLYPH - left - right) / 2, (GLYPH - top - bottom) / 2
             ImageDraw.Draw(square).text(middle, digit, fill=255, font=font)
             squares.append(np.asarray(square.filter(ImageFilter.GaussianBlur(2.5)), dtype=np.float32) / 255)
     if not squares:
-        raise DataError(f"{folder} holds none of the fonts {', '.join(FONTS)}; reinstall matplotlib, which has them.")
+        raise DataError(f"{folder} has none of the fonts {', '.join(FONTS)}. Reinstall matplotlib, which brings them.")
     return torch.from_numpy(np.stack(squares)).view(-1, 2, GLYPH, GLYPH)
 
 
-def _pictures(glyphs: Tensor, n: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
-    """Draw ``n`` pictures, a 3 and a 7 in turn: label and uint8 (SIDE, SIDE); some hundreds at a time are in memory."""
+def _images(glyphs: Tensor, n: int, rng: np.random.Generator) -> Iterator[tuple[int, Tensor]]:
+    """Yield ``n`` pairs of a label and an image uint8 ``(SIDE, SIDE)``, a 3 and a 7 in turn, made 500 at a time."""
     import numpy as np
 
     for start in range(0, n, 500):
@@ -120,10 +126,10 @@ def _pictures(glyphs: Tensor, n: int, rng: np.random.Generator) -> Iterator[tupl
 
 
 def _warped(glyphs: Tensor, labels: NDArray[np.int64], rng: np.random.Generator) -> Tensor:
-    """Draw a picture of each label: uint8 (labels, SIDE, SIDE).
+    """Return one warped image per label: uint8 ``(labels, SIDE, SIDE)``.
 
-    Lengths are in units where the square is 2 wide, as in torch's ``grid_sample``. The amounts are set so that two
-    epochs of one cycle at 5e-2 take a CNN of three convolutions to about 99 %, and a linear model stays near 95 %.
+    Lengths are in the units of ``grid_sample``, where an image is 2 wide. The ranges are chosen so that two epochs of
+    the 1cycle policy at 5e-2 take a CNN of three convolutions to about 99 % accuracy, and a linear model to about 95 %.
     """
     import numpy as np
     import torch
@@ -136,7 +142,7 @@ def _warped(glyphs: Tensor, labels: NDArray[np.int64], rng: np.random.Generator)
 
     turn, lean, right, down = (spread(-a, a) for a in (0.1, 0.2, 0.3, 0.3))
     wide, high, cos, sin = spread(-0.1, 0.1).exp(), spread(-0.1, 0.1).exp(), turn.cos(), turn.sin()
-    # a rotation times a shear times a scaling, and a shift beside it
+    # The affine map is rotation times shear times scaling, plus a shift.
     rows = [cos * wide, (cos * lean - sin) * high, right, sin * wide, (sin * lean + cos) * high, down]
     grid = F.affine_grid(torch.stack(rows, 1).view(n, 2, 3), [n, 1, 2 * SIDE, 2 * SIDE], align_corners=False)
     bend = torch.from_numpy(rng.normal(0, 0.05, (n, 2, 5, 5)).astype(np.float32))
@@ -144,7 +150,7 @@ def _warped(glyphs: Tensor, labels: NDArray[np.int64], rng: np.random.Generator)
 
     fonts = rng.integers(len(glyphs), size=n)
     ink = F.grid_sample(glyphs[fonts, labels].unsqueeze(1), grid, align_corners=False)
-    # of a blurred stroke, a low threshold cuts out a thick one and a high threshold a thin one
+    # A low threshold on the blurred stroke gives a thick stroke, a high one a thin stroke.
     threshold, sharpness = spread(0.25, 0.4, 1, 1, 1), spread(15, 30, 1, 1, 1)
     empty = torch.sigmoid(-threshold * sharpness)
     ink = F.avg_pool2d(torch.sigmoid((ink - threshold) * sharpness) - empty, 2).squeeze(1)

@@ -1,4 +1,4 @@
-"""Apply transforms to batches, with a seed of their own."""
+"""Batch transforms with their own random generator."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from minifast.utils.checks import check_callable
 
 
 class Seeded:
-    """Runs transforms of batches with random numbers of their own, so that they neither see nor move torch's generator.
+    """Run batch transforms with a random generator of their own, so that torch's generator does not move.
 
-    The generator is part of a run's place: a run that is taken up draws what it would have drawn.
+    A checkpoint saves the state of this generator, so a resumed run samples the same numbers.
     """
 
     def __init__(self, tfms: Sequence[Transform], seed: int) -> None:
@@ -31,43 +31,43 @@ class Seeded:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
             for tfm in self.tfms:
-                found = tfm(batch)
-                if not isinstance(found, (tuple, list)) or len(found) != 2:
+                result = tfm(batch)
+                if not isinstance(result, (tuple, list)) or len(result) != 2:
                     raise DataError(
-                        f"The transform {tfm!r} returned a {type(found).__name__}; it takes a batch (x, y) and must "
-                        f"return both."
+                        f"A batch transform must return the pair (x, y), but {tfm!r} returned a "
+                        f"{type(result).__name__}."
                     )
-                batch = found[0], found[1]
+                batch = result[0], result[1]
         return batch
 
 
 class PerImage:
-    """Runs a transform of torchvision's on each picture of a batch by itself, which on a batch draws but once."""
+    """Run a torchvision transform on each image separately; on a whole batch it would sample only once."""
 
     def __init__(self, tfm: Callable[[Tensor], Tensor]) -> None:
         self.tfm = tfm
 
     def __repr__(self) -> str:
-        return f"EachPicture({self.tfm})"
+        return f"EachPicture({self.tfm})"  # checkpoints of version 0.1 hold this name
 
     def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        """Return the batch with its pictures transformed."""
+        """Return the batch with each image transformed."""
         x, y = batch
-        return torch.stack([self.tfm(picture) for picture in x]), y
+        return torch.stack([self.tfm(image) for image in x]), y
 
 
 def check_tfms(ds_tfms: Any) -> tuple[list[Transform], list[Transform]]:
-    """Return the transforms of batches for training and for validation; of None, none.
+    """Return the batch transforms for training and for validation; two empty lists for None.
 
     Raises:
-        TypeError: ``ds_tfms`` is no pair, or holds what cannot be called.
+        TypeError: if ``ds_tfms`` is not a pair, or an element cannot be called.
     """
     if ds_tfms is None:
         return [], []
     if not isinstance(ds_tfms, (tuple, list)) or len(ds_tfms) != 2:
         raise TypeError(
-            f"ds_tfms is {ds_tfms!r}; it must be a pair, the transforms of training and those of validation, such as "
-            f"get_transforms()."
+            f"`ds_tfms` must be a pair (training transforms, validation transforms) such as get_transforms(), "
+            f"got {ds_tfms!r}."
         )
     parts = [[] if part is None else list(part) if isinstance(part, (list, tuple)) else [part] for part in ds_tfms]
     train, valid = ([_of_batches(check_callable("each of ds_tfms", tfm)) for tfm in part] for part in parts)
@@ -79,4 +79,4 @@ def _of_batches(tfm: Any) -> Transform:
         return tfm  # type: ignore[no-any-return]
     from torchvision.transforms import v2
 
-    return tfm if isinstance(tfm, (v2.MixUp, v2.CutMix)) else PerImage(tfm)  # these mix the pictures of a batch
+    return tfm if isinstance(tfm, (v2.MixUp, v2.CutMix)) else PerImage(tfm)  # these two need the whole batch

@@ -229,7 +229,7 @@ class ClassificationInterpretation(Interpretation):
             actual = int(self.y_true[i])
             names = [self.classes[int(self.pred_class[i])], self.classes[actual]]
             rows.append([*names, f"{loss:.2f}", f"{self.preds[i, actual]:.2f}"])
-        pictures = self.learn.data.pictures(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
+        pictures = self.learn.data.to_images(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
         if pictures is None:
             numbered = [[str(i), *row] for i, row in zip(indices.tolist(), rows, strict=True)]
             print(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))

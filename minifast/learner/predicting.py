@@ -145,7 +145,7 @@ def show_results(
     check_count("rows", rows)
     x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False)
     preds = learn.pred_batch(batch=(x, y))
-    images = learn.data.pictures(x[: rows**2] if isinstance(x, Tensor) else x)
+    images = learn.data.to_images(x[: rows**2] if isinstance(x, Tensor) else x)
     pairs = []
     for prediction, target in zip(preds[: rows if images is None else rows**2], y.cpu(), strict=False):
         is_class = not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1

@@ -26,7 +26,7 @@ RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.pn
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """3s and 7s, few of them."""
-    return synthetic.draw_sample(tmp_path / "sample", n_train=320, n_valid=60)
+    return synthetic.generate_sample(tmp_path / "sample", n_train=320, n_valid=60)
 
 
 def test_train_leaves_model_history_pictures_and_options(folder, tmp_path, capsys):
@@ -117,7 +117,7 @@ def test_failure_is_one_line_and_one(tmp_path, capsys):
     assert str(broken) in error
     assert error.count("\n") == 1
     assert not (tmp_path / "out").exists()
-    with pytest.raises(ValueError, match="cut off"):
+    with pytest.raises(ValueError, match="truncated"):
         cli.main([*command, "--debug"])
 
 
@@ -141,7 +141,7 @@ def test_an_accuracy_of_chance_is_said(folder, tmp_path, capsys):
 
 def test_a_damaged_archive_is_not_replaced_by_other_pictures(empty_home, tmp_path, capsys):
     (empty_home / "data").mkdir(parents=True)
-    (empty_home / "data" / "mnist_sample.tgz").write_bytes(b"cut off")
+    (empty_home / "data" / "mnist_sample.tgz").write_bytes(b"truncated")
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 1
     assert "mnist_sample.tgz" in capsys.readouterr().err
 
@@ -166,7 +166,7 @@ def test_warnings_are_one_line_too(tmp_path, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("default")
         assert cli.main(command) == 0
-    expected = "minifast: There are 4 training pictures, fewer than bs=64: each epoch is one batch.\n"
+    expected = "minifast: There are 4 training images, fewer than bs=64, so each epoch is one batch.\n"
     assert capsys.readouterr().err == expected
 
 
@@ -184,7 +184,7 @@ def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, cap
         raise DownloadError("there is no network.")
 
     monkeypatch.setattr("minifast.data.download.untar_data", no_network)
-    monkeypatch.setattr("minifast.data.synthetic.draw_sample", lambda: folder)
+    monkeypatch.setattr("minifast.data.synthetic.generate_sample", lambda: folder)
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
     assert "there is no network. Training on a drawn sample" in capsys.readouterr().out
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
@@ -314,7 +314,7 @@ def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(
 def trained(tmp_path_factory) -> Path:
     """A folder with a sample, and what train left of it in out."""
     root = tmp_path_factory.mktemp("trained")
-    synthetic.draw_sample(root / "sample", n_train=320, n_valid=20)
+    synthetic.generate_sample(root / "sample", n_train=320, n_valid=20)
     command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
     assert cli.main([*command, "--out", str(root / "out")]) == 0
     return root
@@ -350,7 +350,7 @@ def test_several_pictures_are_a_table_or_json(trained, capsys):
         (["out/export.pkl", "no.png"], 2, "no.png; check the path."),
         (["out", "sample/valid/3/0.png"], 2, "out is a folder; name the model's file in it, such as export.pkl."),
         (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
-        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a picture that can be read"),
+        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a readable image"),
         (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is no export; learn.save wrote it"),
         (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
         (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not to be had here"),

@@ -48,7 +48,7 @@ def toy_bunch(**kwargs) -> DataBunch:
     return DataBunch(DataLoader(toy_items(), 20), DataLoader(toy_items(), 20), device="cpu", **kwargs)
 
 
-def pictures(n: int = 8) -> TensorDataset:
+def images(n: int = 8) -> TensorDataset:
     generator = torch.Generator().manual_seed(0)
     return TensorDataset(torch.rand(n, 3, 4, 5, generator=generator), torch.arange(n) % 2)
 
@@ -73,7 +73,7 @@ def test_lists_of_batches_are_enough_with_a_loss():
     batches = [(torch.randn(4, 10), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
     data = DataBunch(batches, batches, device="cpu")
     assert (data.train_ds, data.classes, data.c, data.loss_func, data.batch_size) == (None,) * 5
-    with pytest.raises(DataError, match=r"which loss fits them; give the Learner a loss_func"):
+    with pytest.raises(DataError, match=r"No loss can be chosen from the data; pass `loss_func`"):
         Learner(data, simple_ann(10, 2))
     learn = Learner(data, simple_ann(10, 2), loss_func=nn.CrossEntropyLoss(), silent=True)
     learn.fit(1)
@@ -103,17 +103,19 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize("place", ["train_dl", "valid_dl", "test_dl"])
 def test_what_has_no_length_is_refused_with_the_way_out(loader, place):
     loaders = {"train_dl": [], place: loader}
-    with pytest.raises(DataError, match=rf"^{place} is an? .*; it must have a length .*or a list of batches\.$"):
+    with pytest.raises(
+        DataError, match=rf"^`{place}` must have a length and yield batches .*, got a .*or a list of batches\.$"
+    ):
         DataBunch(**loaders, device="cpu")
 
 
 def test_a_loader_of_a_data_set_without_a_length_is_refused_too():
-    with pytest.raises(DataError, match=r"^train_dl is a DataLoader; it must have a length"):
+    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a DataLoader"):
         DataBunch(DataLoader(Endless(), 20), device="cpu")
 
 
 def test_no_training_loader_is_refused():
-    with pytest.raises(DataError, match=r"^train_dl is a NoneType; it must have a length"):
+    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a NoneType"):
         DataBunch(None)
 
 
@@ -191,7 +193,7 @@ def test_parts_are_found_by_type():
 
 
 def test_a_part_that_is_not_there_is_named():
-    with pytest.raises(DataError, match=r"^These data have no test part; give the DataBunch one\.$"):
+    with pytest.raises(DataError, match=r"^The data have no test part\. Give the DataBunch a loader for it\.$"):
         toy_bunch().dl(DatasetType.Test)
 
 
@@ -245,7 +247,7 @@ def test_create_refuses_a_batch_size_that_is_no_count(name, bs, error):
 # --- looking at a batch
 
 
-def shuffled_pictures() -> TensorLoader:
+def shuffled_images() -> TensorLoader:
     return TensorLoader(torch.arange(60).view(60, 1, 1, 1), torch.arange(60), 8, shuffle=True, seed=1, device="cpu")
 
 
@@ -258,7 +260,7 @@ def shuffled_by_torch() -> DataLoader:
     return DataLoader(toy_items(), 8, shuffle=True)
 
 
-@pytest.mark.parametrize("loader", [shuffled_pictures, shuffled_by_a_generator, shuffled_by_torch])
+@pytest.mark.parametrize("loader", [shuffled_images, shuffled_by_a_generator, shuffled_by_torch])
 def test_looking_at_a_batch_keeps_the_order(loader):
     looked = DataBunch(loader(), device="cpu")
     x, _ = looked.one_batch()
@@ -266,11 +268,11 @@ def test_looking_at_a_batch_keeps_the_order(loader):
     found = inputs(looked.train_dl)
     other = DataBunch(loader(), device="cpu")
     assert found.equal(inputs(other.train_dl))
-    if loader is shuffled_pictures:
+    if loader is shuffled_images:
         assert x.equal(found[:8])  # and it is the batch that training begins with
 
 
-@pytest.mark.parametrize("loader", [shuffled_pictures, shuffled_by_a_generator])
+@pytest.mark.parametrize("loader", [shuffled_images, shuffled_by_a_generator])
 def test_looking_at_a_batch_that_fails_keeps_the_order_too(loader):
     def fail(batch):
         raise RuntimeError("not today")
@@ -311,7 +313,7 @@ def test_one_batch_may_have_several_inputs_and_targets():
     assert len(targets) == 2
 
 
-# --- transforms and normalisation
+# --- transforms and normalization
 
 
 def add_one(batch):
@@ -338,8 +340,8 @@ def test_one_loader_for_both_parts_is_transformed_once():
     assert [inputs(dl).unique().tolist() for dl in data.dls] == [[1], [1]]
 
 
-def test_normalising_by_a_batch_gives_mean_0_and_deviation_1_in_each_channel():
-    data = DataBunch(DataLoader(pictures(), 8), DataLoader(pictures(), 3), device="cpu")
+def test_normalizing_by_a_batch_gives_mean_0_and_deviation_1_in_each_channel():
+    data = DataBunch(DataLoader(images(), 8), DataLoader(images(), 3), device="cpu")
     assert data.normalize() is data
     x = inputs(data.train_dl)
     assert x.mean((0, 2, 3)).tolist() == pytest.approx([0] * 3, abs=1e-6)
@@ -347,9 +349,9 @@ def test_normalising_by_a_batch_gives_mean_0_and_deviation_1_in_each_channel():
     assert inputs(data.valid_dl).allclose(x)
 
 
-def test_normalising_by_given_statistics_and_undoing_it():
-    data = DataBunch(DataLoader(pictures(), 8), device="cpu").normalize(imagenet_stats)
-    raw = pictures().tensors[0]
+def test_normalizing_by_given_statistics_and_undoing_it():
+    data = DataBunch(DataLoader(images(), 8), device="cpu").normalize(imagenet_stats)
+    raw = images().tensors[0]
     mean, std = (torch.tensor(part).view(1, 3, 1, 1) for part in imagenet_stats)
     assert inputs(data.train_dl).allclose((raw - mean) / std)
     assert data.one_batch(denorm=False)[0].allclose((raw - mean) / std)
@@ -358,18 +360,18 @@ def test_normalising_by_given_statistics_and_undoing_it():
 
 def test_statistics_may_be_tensors():
     stats = tuple(torch.tensor(part) for part in imagenet_stats)
-    found, wanted = (DataBunch(DataLoader(pictures(), 8), device="cpu").normalize(s) for s in (stats, imagenet_stats))
+    found, wanted = (DataBunch(DataLoader(images(), 8), device="cpu").normalize(s) for s in (stats, imagenet_stats))
     assert inputs(found.train_dl).equal(inputs(wanted.train_dl))
 
 
-def test_normalising_keeps_the_order():
+def test_normalizing_keeps_the_order():
     found, wanted = (DataBunch(shuffled_by_a_generator(), device="cpu") for _ in range(2))
     found.add_tfm(lambda batch: (batch[0][:, :, None, None], batch[1]))  # 10 channels of a pixel
     found.normalize()
     assert [y.tolist() for _, y in found.train_dl] == [y.tolist() for _, y in wanted.train_dl]
 
 
-def test_columns_are_normalised_as_channels_are():
+def test_columns_are_normalized_as_channels_are():
     data = toy_bunch().normalize()
     x = inputs(data.train_dl)
     assert x.shape == (60, 10)
@@ -378,27 +380,29 @@ def test_columns_are_normalised_as_channels_are():
     assert data.one_batch()[0].allclose(toy_items().tensors[0][:20], atol=1e-6)
 
 
-def test_normalising_twice_is_refused_and_changes_nothing():
-    data = DataBunch(DataLoader(pictures(), 8), device="cpu").normalize(imagenet_stats)
+def test_normalizing_twice_is_refused_and_changes_nothing():
+    data = DataBunch(DataLoader(images(), 8), device="cpu").normalize(imagenet_stats)
     before = inputs(data.train_dl)
-    with pytest.raises(MinifastError, match=r"normalised already; make a new DataBunch"):
+    with pytest.raises(MinifastError, match=r"normalized already. Make a new DataBunch"):
         data.normalize()
     assert inputs(data.train_dl).equal(before)
 
 
 def test_one_mean_and_deviation_may_stand_for_all_channels():
-    data = DataBunch(DataLoader(pictures(), 8), device="cpu").normalize(([0.5], [0.25]))
-    assert inputs(data.train_dl).allclose((pictures().tensors[0] - 0.5) / 0.25)
+    data = DataBunch(DataLoader(images(), 8), device="cpu").normalize(([0.5], [0.25]))
+    assert inputs(data.train_dl).allclose((images().tensors[0] - 0.5) / 0.25)
 
 
 def test_statistics_for_another_number_of_channels_are_an_error_in_words():
-    with pytest.raises(DataError, match=r"3 channels"):
-        inputs(DataBunch(DataLoader(pictures(), 8), device="cpu").normalize(([0.5] * 2, [0.5] * 2)).train_dl)
+    with pytest.raises(DataError, match=r"got 2 means and 2 standard deviations for 3 channels"):
+        inputs(DataBunch(DataLoader(images(), 8), device="cpu").normalize(([0.5] * 2, [0.5] * 2)).train_dl)
 
 
-# --- pictures of a batch
+# --- images of a batch
 
 
-def test_numbers_are_no_pictures():
-    with pytest.raises(DataError, match=r"^These items are no pictures .*nothing to draw\.$"):
+def test_only_images_can_be_shown():
+    with pytest.raises(
+        DataError, match=r"^Only images \(n, 1 or 3, height, width\) can be shown, got inputs \(20, 10\)\.$"
+    ):
         toy_bunch().show_batch()

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -157,12 +158,12 @@ def test_a_misspelt_name_gets_a_hand():
 
 @pytest.mark.parametrize("path", ["..", "%2e%2e%2f..", "a/", ".tgz", "a%5Cb"])
 def test_a_name_that_is_no_folder_is_refused_at_the_door(path):
-    with pytest.raises(ValueError, match="its last part names a folder"):
+    with pytest.raises(ValueError, match="^The last part of `url` may only have letters"):
         untar_data(f"http://example.org/{path}")
 
 
 def test_timeout_must_be_a_positive_number():
-    with pytest.raises(ValueError, match="timeout is 0"):
+    with pytest.raises(ValueError, match="`timeout` must be positive, got 0"):
         untar_data(URLs.MNIST_SAMPLE, timeout=0)
 
 
@@ -170,14 +171,21 @@ def test_timeout_must_be_a_positive_number():
 
 
 def test_a_folder_is_used_as_it_is(place):
-    there = place / "data" / "mnist_sample"
-    there.mkdir(parents=True)
-    assert untar_data(URLs.MNIST_SAMPLE) == there
+    folder = place / "data" / "mnist_sample"
+    folder.mkdir(parents=True)
+    (folder / "labels.csv").touch()
+    assert untar_data(URLs.MNIST_SAMPLE) == folder
+
+
+def test_an_empty_folder_is_not_a_data_set(server, place):
+    (place / "data" / "birds").mkdir(parents=True)
+    assert {p.name for p in untar_data(server.url).iterdir()} == {"labels.csv", "train"}
 
 
 def test_the_folder_in_the_working_directory_comes_first(place):
-    for there in (place / "data" / "birds", Path.cwd() / "data" / "birds"):
-        there.mkdir(parents=True)
+    for folder in (place / "data" / "birds", Path.cwd() / "data" / "birds"):
+        folder.mkdir(parents=True)
+        (folder / "a").touch()
     assert untar_data("http://127.0.0.1:1/birds") == Path.cwd() / "data" / "birds"
 
 
@@ -203,7 +211,7 @@ def test_dest_is_the_folder_to_unpack_into(place, tmp_path, server):
 def test_a_broken_local_archive_is_named(place):
     (place / "data").mkdir(parents=True)
     (place / "data" / "birds.tgz").write_bytes(BIRDS[: len(BIRDS) // 2])
-    error = refused("http://127.0.0.1:1/birds", "is no whole .tgz archive", place)
+    error = refused("http://127.0.0.1:1/birds", "is not a complete .tgz archive", place)
     assert str(place / "data" / "birds.tgz") in str(error)
 
 
@@ -248,9 +256,9 @@ def test_only_the_first_mebibyte_is_hashed_and_gzip_vouches_for_the_rest(server,
     body = tgz({"birds/a": os.urandom(2**21)})
     known(server, monkeypatch, body)
     server.body = body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]  # the last byte before gzip's trailer
-    refused(server.url, "is no whole .tgz archive", place)
+    refused(server.url, "is not a complete .tgz archive", place)
     server.body = body[:-8] + bytes([body[-8] ^ 1]) + body[-7:]  # the checksum itself
-    refused(server.url, "is no whole .tgz archive", place)
+    refused(server.url, "is not a complete .tgz archive", place)
     server.body = body
     assert (untar_data(server.url) / "a").stat().st_size == 2**21
 
@@ -294,7 +302,7 @@ def test_a_terminal_sees_one_line(silent, server, capsys, monkeypatch):
 
 def test_another_file_than_the_one_expected(server, place, monkeypatch):
     known(server, monkeypatch, b"!" + BIRDS[1:])
-    error = refused(server.url, "is not the file expected", place)
+    error = refused(server.url, r"must give .* bytes with the md5 .* of the first MiB, got ", place)
     assert hashlib.md5(BIRDS[: 2**20]).hexdigest() in str(error)
 
 
@@ -302,7 +310,7 @@ def test_another_file_than_the_one_expected(server, place, monkeypatch):
 def test_another_size_than_the_one_expected(end, server, place, monkeypatch):
     known(server, monkeypatch, BIRDS)
     server.body = BIRDS[:1000]
-    refused(server.url + end, "delivered 1,000 bytes", place)
+    refused(server.url + end, "got 1,000 bytes", place)
 
 
 def test_cut_off_half_way(server, place):
@@ -311,7 +319,7 @@ def test_cut_off_half_way(server, place):
         request.wfile.write(BIRDS[: len(BIRDS) // 2])
 
     server.answer = answer
-    refused(server.url, f"broke off before all of its {len(BIRDS):,} bytes", place)
+    refused(server.url, f"broke off before all of its {len(BIRDS):,} bytes arrived", place)
 
 
 def test_a_server_that_accepts_and_never_answers(server, place):
@@ -340,7 +348,7 @@ def test_a_download_that_stands_still(server, place):
         server.over.wait(5)
 
     server.answer = answer
-    refused(server.url, "stood still for 0.3 seconds", place, timeout=0.3)
+    refused(server.url, "received nothing for 0.3 seconds", place, timeout=0.3)
 
 
 def test_a_slow_download_may_take_longer_than_the_timeout(server):
@@ -373,7 +381,7 @@ def test_a_name_that_is_looked_up_for_ever(place, monkeypatch):
 
 def test_404(server, place):
     server.answer = lambda request: request.send_error(404)
-    error = refused(server.url, "refused .404.*check the address", place)
+    error = refused(server.url, "refused the download .*404.*Check the address", place)
     assert error.__cause__ is not None
 
 
@@ -386,10 +394,10 @@ def test_no_network_says_where_to_put_the_archive(place):
 
 
 def test_a_download_that_nobody_waits_for_ends(server):
-    watch = urls._Watch("birds.tgz", show=False)
-    watch.close()
+    progress = urls._Progress("birds.tgz", show=False)
+    progress.close()
     with pytest.raises(InterruptedError):
-        watch.update(1)
+        progress.update(1)
 
 
 # ---------------------------------------------------------------- an archive that is not good
@@ -398,6 +406,7 @@ OUT = {
     "../out": tgz({"birds/a": b"1", "../out": b"2"}),
     "birds/../../out": tgz({"birds/a": b"1", "birds/../../out": b"2"}),
     "/elsewhere/out": tgz({"birds/a": b"1", "/elsewhere/out": b"2"}),
+    "birds/inside": tgz({"birds/a": b"1"}, link("birds/inside", "a")),
     "birds/soft": tgz({"birds/a": b"1"}, link("birds/soft", "../../../out")),
     "birds/absolute": tgz({"birds/a": b"1"}, link("birds/absolute", "/etc/passwd")),
     "birds/hard": tgz({"birds/a": b"1"}, link("birds/hard", "../../out", tarfile.LNKTYPE)),
@@ -407,34 +416,30 @@ OUT = {
 
 
 @pytest.mark.parametrize("name", OUT)
-def test_a_member_that_leads_out_is_named(name, server, place, tmp_path):
+def test_a_member_that_leads_out_or_is_no_plain_file_raises(name, server, place, tmp_path):
     server.body = OUT[name]
-    error = refused(server.url, "would leave the folder", place)
+    error = refused(server.url, "would leave the folder|is neither a plain file nor a folder", place)
     assert repr(name) in str(error)
     assert not list(tmp_path.rglob("out"))
-
-
-def test_a_link_inside_is_fine(server):
-    server.body = tgz({"birds/a": b"1"}, link("birds/b", "a"))
-    assert (untar_data(server.url) / "b").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize("body", [b"", b"<html>Sign in</html>", gzip.compress(b"no tar " * 1000), BIRDS[:-20]])
 def test_what_is_no_archive(body, server, place):
     server.body = body
-    refused(server.url, "is no whole .tgz archive", place)
+    refused(server.url, "is not a complete .tgz archive", place)
 
 
-@pytest.mark.parametrize(("files", "held"), [({"fish/a": b"1", "README": b"2"}, "README, fish"), ({}, "nothing")])
-def test_an_archive_of_something_else(files, held, server, place):
+@pytest.mark.parametrize(("files", "names"), [({"fish/a": b"1", "README": b"2"}, "README, fish"), ({}, "nothing")])
+def test_an_archive_of_something_else(files, names, server, place):
     server.body = tgz(files)
-    refused(server.url, f"holds {held}; it must hold one folder named birds", place)
+    refused(server.url, f"must have one folder named birds at its top, got {names}", place)
 
 
-def test_an_old_python_is_asked_for_a_newer_patch_release(server, place, monkeypatch):
-    monkeypatch.delattr(tarfile, "data_filter")
-    refused(server.url, "PEP 706; use a newer patch release", place)
-    assert server.asked == []
+def test_unpacking_does_not_depend_on_the_filters_of_tarfile(server, monkeypatch):
+    monkeypatch.delattr(tarfile, "data_filter")  # as in Python 3.10.11
+    monkeypatch.setattr(tarfile.TarFile, "extractall", None)
+    monkeypatch.setattr(tarfile.TarFile, "extract", None)
+    assert (untar_data(server.url) / "labels.csv").read_bytes() == b"name,label\n"
 
 
 # ---------------------------------------------------------------- a folder that is not good
@@ -460,18 +465,18 @@ def test_a_full_disk(server, place, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(tarfile.TarFile, "makefile", full)
+    monkeypatch.setattr(shutil, "copyfileobj", full)
     refused(server.url, "cannot be written .No space left on device", place)
 
 
 def test_a_file_in_the_place_of_the_folder(server, place):
     (place / "data").mkdir(parents=True)
     (place / "data" / "birds").write_text("no folder")
-    refused(server.url, "is a file where a folder should be", place)
+    refused(server.url, "must be a folder, but it is a file", place)
     assert server.asked == []
 
 
-def test_an_empty_folder_in_the_place_of_a_new_one_is_taken_for_none(place):
+def test_an_empty_folder_is_replaced(place):
     for folder in ("new/a", "target"):
         (place / folder).mkdir(parents=True)
     urls.move_into_place(place / "new", place / "target")
@@ -482,12 +487,11 @@ def test_an_empty_folder_in_the_place_of_a_new_one_is_taken_for_none(place):
 
 
 def test_ctrl_c_while_unpacking(server, place, monkeypatch):
-    def ctrl_c(member, path):
-        if member.name == "birds/labels.csv":
-            raise KeyboardInterrupt
-        return member
+    def ctrl_c(content, file):
+        file.write(content.read(10))
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(tarfile, "data_filter", ctrl_c)
+    monkeypatch.setattr(shutil, "copyfileobj", ctrl_c)
     with pytest.raises(KeyboardInterrupt):
         untar_data(server.url)
     assert tree(place) == set()

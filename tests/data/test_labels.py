@@ -64,25 +64,25 @@ def test_pandas_columns_are_read():
     assert as_labels(pandas.Series(["b", "a"])).targets.tolist() == [1, 0]
     assert as_labels(pandas.Series(["b", "a"], dtype="category")).classes == ["a", "b"]
     assert as_labels(pandas.Series([0.5, 1])).kind == "number"
-    with pytest.raises(DataError, match=r"^item 1 has no label"):
+    with pytest.raises(DataError, match=r"^sample 1 has no valid label"):
         as_labels(pandas.Series(["b", None]))
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "expected"),
     [
-        (["a", "b"], "each target is one of 2 classes, for the labels are names"),
-        ([3, 4, 5], "each target is one of 3 classes, for the labels are whole numbers"),
-        ([True, False], "each target is one of 2 classes, for the labels are bools"),
-        ([0.5], "each target is a real number, for the labels are floats"),
-        ([[0.5, 1.5]], "each target is 2 real numbers, for the labels are floats"),
-        ([["a"], ["a", "b"]], "each target is any of 2 classes, for the labels are lists of names"),
-        (np.eye(3), "each target is any of 3 classes, for the labels are rows of 0 and 1"),
+        (["a", "b"], "each target is one of 2 classes, because the labels are names"),
+        ([3, 4, 5], "each target is one of 3 classes, because the labels are integers"),
+        ([True, False], "each target is one of 2 classes, because the labels are bools"),
+        ([0.5], "each target is a float, because the labels are floats"),
+        ([[0.5, 1.5]], "each target is 2 floats, because the labels are floats"),
+        ([["a"], ["a", "b"]], "each target is any of 2 classes (multi-label), because the labels are lists of names"),
+        (np.eye(3), "each target is any of 3 classes (multi-label), because the labels are rows of 0 and 1"),
     ],
     ids=lambda case: repr(case)[:30],
 )
-def test_it_says_how_it_understood_them(labels, said):
-    assert str(as_labels(labels)) == said
+def test_str_describes_how_the_labels_were_understood(labels, expected):
+    assert str(as_labels(labels)) == expected
 
 
 def test_texts_are_split_and_blanks_are_no_class():
@@ -102,23 +102,23 @@ def test_classes_have_the_order_that_is_given():
 
 
 @pytest.mark.parametrize("labels", [[1, 0], [True, False], torch.tensor([1, 0])], ids=str)
-def test_whole_numbers_are_the_places_of_classes_with_names(labels):
+def test_integers_are_indices_of_classes_with_names(labels):
     found = as_labels(labels, ["cat", "dog"])
     assert (found.targets.tolist(), found.classes) == ([1, 0], ["cat", "dog"])
-    with pytest.raises(DataError, match=r"^item 0 has the label 2, which is not among the classes 0, 1\."):
+    with pytest.raises(DataError, match=r"^sample 0 has the label 2, which is not one of the classes 0, 1\."):
         as_labels([2, 0], ["cat", "dog"])
 
 
-def test_a_label_that_is_no_class_is_named_with_its_item():
-    with pytest.raises(DataError, match=r"^picture 1 has the label 'dgo', .* classes cat, dog\. Did you mean dog\?"):
-        as_labels(["cat", "dgo"], ["cat", "dog"], item="picture {}".format)
-    with pytest.raises(DataError, match=r"^item 1 has the label 'c'"):
+def test_a_label_that_is_not_a_class_raises_and_names_its_sample():
+    with pytest.raises(DataError, match=r"^image 1 has the label 'dgo', .* classes cat, dog\. Did you mean dog\?"):
+        as_labels(["cat", "dgo"], ["cat", "dog"], name="image {}".format)
+    with pytest.raises(DataError, match=r"^sample 1 has the label 'c'"):
         as_labels([["a"], ["a", "c"]], ["a", "b"])
 
 
 def test_columns_are_named_all():
     assert as_labels(np.eye(2), ["a", "b"]).classes == ["a", "b"]
-    with pytest.raises(DataError, match=r"classes names 3 classes, and the labels have 2 columns"):
+    with pytest.raises(DataError, match=r"must name each column of the labels, got 3 names for 2 columns"):
         as_labels(np.eye(2), ["a", "b", "c"])
 
 
@@ -127,57 +127,61 @@ def test_a_class_is_named_once():
         as_labels(["a"], ["a", "b", "a"])
 
 
-def test_real_numbers_have_no_classes():
-    with pytest.raises(DataError, match=r"^The labels are floats.*leave classes out"):
+def test_floats_have_no_classes():
+    with pytest.raises(DataError, match=r"^Float labels .*Leave `classes` out"):
         as_labels([0.5], ["a"])
 
 
-# --- what is refused
+# --- errors
 
 
 @pytest.mark.parametrize(
     "labels", [["a", None, "b"], ["a", float("nan"), "b"], ["a", "", "b"], [0.5, float("nan")], [0.5, None], [1, None]]
 )
 def test_a_missing_label_is_named(labels):
-    with pytest.raises(DataError, match=r"^item 1 has no label that could be learnt"):
+    with pytest.raises(DataError, match=r"^sample 1 has no valid label"):
         as_labels(labels)
 
 
 def test_missing_labels_are_counted():
-    with pytest.raises(DataError, match=r"^item 0 has no label that could be learnt \(nan\), nor have 2 more; "):
+    with pytest.raises(DataError, match=r"^sample 0 has no valid label \(nan\), nor have 2 more\. "):
         as_labels(np.array([np.nan, 1, np.inf, np.nan]))
 
 
 @pytest.mark.parametrize("labels", [["a", 1], [object()], ["a", ["b"]], np.array([1 + 2j]), [{"a": 1}]], ids=repr)
 def test_labels_of_several_kinds_or_of_none_are_refused(labels):
-    with pytest.raises(DataError, match=r"^The labels are of several kinds, or of none that is known"):
+    with pytest.raises(
+        DataError, match=r"^Labels must all be names, all integers, all floats, or all lists of names; the first"
+    ):
         as_labels(labels)
 
 
 @pytest.mark.parametrize("labels", [np.array([[0, 2], [1, 1]]), np.array([["a", "b"]])], ids=str)
 def test_columns_that_are_neither_numbers_nor_classes_are_refused(labels):
-    with pytest.raises(DataError, match=r"^The labels are 2 columns of .*; give floats .* or 0s and 1s"):
+    with pytest.raises(
+        DataError, match=r"^Labels in several columns must be floats .* or 0s and 1s .* got 2 columns of "
+    ):
         as_labels(labels)
 
 
 @pytest.mark.parametrize("labels", [[], np.zeros((2, 2, 2)), np.float32(1)], ids=["none", "cube", "one"])
 def test_labels_are_one_for_each_item(labels):
-    with pytest.raises(DataError, match=r"^The labels have the shape"):
+    with pytest.raises(DataError, match=r"^Labels must have the shape"):
         as_labels(np.asarray(labels))
 
 
 def test_lists_of_floats_are_of_one_length():
-    with pytest.raises(DataError, match=r"^The labels are lists of floats of different lengths"):
+    with pytest.raises(DataError, match=r"^Lists of float labels must have the same length"):
         as_labels([[0.5], [0.5, 1.5]])
 
 
 def test_no_class_at_all_is_refused():
-    with pytest.raises(DataError, match=r"^No item has a label"):
+    with pytest.raises(DataError, match=r"^No sample has a label"):
         as_labels(["", ""], delim=" ")
 
 
 def test_a_delimiter_is_a_text_and_columns_have_none():
-    with pytest.raises(TypeError, match=r"^label_delim is ''; it must be"):
+    with pytest.raises(TypeError, match=r"^`label_delim` must be .*, got ''"):
         as_labels(["a"], delim="")
-    with pytest.raises(DataError, match=r"leave label_delim out"):
+    with pytest.raises(DataError, match=r"Leave `label_delim` out"):
         as_labels(np.eye(2), delim=" ")

@@ -134,7 +134,7 @@ def test_without_a_seed_torchs_global_generator_gives_one():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_grey_pictures_become_three_equal_channels_of_exactly_x_over_255(shuffle):
+def test_grey_images_become_three_equal_channels_of_exactly_x_over_255(shuffle):
     x = torch.arange(256, dtype=torch.uint8).view(4, 1, 8, 8)
     batch, y = next(iter(TensorLoader(x, torch.arange(4), 4, shuffle=shuffle, seed=0, device="cpu")))
     assert (batch.dtype, batch.shape) == (torch.float32, (4, 3, 8, 8))
@@ -144,14 +144,14 @@ def test_grey_pictures_become_three_equal_channels_of_exactly_x_over_255(shuffle
     assert np.array_equal(batch[:, 0].numpy(), exact[y.numpy()])
 
 
-def test_coloured_pictures_keep_their_channels():
+def test_coloured_images_keep_their_channels():
     x = torch.randint(0, 256, (5, 3, 4, 6), dtype=torch.uint8)
     batches = [batch for batch, _ in TensorLoader(x, torch.arange(5), 2, device="cpu")]
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.cat(batches).equal(x.float() / 255)
 
 
-def test_what_is_no_picture_comes_as_it_is():
+def test_what_is_no_image_comes_as_it_is():
     floats, bytes_ = torch.randn(4, 3, 2, 2), torch.arange(8, dtype=torch.uint8).view(4, 2)
     for x in (floats, bytes_):
         batch, _ = next(iter(TensorLoader(x, torch.arange(4), 4, device="cpu")))
@@ -161,7 +161,7 @@ def test_what_is_no_picture_comes_as_it_is():
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize(
-    "x", [torch.randn(6, 3), torch.randint(0, 256, (6, 1, 2, 2), dtype=torch.uint8)], ids=["floats", "pictures"]
+    "x", [torch.randn(6, 3), torch.randint(0, 256, (6, 1, 2, 2), dtype=torch.uint8)], ids=["floats", "images"]
 )
 def test_changing_a_batch_in_place_changes_no_data(x, shuffle):
     kept_x, kept_y = x.clone(), torch.arange(6)
@@ -180,8 +180,8 @@ def test_items_one_by_one_are_what_the_batches_hold():
     assert len(loader.dataset) == 3
     assert loader.dataset.classes == ["a", "b", "c"]
     for i in range(3):
-        picture, label = loader.dataset[i]
-        assert picture.equal(batch[i])
+        image, label = loader.dataset[i]
+        assert image.equal(batch[i])
         assert label == 4 + i
 
 
@@ -189,7 +189,7 @@ def test_items_one_by_one_are_what_the_batches_hold():
 
 
 def test_inputs_and_targets_of_different_length_are_refused():
-    with pytest.raises(ValueError, match=r"3 inputs and 2 targets"):
+    with pytest.raises(ValueError, match=r"must have the same length, got 3 inputs and 2 targets"):
         TensorLoader(torch.zeros(3), torch.zeros(2), device="cpu")
 
 

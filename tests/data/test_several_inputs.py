@@ -71,15 +71,17 @@ def test_whatever_trains_is_validated_predicted_and_looked_at(kind) -> None:
     assert not any("cannot be" in str(finding) for finding in learn.check().findings)
 
 
-@pytest.mark.parametrize(("item", "said"), [(5, "is the number 5"), ("x", "is a str; give one as the data set has it")])
-def test_an_item_that_is_none_is_refused(item, said) -> None:
+@pytest.mark.parametrize(
+    ("item", "message"), [(5, "got the number 5"), ("x", "must be like those of the data set, got a str")]
+)
+def test_an_invalid_sample_raises(item, message) -> None:
     learn = Learner(toy_data(), simple_ann(10, 2), silent=True)
-    with pytest.raises(DataError, match=said):
+    with pytest.raises(DataError, match=message):
         learn.predict(item)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_an_array_is_a_picture_as_its_file_is(mode, tmp_path) -> None:
+def test_an_array_is_an_image_like_its_file(mode, tmp_path) -> None:
     for part in ("train/a", "train/b", "valid/a", "valid/b"):
         write_images(tmp_path / part, 4, mode=mode, seed=len(part))
     data = ImageDataBunch.from_folder(tmp_path, bs=4, device="cpu", seed=0).normalize()
@@ -88,7 +90,7 @@ def test_an_array_is_a_picture_as_its_file_is(mode, tmp_path) -> None:
     array = np.asarray(Image.open(file))
     assert learn.predict(array)[2].equal(learn.predict(file)[2])
     for bad in (5, torch.zeros(28, 28, dtype=torch.uint8), array[0, 0]):
-        with pytest.raises(DataError, match="no picture; give a path, a PIL image or an array"):
+        with pytest.raises(DataError, match="must be a path, a PIL image, an array or a tensor, got a"):
             learn.predict(bad)
 
 

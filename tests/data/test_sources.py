@@ -1,4 +1,4 @@
-"""Pictures from tables, lists and names: the same bunch as from folders, with a class, classes or numbers each."""
+"""Images from tables, lists and names: the same bunch as from folders, for classes, multi-label and regression."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def from_lists(folder: Path, labels=NAMES, **kwargs) -> ImageDataBunch:
 
 
 def labels_of(data: ImageDataBunch, folder: Path) -> dict[str, object]:
-    """The target of each picture of training and validation, by the name of its file."""
+    """The target of each image of training and validation, by the name of its file."""
     from minifast.data.images.decoding import read_image
 
     known = {read_image(str(file)).tobytes(): file.name for file in files(folder)}
     found = {}
     for dl in (data.train_dl, data.valid_dl):
         for x, y in dl:
-            for picture, target in zip(x, y, strict=True):
-                pixels = (picture[0] * 255).round().to(torch.uint8).numpy().tobytes()
+            for image, target in zip(x, y, strict=True):
+                pixels = (image[0] * 255).round().to(torch.uint8).numpy().tobytes()
                 found[known[pixels]] = data.label_of(target)
     return found
 
@@ -69,7 +69,7 @@ def test_each_file_has_its_label(folder):
     assert [len(ds) for ds in (data.train_ds, data.valid_ds)] == [8, 2]
     assert isinstance(data.loss_func, nn.CrossEntropyLoss)
     assert labels_of(data, folder) == dict(zip((file.name for file in files(folder)), NAMES, strict=True))
-    assert "each target is one of 2 classes, for the labels are names; classes: ['cat', 'dog']" in repr(data)
+    assert "each target is one of 2 classes, because the labels are names; classes: ['cat', 'dog']" in repr(data)
 
 
 @pytest.mark.parametrize(
@@ -114,27 +114,31 @@ def test_classes_have_the_order_that_is_given(folder):
     data = from_lists(folder, classes=["fox", "dog", "cat"])
     assert (data.classes, data.c) == (["fox", "dog", "cat"], 3)
     assert labels_of(data, folder)["0.png"] == "dog"
-    with pytest.raises(DataError, match=r"^The picture .*1\.png has the label 'cat', which is not among .*dog"):
+    with pytest.raises(DataError, match=r"^The image .*1\.png has the label 'cat', which is not one of .*dog"):
         from_lists(folder, classes=["dog"])
 
 
 def test_missing_files_are_named_and_counted(folder):
-    with pytest.raises(DataError, match=r"^There is no file lost\.png, nor 1 more of 3; check folder and suffix"):
+    with pytest.raises(
+        DataError, match=r"^There is no file lost\.png, and 1 more of 3 are missing\. Check the folder and the suffix"
+    ):
         ImageDataBunch.from_lists(folder, ["0.png", "lost.png", "gone.png"], [0, 1, 0], **OPTIONS)
-    with pytest.raises(DataError, match=r"^There are no files"):
+    with pytest.raises(DataError, match=r"^The list of files is empty"):
         ImageDataBunch.from_lists(folder, [], [], **OPTIONS)
     with pytest.raises(DataError, match=r"^There is no folder"):
         ImageDataBunch.from_lists(folder / "lost", ["0.png"], [0], **OPTIONS)
-    with pytest.raises(DataError, match=r"^There are 10 files and 2 labels"):
+    with pytest.raises(DataError, match=r"^Give one label per file, got 10 files and 2 labels"):
         from_lists(folder, ["a", "b"])
     assert from_lists(folder, iter(NAMES)).classes == ["cat", "dog"]
-    with pytest.raises(DataError, match=r"^The picture .*3\.png has no label"):
+    with pytest.raises(DataError, match=r"^The image .*3\.png has no valid label"):
         from_lists(folder, [*NAMES[:3], None, *NAMES[4:]])
 
 
 def test_a_file_that_is_named_twice_may_be_in_both_parts_and_it_says_so(folder):
     names = [*files(folder), files(folder)[3]]
-    with pytest.warns(UserWarning, match=r"3\.png is named 2 times, so that training and validation may share it"):
+    with pytest.warns(
+        UserWarning, match=r"3\.png is listed 2 times, so it may be in the training and the validation set"
+    ):
         ImageDataBunch.from_lists(folder, names, [*NAMES, "cat"], **OPTIONS)
 
 
@@ -199,12 +203,12 @@ def test_numbers_are_trained_by_the_squared_error(folder):
     ],
     ids=["class", "number", "numbers", "classes"],
 )
-def test_pictures_are_shown_with_what_their_targets_say(folder, labels, titles):
+def test_images_are_shown_with_what_their_targets_say(folder, labels, titles):
     figure = from_lists(folder, labels, bs=8).show_batch(return_fig=True)
     assert {ax.get_title() for ax in figure.axes if ax.images} == titles
 
 
-def test_long_titles_are_broken_between_words_and_stay_over_their_pictures(folder):
+def test_long_titles_are_broken_between_words_and_stay_over_their_images(folder):
     figure = from_lists(folder, [["green hill", "red house", "yellow sun"]] * N, bs=8).show_batch(return_fig=True)
     figure.draw_without_rendering()
     shown = [ax for ax in figure.axes if ax.images]
@@ -311,27 +315,27 @@ def test_pandas_frames_are_tables(folder):
     assert ImageDataBunch.from_df(folder, frame[::-1], **OPTIONS).classes == ["cat", "dog"]
     assert ImageDataBunch.from_df(folder, frame, label_col="x", **OPTIONS).classes is None
     frame.loc[4, "label"] = None
-    with pytest.raises(DataError, match=r"^The picture .*4\.png has no label"):
+    with pytest.raises(DataError, match=r"^The image .*4\.png has no valid label"):
         ImageDataBunch.from_df(folder, frame, **OPTIONS)
     frame.loc[5, "name"] = None
-    with pytest.raises(DataError, match=r"^Row 5 of the table names no file"):
+    with pytest.raises(DataError, match=r"^Row 5 of the table must hold a file name, got "):
         ImageDataBunch.from_df(folder, frame, **OPTIONS)
 
 
 def test_a_column_that_is_not_there_is_named(folder):
     frame = Frame(name=["0.png"], label=["a"])
     with pytest.raises(
-        DataError, match=r"^label_col is 'lable', and the table has the columns name, label\. Did you mean label"
+        DataError, match=r"^`label_col` must be .* of the columns name, label, got 'lable'\. Did you mean label"
     ):
         ImageDataBunch.from_df(folder, frame, label_col="lable")
-    with pytest.raises(DataError, match=r"^fn_col is 2, and the table has the columns name, label\."):
+    with pytest.raises(DataError, match=r"^`fn_col` must be .* of the columns name, label, got 2\."):
         ImageDataBunch.from_df(folder, frame, fn_col=2)
-    with pytest.raises(TypeError, match=r"^df is a list; it must have columns"):
+    with pytest.raises(TypeError, match=r"^`df` must be a data frame .*, got a list"):
         ImageDataBunch.from_df(folder, [1, 2])
 
 
 def test_a_csv_file_that_cannot_be_read_is_named(folder):
-    with pytest.raises(DataError, match=r"^There is no file .*labels\.csv; name it with csv_labels"):
+    with pytest.raises(DataError, match=r"^There is no file .*labels\.csv\. Give its name as `csv_labels`"):
         ImageDataBunch.from_csv(folder)
     write_csv(folder, ["name,label"])
     with pytest.raises(DataError, match=r"labels\.csv has no row below its header"):
@@ -340,10 +344,10 @@ def test_a_csv_file_that_cannot_be_read_is_named(folder):
     with pytest.raises(DataError, match=r"labels\.csv names the column 'name'"):
         ImageDataBunch.from_csv(folder)
     write_csv(folder, ["name,label", "a,b", "", "c,d,e"])
-    with pytest.raises(DataError, match=r"^Line 4 of .*labels\.csv has 3 fields, and there are 2 columns"):
+    with pytest.raises(DataError, match=r"^Each line of .*labels\.csv must have 2 fields, got 3 in line 4"):
         ImageDataBunch.from_csv(folder)
     (folder / "labels.csv").write_bytes(b"name,label\n\xff\xfe,1\n")
-    with pytest.raises(DataError, match=r"labels\.csv is no CSV file in UTF-8"):
+    with pytest.raises(DataError, match=r"labels\.csv is not a CSV file in UTF-8"):
         ImageDataBunch.from_csv(folder)
 
 
@@ -366,7 +370,7 @@ def test_a_function_of_the_path_says_the_label(folder):
 def test_a_function_that_fails_is_shown_with_the_file(folder):
     with pytest.raises(ValueError, match="invalid literal") as failed:
         ImageDataBunch.from_name_func(folder, [folder / "0.png"], lambda path: int(path.name))
-    assert failed.value.__notes__ == [f"This was label_func of {folder / '0.png'}."]
+    assert failed.value.__notes__ == [f"`label_func` was called with {folder / '0.png'}."]
 
 
 def test_a_pattern_finds_the_label(tmp_path):
@@ -376,9 +380,9 @@ def test_a_pattern_finds_the_label(tmp_path):
     names = get_image_files(tmp_path)
     data = ImageDataBunch.from_name_re(tmp_path, names, r"/([^/]+)_\d+\.png$", **OPTIONS)
     assert data.classes == ["great_dane", "pug"]
-    with pytest.raises(DataError, match=r"^pat, .*, finds no label in .*great_dane_1\.png; mend it"):
+    with pytest.raises(DataError, match=r"^`pat` \(.*\) finds no label in .*great_dane_1\.png\. Correct"):
         ImageDataBunch.from_name_re(tmp_path, names, r"(pug)")
-    with pytest.raises(DataError, match=r"^pat is 'pug', which has no group; put the label in parentheses"):
+    with pytest.raises(DataError, match=r"^`pat` must have a group .*, got 'pug'"):
         ImageDataBunch.from_name_re(tmp_path, names, "pug")
 
 

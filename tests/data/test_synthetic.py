@@ -1,4 +1,4 @@
-"""The drawn sample: its layout, its sameness for a seed, and that it is a task for which one has to learn."""
+"""The generated sample data: its layout, that a seed gives equal images, and that a model has to learn it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 
-import minifast.data.synthetic as drawn
-from minifast.data.synthetic import draw_sample
+from minifast.data import synthetic
+from minifast.data.synthetic import generate_sample
 from minifast.errors import DataError
 
 torch.set_num_threads(1)
@@ -25,7 +25,7 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory) -> Path:
-    return draw_sample(tmp_path_factory.mktemp("drawn") / "sample", n_train=401, n_valid=100)
+    return generate_sample(tmp_path_factory.mktemp("generated") / "sample", n_train=401, n_valid=100)
 
 
 def digest(folder: Path) -> dict[str, str]:
@@ -35,11 +35,11 @@ def digest(folder: Path) -> dict[str, str]:
 
 
 def load(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (n, 28, 28) from 0 to 1 and their labels, as labels.csv has them."""
+    """Images (n, 28, 28) from 0 to 1 and their labels, as labels.csv has them."""
     with (folder / "labels.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["name"].startswith(split)]
-    pictures = np.stack([np.asarray(Image.open(folder / row["name"])) for row in rows])
-    return pictures.astype(np.float32) / 255, np.array([int(row["label"]) for row in rows])
+    images = np.stack([np.asarray(Image.open(folder / row["name"])) for row in rows])
+    return images.astype(np.float32) / 255, np.array([int(row["label"]) for row in rows])
 
 
 def test_the_layout_is_that_of_mnist_sample(sample):
@@ -57,38 +57,38 @@ def test_labels_csv_has_a_row_a_file(sample):
     assert all({"3": "0", "7": "1"}[name.split("/")[1]] == label for name, label in rows)
 
 
-def test_pictures_are_28_by_28_grey_white_on_black_and_all_different(sample):
+def test_images_are_28_by_28_gray_white_on_black_and_all_different(sample):
     for path in (sample / "valid").rglob("*.png"):
-        with Image.open(path) as picture:
-            assert (picture.format, picture.mode, picture.size) == ("PNG", "L", (28, 28))
-    pictures, _ = load(sample, "train")
-    ink = pictures.mean((1, 2))
+        with Image.open(path) as image:
+            assert (image.format, image.mode, image.size) == ("PNG", "L", (28, 28))
+    images, _ = load(sample, "train")
+    ink = images.mean((1, 2))
     assert 0.05 < ink.mean() < 0.25
     assert ink.min() > 0.01
-    assert pictures.max((1, 2)).min() > 0.5
-    assert np.median(pictures) == 0
-    assert len(np.unique(pictures, axis=0)) == len(pictures)
+    assert images.max((1, 2)).min() > 0.5
+    assert np.median(images) == 0
+    assert len(np.unique(images, axis=0)) == len(images)
 
 
 def test_every_font_has_both_digits_whole():
-    glyphs = drawn._glyphs()
+    glyphs = synthetic._glyphs()
     assert len(glyphs) >= 20
-    assert glyphs.shape[1:] == (2, drawn.GLYPH, drawn.GLYPH)
+    assert glyphs.shape[1:] == (2, synthetic.GLYPH, synthetic.GLYPH)
     assert (glyphs.amax((2, 3)) > 0.5).all()
-    border = torch.ones(drawn.GLYPH, drawn.GLYPH, dtype=torch.bool)
+    border = torch.ones(synthetic.GLYPH, synthetic.GLYPH, dtype=torch.bool)
     border[2:-2, 2:-2] = False
     assert glyphs[:, :, border].max() < 0.05
     # of its ink on the right, a 3 has more below than the 7 of the same font
-    half = drawn.GLYPH // 2
+    half = synthetic.GLYPH // 2
     upper, lower = glyphs[:, :, :half, half:].sum((2, 3)), glyphs[:, :, half:, half:].sum((2, 3))
     below = lower / upper
     assert (below[:, 0] > below[:, 1] + 0.1).all()
 
 
 def test_a_seed_is_one_sample(sample, tmp_path):
-    again = draw_sample(tmp_path / "again", n_train=401, n_valid=100)
+    again = generate_sample(tmp_path / "again", n_train=401, n_valid=100)
     assert digest(again) == digest(sample)
-    other = draw_sample(tmp_path / "other", n_train=401, n_valid=100, seed=1)
+    other = generate_sample(tmp_path / "other", n_train=401, n_valid=100, seed=1)
     same = set(digest(other).values()) & set(digest(sample).values())
     assert same == {digest(sample)["labels.csv"]}
 
@@ -101,7 +101,7 @@ def test_global_generators_are_not_touched(tmp_path):
     torch.manual_seed(7)
     np.random.seed(7)
     random.seed(7)
-    draw_sample(tmp_path / "s", n_train=10, n_valid=10)
+    generate_sample(tmp_path / "s", n_train=10, n_valid=10)
     assert (torch.rand(1).item(), np.random.rand(), random.random()) == want
 
 
@@ -109,31 +109,31 @@ def test_what_a_user_set_as_default_does_not_matter(sample, tmp_path):
     torch.set_default_dtype(torch.float64)
     try:
         with torch.device("meta"):
-            again = draw_sample(tmp_path / "again", n_train=401, n_valid=100)
+            again = generate_sample(tmp_path / "again", n_train=401, n_valid=100)
     finally:
         torch.set_default_dtype(torch.float32)
     assert digest(again) == digest(sample)
 
 
-def test_many_pictures_are_drawn_in_parts_of_which_none_repeats():
-    labels, pictures = zip(*drawn._pictures(drawn._glyphs(), 1003, np.random.default_rng(0)), strict=True)
+def test_many_images_are_generated_in_parts_and_none_repeats():
+    labels, images = zip(*synthetic._images(synthetic._glyphs(), 1003, np.random.default_rng(0)), strict=True)
     assert labels == tuple(i % 2 for i in range(1003))
-    assert len(torch.stack(pictures).unique(dim=0)) == 1003
+    assert len(torch.stack(images).unique(dim=0)) == 1003
 
 
 def test_the_default_place_is_in_home_and_is_used_again(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIFAST_HOME", str(tmp_path))
-    path = draw_sample(n_train=2, n_valid=2)
-    assert path == tmp_path / "data" / "drawn_sample"
+    path = generate_sample(n_train=2, n_valid=2)
+    assert path == tmp_path / "data" / "generated_sample"
     assert len(list(path.rglob("*.png"))) == 4
     before = digest(path)
-    monkeypatch.setattr(drawn, "_glyphs", None)  # nothing is drawn the second time
-    assert draw_sample(n_train=100, seed=3) == path
+    monkeypatch.setattr(synthetic, "_glyphs", None)  # nothing is generated the second time
+    assert generate_sample(n_train=100, seed=3) == path
     assert digest(path) == before
 
 
 def test_an_empty_folder_is_filled(tmp_path):
-    assert draw_sample(str(tmp_path), n_train=2, n_valid=3) == tmp_path
+    assert generate_sample(str(tmp_path), n_train=2, n_valid=3) == tmp_path
     assert len(list(tmp_path.rglob("*.png"))) == 5
 
 
@@ -142,50 +142,51 @@ def test_an_empty_folder_is_filled(tmp_path):
 ])  # fmt: skip
 def test_odd_numbers_are_refused_at_the_door(name, value, error, tmp_path):
     with pytest.raises(error, match=name):
-        draw_sample(tmp_path / "s", **{name: value})
+        generate_sample(tmp_path / "s", **{name: value})
     assert not (tmp_path / "s").exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("all of it")
-    with pytest.raises(DataError, match="exists and is no drawn sample"):
-        draw_sample(tmp_path)
-    with pytest.raises(DataError, match="exists and is no drawn sample"):
-        draw_sample(tmp_path / "thesis.tex")
+    with pytest.raises(DataError, match="exists and is not a generated sample"):
+        generate_sample(tmp_path)
+    with pytest.raises(DataError, match="exists and is not a generated sample"):
+        generate_sample(tmp_path / "thesis.tex")
     assert {p.name for p in tmp_path.iterdir()} == {"thesis.tex"}
 
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="cannot be written"):
-        draw_sample(tmp_path / "file" / "s", n_train=2, n_valid=2)
+        generate_sample(tmp_path / "file" / "s", n_train=2, n_valid=2)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_nothing_half_drawn_stays(error, tmp_path, monkeypatch):
-    write = drawn._write
+def test_an_incomplete_sample_is_removed(error, tmp_path, monkeypatch):
+    write = synthetic._write
 
-    def interrupted(folder, split, pictures):
+    def interrupted(folder, split, images):
         if split == "valid":
             raise error
-        return write(folder, split, pictures)
+        return write(folder, split, images)
 
-    monkeypatch.setattr(drawn, "_write", interrupted)
+    monkeypatch.setattr(synthetic, "_write", interrupted)
     with pytest.raises((KeyboardInterrupt, DataError)):
-        draw_sample(tmp_path / "s", n_train=4, n_valid=4)
+        generate_sample(tmp_path / "s", n_train=4, n_valid=4)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_two_at_the_same_moment_both_end_well(tmp_path, monkeypatch):
-    together, move, ends = threading.Barrier(2), drawn.move_into_place, []
+    together, move, ends = threading.Barrier(2), synthetic.move_into_place, []
 
     def move_together(*args):
         together.wait(10)
         move(*args)
 
-    monkeypatch.setattr(drawn, "move_into_place", move_together)
+    monkeypatch.setattr(synthetic, "move_into_place", move_together)
     threads = [
-        threading.Thread(target=lambda: ends.append(draw_sample(tmp_path / "s", n_train=4, n_valid=4))) for _ in "ab"
+        threading.Thread(target=lambda: ends.append(generate_sample(tmp_path / "s", n_train=4, n_valid=4)))
+        for _ in "ab"
     ]
     for thread in threads:
         thread.start()
@@ -198,8 +199,8 @@ def test_two_at_the_same_moment_both_end_well(tmp_path, monkeypatch):
 
 def test_matplotlib_without_its_fonts_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("matplotlib.get_data_path", lambda: str(tmp_path))
-    with pytest.raises(DataError, match="reinstall matplotlib"):
-        draw_sample(tmp_path / "s")
+    with pytest.raises(DataError, match="Reinstall matplotlib"):
+        generate_sample(tmp_path / "s")
 
 
 def linear_accuracy(train: tuple[np.ndarray, np.ndarray], valid: tuple[np.ndarray, np.ndarray]) -> float:
@@ -219,7 +220,7 @@ def test_a_linear_model_learns_something_but_not_all(sample):
 
 @pytest.mark.slow
 def test_two_epochs_of_one_cycle_teach_a_cnn_what_a_linear_model_cannot_learn(tmp_path):
-    path = draw_sample(tmp_path / "s")
+    path = generate_sample(tmp_path / "s")
     train, valid = load(path, "train"), load(path, "valid")
     (x, y), (vx, vy) = (
         (torch.from_numpy(a).unsqueeze(1).expand(-1, 3, -1, -1), torch.from_numpy(b)) for a, b in (train, valid)

@@ -60,7 +60,7 @@ def items(loader) -> list[torch.Tensor]:
     ],
     ids=lambda value: str(getattr(value, "dtype", type(value).__name__)),
 )
-def test_inputs_are_floats_whole_numbers_or_pictures(x, dtype):
+def test_inputs_are_floats_integers_or_images(x, dtype):
     assert bunch(x).train_dl.x.dtype is dtype
 
 
@@ -82,16 +82,16 @@ def test_columns_of_a_data_frame_are_floats():
     assert data.classes == [False, True]
     assert items(data.train_dl)[0].shape == (40, 3)
     frame["name"] = "x"
-    with pytest.raises(DataError, match=r"^The column 'name' of x holds .*, such as 'x'; a model takes numbers"):
+    with pytest.raises(DataError, match=r"^The columns of `x` must hold numbers, but 'name' holds .* such as 'x'"):
         bunch(frame, frame["tall"])
 
 
 @pytest.mark.parametrize(
     ("x", "sentence"),
     [
-        ([[1.0], [1.0, 2.0]], r"^The rows of x differ in length"),
-        (np.array([["a"]]), r"^x holds <U1 values in the shape \(1, 1\); a model takes rows of numbers"),
-        (3.0, r"^x holds float64 values in the shape \(\)"),
+        ([[1.0], [1.0, 2.0]], r"^The rows of `x` must have the same length"),
+        (np.array([["a"]]), r"^`x` must hold rows of numbers, got <U1 values of shape \(1, 1\)"),
+        (3.0, r"^`x` must hold rows of numbers, got float64 values of shape \(\)"),
     ],
     ids=["ragged", "text", "one"],
 )
@@ -106,14 +106,24 @@ def test_what_is_no_input_is_refused(x, sentence):
 @pytest.mark.parametrize(
     ("y", "loss", "c", "said"),
     [
-        (X[:, 0] > 0, nn.CrossEntropyLoss, 2, "one of 2 classes, for the labels are bools"),
-        (np.arange(50) % 3, nn.CrossEntropyLoss, 3, "one of 3 classes, for the labels are whole numbers"),
-        (["a", "b"] * 25, nn.CrossEntropyLoss, 2, "one of 2 classes, for the labels are names"),
-        (X[:, 0], MSELossFlat, 1, "a real number, for the labels are floats"),
-        (X[:, :1], MSELossFlat, 1, "a real number, for the labels are floats"),
-        (X[:, :3], MSELossFlat, 3, "3 real numbers, for the labels are floats"),
-        (X[:, :3] > 0, nn.BCEWithLogitsLoss, 3, "any of 3 classes, for the labels are rows of 0 and 1"),
-        ([["a"], ["a", "b"]] * 25, nn.BCEWithLogitsLoss, 2, "any of 2 classes, for the labels are lists of names"),
+        (X[:, 0] > 0, nn.CrossEntropyLoss, 2, "one of 2 classes, because the labels are bools"),
+        (np.arange(50) % 3, nn.CrossEntropyLoss, 3, "one of 3 classes, because the labels are integers"),
+        (["a", "b"] * 25, nn.CrossEntropyLoss, 2, "one of 2 classes, because the labels are names"),
+        (X[:, 0], MSELossFlat, 1, "a float, because the labels are floats"),
+        (X[:, :1], MSELossFlat, 1, "a float, because the labels are floats"),
+        (X[:, :3], MSELossFlat, 3, "3 floats, because the labels are floats"),
+        (
+            X[:, :3] > 0,
+            nn.BCEWithLogitsLoss,
+            3,
+            "any of 3 classes (multi-label), because the labels are rows of 0 and 1",
+        ),
+        (
+            [["a"], ["a", "b"]] * 25,
+            nn.BCEWithLogitsLoss,
+            2,
+            "any of 2 classes (multi-label), because the labels are lists of names",
+        ),
     ],
     ids=["bools", "whole", "names", "real", "column", "several", "rows", "lists"],
 )
@@ -171,11 +181,14 @@ def test_validation_may_be_given():
 @pytest.mark.parametrize(
     ("valid", "sentence"),
     [
-        ((X[:5], [0, 1]), r"^x of valid has 5 items and y of valid has 2"),
-        ((X[:2, :3], [0, 1]), r"^Validation items are torch.float32 \(3,\) and training items torch.float32 \(4,\)"),
-        ((X[:2], [0.5, 1.5]), r"^Validation targets are float64"),
-        ((X[:2], [[0], [1]]), r"^Validation targets are"),
-        ((X[:2], [0, 2]), r"^The class 2 stands only in the targets of validation"),
+        ((X[:5], [0, 1]), r"^`valid\[0\]` has 5 samples and `valid\[1\]` has 2 targets"),
+        (
+            (X[:2, :3], [0, 1]),
+            r"^Training and validation inputs must .* got torch.float32 \(4,\) and torch.float32 \(3,\)",
+        ),
+        ((X[:2], [0.5, 1.5]), r"^Training and validation targets must .* and float64"),
+        ((X[:2], [[0], [1]]), r"^Training and validation targets must"),
+        ((X[:2], [0, 2]), r"^The class 2 is in the validation targets only"),
     ],
     ids=["numbers", "width", "kind", "shape", "class"],
 )
@@ -185,17 +198,17 @@ def test_validation_must_be_like_training(valid, sentence):
 
 
 def test_what_cannot_be_split_or_paired_is_refused():
-    with pytest.raises(DataError, match=r"^x has 50 items and y has 3; give a target for each item"):
+    with pytest.raises(DataError, match=r"^`x` has 50 samples and `y` has 3 targets"):
         bunch(y=[0, 1, 0])
-    with pytest.raises(DataError, match=r"^There is 1 item, which training and validation cannot share"):
+    with pytest.raises(DataError, match=r"^`x` has 1 sample, too few to split"):
         bunch(X[:1], [0])
-    with pytest.raises(TypeError, match=r"^valid is a ndarray; it must be a pair \(x, y\)"):
+    with pytest.raises(TypeError, match=r"^`valid` must be a pair \(x, y\), got a ndarray"):
         bunch(valid=X)
     with pytest.raises(ValueError, match=r"^`valid_pct` must be positive, got 0"):
         bunch(valid_pct=0)
 
 
-def test_pictures_in_arrays_are_pictures():
+def test_images_in_arrays_are_images():
     x = RNG.integers(0, 256, (50, 3, 8, 8), dtype=np.uint8)
     data = bunch(x, ["a", "b"] * 25, ds_tfms=get_transforms())
     batch, y = data.one_batch()
@@ -242,9 +255,7 @@ def test_statistics_of_a_batch():
 
 def test_whole_numbers_have_no_statistics():
     for act in (bunch(X.astype(int)).batch_stats, bunch(X.astype(int)).normalize):
-        with pytest.raises(
-            DataError, match=r"^The inputs are torch.int64 \(10, 4\); a mean and a deviation are for floats"
-        ):
+        with pytest.raises(DataError, match=r"^Statistics need float inputs .*, got torch.int64 \(10, 4\)"):
             act()
 
 
@@ -267,14 +278,14 @@ class Ragged(Dataset):
 @pytest.mark.parametrize(
     ("items", "sentence"),
     [
-        (Ragged(), r"^The valid part gives no batch: .*stack.* Look at its items"),
+        (Ragged(), r"^The valid part gives no batch: .*stack.* Check its samples"),
         (
             TensorDataset(torch.full((4, 2), torch.nan), torch.zeros(4).long()),
-            r"^The first batch of the valid part has in",
+            r"^The inputs of the first valid batch are not all finite",
         ),
         (
             TensorDataset(torch.zeros(4, 2), torch.tensor([1, 2, 1, 2])),
-            r"valid part has targets from 1 to 2, .* 2 classes",
+            r"for 2 classes; .*valid part has targets from 1 to 2",
         ),
         (TensorDataset(torch.zeros(4, 2), torch.tensor([0, -1, 1, 0])), r"valid part has targets from -1 to 1"),
     ],
@@ -313,12 +324,12 @@ def test_workers_may_be_left_out_anew():
     ("dl", "kind"),
     [
         ([(torch.zeros(1), torch.zeros(1))], "list"),
-        (DataLoader(TensorDataset(torch.zeros(4)), batch_sampler=[[0, 1]]), "DataLoader with batches of its own"),
+        (DataLoader(TensorDataset(torch.zeros(4)), batch_sampler=[[0, 1]]), "DataLoader with a batch sampler"),
     ],
     ids=["list", "batches"],
 )
 def test_what_makes_no_batches_is_not_made_anew(dl, kind):
-    with pytest.raises(DataError, match=rf"^The loader is a {kind}; only"):
+    with pytest.raises(DataError, match=rf"^Only a torch DataLoader .* got a {kind}\."):
         DeviceDataLoader(dl, "cpu").new(batch_size=2)
 
 

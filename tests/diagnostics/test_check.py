@@ -80,7 +80,7 @@ def test_a_healthy_learner_has_no_finding(name):
 
 
 def test_a_learner_on_images_has_no_finding(tmp_path):
-    folder = synthetic.draw_sample(tmp_path / "sample", n_train=320, n_valid=20)
+    folder = synthetic.generate_sample(tmp_path / "sample", n_train=320, n_valid=20)
     data = ImageDataBunch.from_folder(folder, bs=32, device="cpu", seed=1)
     for seed in range(3):
         torch.manual_seed(seed)

@@ -375,7 +375,7 @@ def test_what_is_to_be_predicted_must_be_there(pictures, tmp_path):
         ("nowhere", "There is no folder nowhere"),
         ([], "There are no pictures in test"),
         (["no.png"], r"There is no file no\.png"),
-        ([broken], "broken.png is not a picture that can be read"),
+        ([broken], "broken.png is not a readable image"),
     ):
         with pytest.raises((DataError, FileNotFoundError), match=words):
             load_learner(tmp_path, test=test, device="cpu").get_preds(DatasetType.Test)

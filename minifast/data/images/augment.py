@@ -1,4 +1,4 @@
-"""Random changes of image batches: rotation, zoom, perspective and lighting."""
+"""Data augmentation of image batches: random rotation, zoom, perspective and lighting."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from torch.nn import functional as F
 from minifast.errors import DataError
 from minifast.utils.checks import check_number
 
-EPS = 1e-7  # how near to black and white a logit is still taken, in float32
+EPS = 1e-7  # clamps pixels before the logit, in float32
 
 
 class Augment:
-    """Changes each picture of a batch by chance, all geometry in one resampling; ``get_transforms`` says how.
+    """Augment each image of a batch with its own random numbers; ``get_transforms`` describes the arguments.
 
-    What is drawn comes from torch's generator of the CPU, a few numbers a picture, so that it is the same on a GPU.
+    One resampling applies all geometric changes. The random numbers come from torch's CPU generator, so that they are
+    the same on a GPU.
     """
 
     def __init__(
@@ -46,78 +47,79 @@ class Augment:
         return f"Augment({', '.join(f'{name}={value}' for name, value in vars(self).items())})"
 
     def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-        """Return the batch with its pictures changed.
+        """Return the batch with augmented images.
 
         Raises:
-            DataError: the inputs are no pictures, floats ``(n, channels, height, width)``.
+            DataError: if the inputs are not floats ``(n, channels, height, width)``.
         """
         x, y = batch
         if not isinstance(x, Tensor) or x.ndim != 4 or not x.is_floating_point():
+            what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise DataError(
-                "The inputs are no pictures (floats (n, channels, height, width)), which augmentation is for; leave "
-                "ds_tfms out, or give transforms of your own."
+                f"Augmentation needs images, floats (n, channels, height, width), got {what}. Leave `ds_tfms` out, or "
+                f"give your own transforms."
             )
         height, width = x.shape[2:]
         if self.do_flip or self.max_rotate or self.max_zoom > 1 or self.max_warp:
             x = resample(x, self._maps(len(x), height, width).to(x.device, non_blocking=True))
         if self.max_lighting:
-            x = self._lit(x)
+            x = self._change_lighting(x)
         return x, y
 
     def _maps(self, n: int, height: int, width: int) -> Tensor:
-        """Draw for each picture where its points come from: a projective map, ``(n, 3, 3)``.
+        """Sample a projective map from output to input points for each image: ``(n, 3, 3)``.
 
-        Points are ``(across, down, 1)`` from -1 to 1.
+        Points are ``(x, y, 1)`` with x and y from -1 to 1.
         """
         flip = torch.eye(3).repeat(n, 1, 1)
         if self.do_flip:
             flip[:, 0, 0] = _sign(n)
             if self.flip_vert:
                 flip[:, 1, 1] = _sign(n)
-                if height == width:  # of the eight symmetries of a square, a rectangle has four
+                if height == width:  # a square has eight symmetries, a rectangle four
                     flip = torch.where((torch.rand(n) < 0.5)[:, None, None], flip[:, [1, 0, 2]], flip)
         angle = self._spread(n, math.radians(self.max_rotate))
         rotate = torch.eye(3).repeat(n, 1, 1)
         rotate[:, 0, 0], rotate[:, 1, 1] = angle.cos(), angle.cos()
         rotate[:, 0, 1], rotate[:, 1, 0] = angle.sin() * height / width, -angle.sin() * width / height
-        part = 1 / (1 + torch.rand(n) * (self.max_zoom - 1) * self._taken(n, self.p_affine))  # of the picture, is seen
+        visible = 1 / (1 + torch.rand(n) * (self.max_zoom - 1) * self._apply(n, self.p_affine))
         zoom = torch.eye(3).repeat(n, 1, 1)
-        zoom[:, 0, 0], zoom[:, 1, 1] = part, part
-        zoom[:, :2, 2] = (1 - part)[:, None] * (2 * torch.rand(n, 2) - 1)
-        taken = self._taken(n, self.p_affine)[:, None]
-        by = (2 * torch.rand(n, 4) - 1) * self.max_warp * taken
-        return flip @ (tilted(by) if self.max_warp else torch.eye(3)) @ rotate @ zoom
+        zoom[:, 0, 0], zoom[:, 1, 1] = visible, visible
+        zoom[:, :2, 2] = (1 - visible)[:, None] * (2 * torch.rand(n, 2) - 1)
+        apply = self._apply(n, self.p_affine)[:, None]
+        warp = (2 * torch.rand(n, 4) - 1) * self.max_warp * apply
+        return flip @ (perspective(warp) if self.max_warp else torch.eye(3)) @ rotate @ zoom
 
-    def _spread(self, n: int, most: float) -> Tensor:
-        return (2 * torch.rand(n) - 1) * most * self._taken(n, self.p_affine)
+    def _spread(self, n: int, limit: float) -> Tensor:
+        return (2 * torch.rand(n) - 1) * limit * self._apply(n, self.p_affine)
 
-    def _taken(self, n: int, p: float) -> Tensor:
+    def _apply(self, n: int, p: float) -> Tensor:
         return (torch.rand(n) < p).float()
 
-    def _lit(self, x: Tensor) -> Tensor:
-        # On the logits, where what is black or white stays so and no value leaves [0, 1].
-        n, most = len(x), self.max_lighting
-        change = torch.logit(0.5 + (torch.rand(n) - 0.5) * most * self._taken(n, self.p_lighting))
-        contrast = torch.exp((1 - 2 * torch.rand(n)) * math.log(1 - most) * self._taken(n, self.p_lighting))
-        drawn = torch.stack([contrast, change]).view(2, n, 1, 1, 1).to(x.device, x.dtype, non_blocking=True)
-        return torch.sigmoid(torch.logit(x, EPS) * drawn[0] + drawn[1])
+    def _change_lighting(self, x: Tensor) -> Tensor:
+        # On logits, black and white stay as they are and no value leaves [0, 1].
+        n, limit = len(x), self.max_lighting
+        change = torch.logit(0.5 + (torch.rand(n) - 0.5) * limit * self._apply(n, self.p_lighting))
+        contrast = torch.exp((1 - 2 * torch.rand(n)) * math.log(1 - limit) * self._apply(n, self.p_lighting))
+        factors = torch.stack([contrast, change]).view(2, n, 1, 1, 1).to(x.device, x.dtype, non_blocking=True)
+        return torch.sigmoid(torch.logit(x, EPS) * factors[0] + factors[1])
 
 
 def _sign(n: int) -> Tensor:
     return 1 - 2 * (torch.rand(n) < 0.5).float()
 
 
-def tilted(by: Tensor) -> Tensor:
-    """Return the projective maps ``(n, 3, 3)`` that draw the sides of a square apart or together.
+def perspective(warp: Tensor) -> Tensor:
+    """Return the projective maps ``(n, 3, 3)`` that lengthen or shorten the sides of a square.
 
-    ``by`` is ``(n, 4)``: how much longer the upper, lower, left and right sides become, in halves of a side.
+    ``warp`` is ``(n, 4)``: the change of the upper, lower, left and right side, in halves of a side.
     """
-    upper, lower, left, right = (1 + by).unbind(1)
+    upper, lower, left, right = (1 + warp).unbind(1)
     corners = torch.tensor([[-1.0, -1], [1, -1], [-1, 1], [1, 1]])
     across = torch.stack([-upper, upper, -lower, lower], 1)
     down = torch.stack([-left, -right, left, right], 1)
-    # Each corner (x, y) gives two equations for the eight unknowns: u (gx + hy + 1) = ax + by + c, and so for v.
-    n = len(by)
+    # Each corner (x, y) gives two equations for the eight unknowns: u (gx + hy + 1) = ax + by + c, and one for v.
+    n = len(warp)
     point = torch.cat([corners, torch.ones(4, 1)], 1).expand(n, 4, 3)
     zero = torch.zeros(n, 4, 3)
     rows = torch.cat(
@@ -132,12 +134,12 @@ def tilted(by: Tensor) -> Tensor:
 
 
 def resample(x: Tensor, maps: Tensor) -> Tensor:
-    """Return pictures seen through projective maps ``(n, 3, 3)``; beyond their borders they are mirrored."""
+    """Return images resampled by projective maps ``(n, 3, 3)``, reflected beyond their borders."""
     height, width = x.shape[2:]
-    across = (torch.arange(width, device=x.device) * 2 + 1 - width) / width  # centres of pixels
+    across = (torch.arange(width, device=x.device) * 2 + 1 - width) / width  # pixel centers
     down = (torch.arange(height, device=x.device)[:, None] * 2 + 1 - height) / height
     m = maps[..., None, None]
-    u, v, scale = (m[:, i, 0] * across + m[:, i, 1] * down + m[:, i, 2] for i in range(3))  # no TF32, as in products
+    u, v, scale = (m[:, i, 0] * across + m[:, i, 1] * down + m[:, i, 2] for i in range(3))  # matmul may use TF32
     grid = torch.stack([u / scale, v / scale], -1).to(x.dtype)
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -153,21 +155,24 @@ def get_transforms(
     p_lighting: float = 0.75,
     xtra_tfms: Sequence[Any] | None = None,
 ) -> tuple[list[Any], list[Any]]:
-    """Return transforms for the ``ds_tfms`` of pictures: those of training, and those of validation, which are none.
+    """Return image augmentation for the argument ``ds_tfms``.
 
-    Each picture is changed by numbers of its own. As in fastai v1, but that the pictures are scaled to their size
-    before, and all geometry is one resampling.
+    Each image gets its own random numbers. The transforms are those of fastai v1, with two differences: images are
+    resized before, and one resampling applies all geometric changes.
 
     Args:
-        do_flip: mirror left and right, half of the pictures.
-        flip_vert: mirror top and bottom too, and turn squares by right angles.
-        max_rotate: degrees.
-        max_zoom: how many times larger.
-        max_lighting: how much brightness and contrast change, from 0 to 0.99.
-        max_warp: how much longer or shorter a side becomes, as seen from an angle, in halves of it; up to 0.49.
-        p_affine: how likely each of turning, zooming and warping is.
-        p_lighting: how likely each of brightness and contrast is.
-        xtra_tfms: more for training: functions of a batch ``(x, y)`` that return both, or transforms of torchvision.
+        do_flip: flip half of the images horizontally.
+        flip_vert: also flip vertically, and rotate square images by right angles.
+        max_rotate: maximum rotation in degrees, up to 180.
+        max_zoom: maximum zoom factor, at least 1.
+        max_lighting: maximum change of brightness and contrast, from 0 to 0.99.
+        max_warp: maximum perspective warp: the change of a side's length, in halves of it, up to 0.49.
+        p_affine: probability of each of rotation, zoom and warp.
+        p_lighting: probability of each of brightness and contrast.
+        xtra_tfms: further training transforms: functions that take and return ``(x, y)``, or torchvision transforms.
+
+    Returns:
+        The training transforms, and an empty list for validation.
 
     >>> train, valid = get_transforms(max_rotate=20, flip_vert=True)
     >>> x, y = train[0]((torch.rand(8, 3, 32, 32), torch.zeros(8)))

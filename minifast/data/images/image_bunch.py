@@ -1,4 +1,4 @@
-"""Pictures in folders as the data of a learner."""
+"""ImageDataBunch: image files as the data of a Learner."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from torch import Tensor
 
 from minifast.data.bunch import DataBunch
 from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size, list_images, read_image
-from minifast.data.images.sources import Parts, existing, labelled, loaders_of, split, stat_files
+from minifast.data.images.sources import Parts, images_by_class, make_loaders, split, stat_files, subfolder
 from minifast.data.labels import Labels, as_labels
-from minifast.data.order import draw_seed
+from minifast.data.order import resolve_seed
 from minifast.data.tables import column, column_name, read_csv
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class ImageOptions(TypedDict, total=False):
-    """What all ways to make an ``ImageDataBunch`` have in common; ``from_folder`` says what each is."""
+    """Options of all constructors of ``ImageDataBunch``; ``ImageDataBunch.from_folder`` describes them."""
 
     test: str | None
     classes: Sequence[Any] | None
@@ -41,10 +41,10 @@ class ImageOptions(TypedDict, total=False):
 
 
 class ImageDataBunch(DataBunch):
-    """Pictures with a class each, several classes, or numbers: floats ``(n, 3, height, width)`` in [0, 1].
+    """Hold images with one class, several classes (multi-label) or regression targets.
 
-    A picture is seen as its camera was held, of an animation the first frame, and what is transparent in its own
-    colour.
+    Batches are floats ``(n, 3, height, width)`` in [0, 1]. Decoding applies the EXIF orientation, takes the first frame
+    of an animation, and ignores transparency.
     """
 
     size: Size = None
@@ -68,48 +68,67 @@ class ImageDataBunch(DataBunch):
         memory: int = BUDGET,
         ds_tfms: Any = None,
     ) -> ImageDataBunch:
-        """Take pictures from folders: ``path/train/CLASS/…`` and ``path/valid/CLASS/…``.
+        """Create a bunch from folders ``path/train/CLASS/…`` and ``path/valid/CLASS/…``.
 
-        A set that fits into ``memory`` is decoded once and kept under ``~/.minifast/cache`` for the next process (a
-        changed, added or removed file is noticed). A larger one is read from its files batch by batch, in the same
-        order and with the same pixels.
+        Images that fit into ``memory`` are decoded once and cached in ``~/.minifast/cache``; changed, added or removed
+        files renew the cache. Larger sets are read from their files batch by batch, in the same order and with the
+        same pixels.
 
         Args:
             path: the folder.
-            train: the name of the training folder.
-            valid: the name of the validation folder.
-            test: a folder of pictures without classes, to predict on.
-            valid_pct: instead of a validation folder, this share of all pictures, chosen at random.
-            seed: of that choice and of the order of training; by default drawn from torch's generator.
-            classes: the classes to use, in this order; by default all folders', sorted by name.
-            size: crop and scale to this height and width; needed where the files differ in size.
-            bs: pictures a training batch. A last batch that is not full is left out, unless it is the only one.
-            val_bs: pictures a validation batch; by default twice ``bs``.
-            num_workers: processes that read a set that does not fit into memory.
-            device: where training happens; by default the GPU if there is one.
-            memory: how many bytes decoded pictures may take.
-            ds_tfms: transforms of whole batches on the device, a pair: those of training and those of validation, such
-                as ``get_transforms()``. What they draw comes from ``seed``. One of torchvision's is run on each
-                picture by itself; any other is a function of a batch ``(x, y)`` that returns both.
+            train: name of the training folder.
+            valid: name of the validation folder.
+            test: name of a folder of images without classes, to predict.
+            valid_pct: fraction of all images for validation, chosen at random, instead of a validation folder.
+            seed: seed of the split and of the training order; by default sampled from torch's generator.
+            classes: the classes to use, in this order; by default the names of all class folders, sorted.
+            size: height and width to crop and resize to, or one number for both; needed if the files differ in size.
+            bs: images per training batch. An incomplete last batch is dropped, unless it is the only one.
+            val_bs: images per validation batch; by default twice ``bs``.
+            num_workers: worker processes per loader, for a set that does not fit into ``memory``.
+            device: device for training; by default the GPU if there is one.
+            memory: limit of the decoded images in memory, in bytes.
+            ds_tfms: batch transforms on the device, a pair for training and validation such as ``get_transforms()``.
+                Their random numbers depend on ``seed``. A torchvision transform runs on each image separately; any
+                other is a function that takes and returns ``(x, y)``.
+
+        Returns:
+            A bunch with the default loss for these targets.
 
         Raises:
-            DataError: a folder is missing or empty, a class stands only in the validation folder, a file is no picture
-                or is cut off, or pictures differ in size and no ``size`` is given.
+            DataError: if a folder is missing or empty, a class is in the validation folder only, a file is not an image
+                or is truncated, or the images differ in size and there is no ``size``.
         """
         path = Path(path).expanduser()
         size = check_size(size)
-        seed = draw_seed(seed)
+        seed = resolve_seed(seed)
         if valid_pct is None:
-            roots = [existing(path, train, "train"), existing(path, valid, "valid")]
-            train_set, names = labelled(roots[:1], classes, str(roots[0].absolute()), size)
-            valid_set, _ = labelled(roots[1:], names, str(roots[1].absolute()), size, refuse_others=classes is None)
+            roots = [subfolder(path, train, "train"), subfolder(path, valid, "valid")]
+            train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size)
+            valid_set, _ = images_by_class(
+                roots[1:], names, str(roots[1].absolute()), size, allow_other_folders=classes is not None
+            )
             parts: Parts = [(train_set, None), (valid_set, None)]
         else:
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
-            apart = {test} if test is not None and roots == [path] else set()
-            train_set, names = labelled(roots, classes, f"{path.absolute()} all", size, apart)
+            exclude = {test} if test is not None and roots == [path] else set()
+            train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude)
             parts = split(train_set, valid_pct, seed, path)
-        return cls._of(path, parts, names, None, seed, test, size, bs, val_bs, num_workers, device, memory, ds_tfms)
+        return cls._from_parts(
+            path,
+            parts,
+            names,
+            None,
+            seed,
+            test=test,
+            size=size,
+            bs=bs,
+            val_bs=val_bs,
+            num_workers=num_workers,
+            device=device,
+            memory=memory,
+            ds_tfms=ds_tfms,
+        )
 
     @classmethod
     def from_lists(
@@ -122,36 +141,41 @@ class ImageDataBunch(DataBunch):
         label_delim: str | None = None,
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
-        """Take picture files, and a label for each: a class, several classes, or numbers.
+        """Create a bunch from image files and their labels.
 
-        Names, whole numbers and bools are a class each; lists of names, and rows of 0 and 1, several classes; floats
-        real numbers. The bunch says which it is.
+        Names, integers and bools are classes. Lists of names and rows of 0 and 1 are multi-label. Floats are regression
+        targets. ``print(data)`` shows which was chosen.
 
         Args:
-            path: the folder of the data. Names of files that lead nowhere from here are looked for in it.
-            fnames: the files.
-            labels: the label of each.
-            valid_pct: the share of validation pictures, chosen at random.
-            seed: of that choice and of the order of training; by default drawn from torch's generator.
-            label_delim: what stands between the classes in a text.
-            options: as for ``from_folder``: ``test classes size bs val_bs num_workers device memory ds_tfms``.
+            path: folder of the data; file names may be relative to it.
+            fnames: the image files.
+            labels: the label of each file.
+            valid_pct: fraction of the images for validation, chosen at random.
+            seed: seed of the split and of the training order; by default sampled from torch's generator.
+            label_delim: separator of the classes in a text.
+            options: as for ``from_folder``: ``test``, ``classes``, ``size``, ``bs``, ``val_bs``, ``num_workers``,
+                ``device``, ``memory`` and ``ds_tfms``.
+
+        Returns:
+            A bunch with the default loss for these labels.
 
         Raises:
-            DataError: a file is missing, or is no picture; a label is missing or none of ``classes``.
+            DataError: if a file is missing or is not an image, or a label is missing or not one of ``classes``.
         """
         path = check_folder(Path(path).expanduser())
-        files = list(fnames)
-        rest: dict[str, Any] = {**options}
-        pictures = ImageFiles(f"{path.absolute()} list", rest.pop("size", None))
-        pictures.add(stat_files(files, path), 0)
+        names = list(fnames)
+        remaining: dict[str, Any] = {**options}
+        classes = remaining.pop("classes", None)
+        files = ImageFiles(f"{path.absolute()} list", remaining.pop("size", None))
+        files.add(stat_files(names, path), 0)
         labels = labels if hasattr(labels, "__len__") else list(labels)
-        if len(labels) != len(files):
-            raise DataError(f"There are {len(files)} files and {len(labels)} labels; give a label for each file.")
-        seed = draw_seed(seed)
-        found = as_labels(labels, rest.pop("classes", None), label_delim, lambda i: f"The picture {files[i]}")
-        pictures.labels = found.targets
-        parts = split(pictures, valid_pct, seed, path)
-        return cls._of(path, parts, found.classes, found, seed, size=pictures.size, **rest)
+        if len(labels) != len(names):
+            raise DataError(f"Give one label per file, got {len(names)} files and {len(labels)} labels.")
+        seed = resolve_seed(seed)
+        targets = as_labels(labels, classes, label_delim, lambda i: f"The image {names[i]}")
+        files.labels = targets.targets
+        parts = split(files, valid_pct, seed, path)
+        return cls._from_parts(path, parts, targets.classes, targets, seed, size=files.size, **remaining)
 
     @classmethod
     def from_csv(
@@ -169,29 +193,34 @@ class ImageDataBunch(DataBunch):
         header: int | str | None = "infer",
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
-        """Take pictures and labels from a CSV file, ``path/csv_labels``.
+        """Create a bunch from a CSV file with file names and labels.
 
-        A column of whole numbers is read as classes, and one of numbers with a point as real numbers.
+        Labels that are integers are classes; labels with a decimal point are regression targets.
 
         Args:
-            path: the folder of the data.
-            folder: the pictures' folder in it.
-            label_delim: what stands between several classes of a picture.
-            csv_labels: the file.
-            valid_pct, seed: as for ``from_lists``.
-            fn_col: the column of the files, by place or name.
-            label_col: that of the labels, or several columns: of 0 and 1 for classes of these names, of real numbers.
-            suffix: the end of the files' names, where the table leaves it out, such as ``".jpg"``.
-            delimiter: what stands between two fields; by default a comma.
-            header: the row of the columns' names; by default the first; None where there is none.
+            path: folder of the data.
+            folder: folder of the images in ``path``.
+            label_delim: separator of the classes in a multi-label text.
+            csv_labels: name of the CSV file in ``path``.
+            valid_pct: fraction of the images for validation, chosen at random.
+            seed: seed of the split and of the training order; by default sampled from torch's generator.
+            fn_col: column of the file names, by index or name.
+            label_col: column of the labels, by index or name; or several columns, of 0 and 1 for multi-label classes
+                with these names, or of floats for regression.
+            suffix: suffix to add to the file names, such as ``".jpg"``.
+            delimiter: separator of the fields; by default a comma.
+            header: index of the row with the column names, by default 0; None if there is none.
             options: as for ``from_lists``.
 
+        Returns:
+            A bunch with the default loss for these labels.
+
         Raises:
-            DataError: as ``from_lists``, and where the file is missing, or has not these columns.
+            DataError: as ``from_lists``, and if the CSV file or one of the columns is missing.
 
         >>> from minifast.data.download import home
-        >>> from minifast.data.synthetic import draw_sample
-        >>> path = draw_sample(home() / "data" / "small", n_train=60, n_valid=20)
+        >>> from minifast.data.synthetic import generate_sample
+        >>> path = generate_sample(home() / "data" / "small", n_train=60, n_valid=20)
         >>> data = ImageDataBunch.from_csv(path, bs=16, device="cpu")
         >>> data.classes, len(data.train_ds), len(data.valid_ds)
         ([0, 1], 64, 16)
@@ -214,21 +243,21 @@ class ImageDataBunch(DataBunch):
         suffix: str = "",
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
-        """Take pictures and labels from a table: a data frame of pandas, or anything with columns; see ``from_csv``."""
-        place = Path(path).expanduser() / (folder or "")
+        """Create a bunch from a data frame with file names and labels; the arguments are those of ``from_csv``."""
+        image_folder = Path(path).expanduser() / (folder or "")
         names = column(df, fn_col, "fn_col")
         for i, name in enumerate(names):
             if not isinstance(name, (str, int, Path)):
-                raise DataError(f"Row {i} of the table names no file ({name!r}); name one, or leave the row out.")
+                raise DataError(f"Row {i} of the table must hold a file name, got {name!r}.")
         labels: list[Any]
         if not isinstance(label_col, (int, str)):
-            chosen = [column_name(df, one, "label_col") for one in label_col]
-            labels = [list(row) for row in zip(*(column(df, one, "label_col") for one in label_col), strict=True)]
-            if options.get("classes") is None and all(one in (0, 1) for row in labels for one in row):
-                options["classes"] = chosen
+            columns = [column(df, which, "label_col") for which in label_col]
+            labels = [list(row) for row in zip(*columns, strict=True)]
+            if options.get("classes") is None and all(value in (0, 1) for row in labels for value in row):
+                options["classes"] = [column_name(df, which, "label_col") for which in label_col]
         else:
             labels = column(df, label_col, "label_col")
-        files = [place / f"{name}{suffix}" for name in names]
+        files = [image_folder / f"{name}{suffix}" for name in names]
         return cls.from_lists(path, files, labels, valid_pct, seed, label_delim, **options)
 
     @classmethod
@@ -241,14 +270,14 @@ class ImageDataBunch(DataBunch):
         seed: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
-        """Take picture files, such as ``get_image_files(path)``; ``label_func`` says each one's label from its path."""
+        """Create a bunch from files such as ``get_image_files(path)``; ``label_func`` maps a path to its label."""
         files = list(map(Path, fnames))
         labels = []
         for file in files:
             try:
                 labels.append(label_func(file))
             except Exception as error:
-                add_note(error, f"This was label_func of {file}.")
+                add_note(error, f"`label_func` was called with {file}.")
                 raise
         return cls.from_lists(path, files, labels, valid_pct, seed, **options)
 
@@ -262,31 +291,34 @@ class ImageDataBunch(DataBunch):
         seed: int | None = None,
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
-        """Take picture files; a label is what the first group of the regular expression ``pat`` finds in the path.
+        """Create a bunch from image files; the first group of the regular expression ``pat`` in a path is its label.
 
         Raises:
-            DataError: ``pat`` has no group, or a path does not match it.
+            DataError: if ``pat`` has no group, or does not match a path.
         """
         pattern = re.compile(pat)
         if not pattern.groups:
-            raise DataError(f"pat is {pat!r}, which has no group; put the label in parentheses, as r'([^/]+)_' does.")
+            raise DataError(f"`pat` must have a group for the label, such as r'([^/]+)_', got {pat!r}.")
 
         def label_of(file: Path) -> str:
             match = pattern.search(file.as_posix())
             if match is None or match[1] is None:
-                raise DataError(f"pat, {pat!r}, finds no label in {file.as_posix()}; mend it, or leave the file out.")
+                raise DataError(
+                    f"`pat` ({pat!r}) finds no label in {file.as_posix()}. Correct `pat`, or leave the file out."
+                )
             return match[1]
 
         return cls.from_name_func(path, fnames, label_of, valid_pct, seed, **options)
 
     @classmethod
-    def _of(
+    def _from_parts(
         cls,
         path: Path,
         parts: Parts,
         classes: list[Any] | None,
         labels: Labels | None,
         seed: int,
+        *,
         test: str | None = None,
         size: Size = None,
         bs: int = 64,
@@ -296,7 +328,7 @@ class ImageDataBunch(DataBunch):
         memory: int = BUDGET,
         ds_tfms: Any = None,
     ) -> ImageDataBunch:
-        """Make loaders of the parts, all in memory or all from files."""
+        """Create a bunch with one loader per part, all from memory or all from files."""
         check_count("bs", bs)
         val_bs = 2 * bs if val_bs is None else check_count("val_bs", val_bs)
         if num_workers is not None:
@@ -304,17 +336,17 @@ class ImageDataBunch(DataBunch):
         tfms = check_tfms(ds_tfms)
         train_set = parts[0][0]
         if test is not None:
-            folder = existing(path, test, "test")
+            folder = subfolder(path, test, "test")
             test_set = ImageFiles(str(folder.absolute()), size)
             test_set.add(list_images(folder, recurse=True), 0)
             if not len(test_set):
-                raise DataError(f"The test folder {folder} has no pictures; add some, or leave test out.")
+                raise DataError(f"The test folder {folder} has no images. Add some, or leave `test` out.")
             if labels is not None:
                 test_set.labels = torch.zeros_like(labels.targets[:1]).expand(len(test_set), *labels.targets.shape[1:])
             parts.append((test_set, None))
-        for pictures, _ in parts[1:]:
-            pictures.reference = train_set.first()
-        train_dl, valid_dl, test_dl = loaders_of(parts, classes, seed, bs, val_bs, num_workers, device, memory)
+        for files, _ in parts[1:]:
+            files.reference = train_set.reference_size()
+        train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
         loss = None if labels is None else LOSSES[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
         data.size, data.labels = size, labels
@@ -322,10 +354,14 @@ class ImageDataBunch(DataBunch):
         return data
 
     def encode(self, item: Any) -> Any:
-        """Return a picture (a file's path, a PIL image, an array or a tensor) as the batch of one that the model takes.
+        """Return an image as a batch of one that the model takes.
 
-        A uint8 array is ``(height, width)`` or ``(height, width, channels)``, as PIL and OpenCV have it; a tensor
-        ``(channels, height, width)``.
+        Args:
+            item: a path, a PIL image, a uint8 array ``(height, width)`` or ``(height, width, channels)`` as in PIL and
+                OpenCV, or a tensor ``(channels, height, width)``.
+
+        Raises:
+            DataError: if the value is not an image.
         """
         if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
             from PIL import Image
@@ -333,11 +369,15 @@ class ImageDataBunch(DataBunch):
             try:
                 item = Image.fromarray(item)
             except TypeError as error:
-                raise DataError(f"The item is an array {item.shape}, which is no picture.") from error
+                raise DataError(
+                    f"An image array must be (height, width) or (height, width, 1, 3 or 4), got {item.shape}."
+                ) from error
         if isinstance(item, (str, Path)) or hasattr(item, "convert"):
             item = torch.from_numpy(read_image(item, check_size(self.size)).copy())
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
         if getattr(item, "ndim", 0) != 3:
-            raise DataError(f"The item is a {type(item).__name__}, no picture; give a path, a PIL image or an array.")
+            raise DataError(
+                f"The image must be a path, a PIL image, an array or a tensor, got a {type(item).__name__}."
+            )
         return super().encode(item)

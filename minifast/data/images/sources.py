@@ -1,4 +1,4 @@
-"""Sets of picture files: what folders and lists name, how a set is split, and the loaders of the parts."""
+"""Sets of image files: from folders and lists, split into parts, with a loader for each part."""
 
 from __future__ import annotations
 
@@ -19,107 +19,111 @@ from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean
 
-Parts = list[tuple[ImageFiles, list[int] | None]]  # of training, validation and, perhaps, test; None for all pictures
+Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
 
 
-def split(pictures: ImageFiles, valid_pct: float, seed: int, path: Path) -> Parts:
-    """Return two parts of the pictures, drawn at random: those of training, and a share for validation."""
-    n = len(pictures)
+def split(files: ImageFiles, valid_pct: float, seed: int, path: Path) -> Parts:
+    """Return the files as a training part and a validation part, chosen at random."""
+    n = len(files)
     if n < 2:
-        raise DataError(f"{path} has {n} picture, which training and validation cannot share; add some.")
-    return [(pictures, rows.tolist()) for rows in split_rows(n, valid_pct, seed)]
+        raise DataError(f"Training and validation need at least 2 images, got {n} in {path}.")
+    return [(files, rows.tolist()) for rows in split_rows(n, valid_pct, seed)]
 
 
 def stat_files(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, int]]:
-    """Return name, size in bytes and time of change of each file, as it is named or else in ``path``.
+    """Return path, size in bytes and modification time in ns of each file; names may be relative to ``path``.
+
+    Warns if a file is listed twice.
 
     Raises:
-        DataError: there is no file, some are missing, or one is named twice.
+        DataError: if the list is empty or a file does not exist.
     """
-    found, missing = [], []
+    listing, missing = [], []
     for file in map(str, files):
         for name in (file, str(path / file)):
             try:
                 status = os.stat(name)  # noqa: PTH116 - many files
             except OSError:
                 continue
-            found.append((name, status.st_size, status.st_mtime_ns))
+            listing.append((name, status.st_size, status.st_mtime_ns))
             break
         else:
             missing.append(file)
     if missing:
-        more = f", nor {len(missing) - 1} more of {len(files)}" if len(missing) > 1 else ""
-        raise DataError(f"There is no file {missing[0]}{more}; check folder and suffix, or leave such names out.")
-    if not found:
-        raise DataError("There are no files; give at least two pictures, such as get_image_files(path).")
-    name, times = Counter(name for name, _, _ in found).most_common(1)[0]
+        more = f", and {len(missing) - 1} more of {len(files)} are missing" if len(missing) > 1 else ""
+        raise DataError(f"There is no file {missing[0]}{more}. Check the folder and the suffix.")
+    if not listing:
+        raise DataError("The list of files is empty. Give at least two images, such as get_image_files(path).")
+    name, times = Counter(name for name, _, _ in listing).most_common(1)[0]
     if times > 1:
-        warnings.warn(f"{name} is named {times} times, so that training and validation may share it.", stacklevel=3)
-    return found
+        warnings.warn(
+            f"{name} is listed {times} times, so it may be in the training and the validation set.", stacklevel=3
+        )
+    return listing
 
 
-def existing(path: Path, name: str, part: str) -> Path:
-    """Return the folder ``name`` in ``path``, or say which there are."""
+def subfolder(path: Path, name: str, part: str) -> Path:
+    """Return the folder ``name`` in ``path``; the error names the folders that exist."""
     folder = check_folder(path) / name
     if not folder.is_dir():
-        there = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        way_out = "" if part == "test" else ", or give valid_pct=0.2 to choose validation pictures at random"
+        names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        hint = "" if part == "test" else ", or give valid_pct=0.2 to choose the validation images at random"
         raise DataError(
-            f"{path} has no folder {name}; it has {', '.join(there) or 'no folders'}.{did_you_mean(name, there)} "
-            f"Name the right one ({part}=...){way_out}."
+            f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)} "
+            f"Give its name as `{part}`{hint}."
         )
     return folder
 
 
-def labelled(
+def images_by_class(
     roots: Sequence[Path],
     classes: Sequence[str] | None,
     name: str,
     size: Size,
-    apart: Collection[str] = (),
-    refuse_others: bool | None = None,
+    exclude: Collection[str] = (),
+    allow_other_folders: bool | None = None,
 ) -> tuple[ImageFiles, list[str]]:
-    """Return the pictures under the class folders of ``roots``, and the classes.
+    """Return the images in the class folders of ``roots``, and the classes.
 
-    ``apart`` are folders that are no classes. ``refuse_others`` is given for a validation set, where a class may have
-    no pictures: whether folders other than ``classes`` are an error.
+    ``exclude`` names folders that are not classes. Give ``allow_other_folders`` for a validation set only, where a
+    class may have no images; False makes folders that are not in ``classes`` an error.
     """
     for root in roots:
         check_folder(root)
     where = " and ".join(map(str, roots))
     entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(apart))
+    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(exclude))
     if "models" in folders and not any(
         list_images(root / "models", True) for root in roots if (root / "models").is_dir()
     ):
-        folders.remove("models")  # where a learner keeps its files
+        folders.remove("models")  # the learner's files
     names = folders if classes is None else list(classes)
     if not names:
-        raise DataError(f"{where} has no class folders; put the pictures of each class in a folder of its own.")
+        raise DataError(f"{where} has no class folders. Put the images of each class in a folder with its name.")
     check_once("classes names", names, "name each class once")
-    if refuse_others and (extra := sorted(set(folders) - set(names))):
+    if allow_other_folders is False and (extra := sorted(set(folders) - set(names))):
         raise DataError(
-            f"The class {extra[0]} stands in {where} but not in the training folder, so it cannot be learnt; "
-            f"add training pictures of it, or remove the folder."
+            f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "
+            f"images of it, or remove the folder."
         )
-    pictures = ImageFiles(name, size)
+    files = ImageFiles(name, size)
     for label, folder in enumerate(names):
-        before = len(pictures)
+        before = len(files)
         for root in roots:
             if (root / folder).is_dir():
-                pictures.add(list_images(root / folder, recurse=True), label)
-        if refuse_others is None and folder not in folders:
+                files.add(list_images(root / folder, recurse=True), label)
+        if allow_other_folders is None and folder not in folders:
             raise DataError(
                 f"{where} has no folder {folder}; it has {', '.join(folders)}.{did_you_mean(folder, folders)}"
             )
-        if refuse_others is None and len(pictures) == before:
-            raise DataError(f"The class folder {roots[0] / folder} has no pictures; add some, or remove the folder.")
-    if not len(pictures):
-        raise DataError(f"{where} has no pictures; add some.")
-    return pictures, names
+        if allow_other_folders is None and len(files) == before:
+            raise DataError(f"The class folder {roots[0] / folder} has no images. Add some, or remove the folder.")
+    if not len(files):
+        raise DataError(f"{where} has no images. Add some.")
+    return files, names
 
 
-def loaders_of(
+def make_loaders(
     parts: Parts,
     classes: list[Any] | None,
     seed: int,
@@ -129,44 +133,44 @@ def loaders_of(
     device: torch.device | str | None,
     memory: int,
 ) -> list[Any]:
-    """Return a loader of each part, the first shuffled, or None: all of pictures in memory, or all of files."""
-    pictures, indices = parts[0]
-    n_train = len(pictures if indices is None else indices)
+    """Return three loaders, the first shuffled, None for a missing part; all read from memory, or all from files."""
+    files, indices = parts[0]
+    n_train = len(files if indices is None else indices)
     if n_train < bs:
         warnings.warn(
-            f"There are {n_train} training pictures, fewer than bs={bs}: each epoch is one batch.", stacklevel=4
+            f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.", stacklevel=4
         )
-    in_memory = sum({id(pictures): pictures.bytes_decoded() for pictures, _ in parts}.values()) <= memory
+    in_memory = sum({id(files): files.decoded_bytes() for files, _ in parts}.values()) <= memory
     loaders: list[Any] = []
-    for i, (pictures, indices) in enumerate(parts):
+    for i, (files, indices) in enumerate(parts):
         batch_size = val_bs if i else bs
         if in_memory:
-            x, y = pictures.tensors() if indices is None else (part[indices] for part in pictures.tensors())
+            x, y = files.tensors() if indices is None else (tensor[indices] for tensor in files.tensors())
             loaders.append(TensorLoader(x, y, batch_size, not i, seed, device, classes=classes))
         else:
-            chosen = pictures if indices is None else pictures.chosen(indices)
-            loaders.append(file_loader(chosen, batch_size, not i, seed, num_workers, device))
+            part = files if indices is None else files.subset(indices)
+            loaders.append(file_loader(part, batch_size, not i, seed, num_workers, device))
     return [*loaders, None][:3]
 
 
 def file_loader(
-    pictures: ImageFiles, bs: int, train: bool, seed: int, workers: int | None, device: torch.device | str | None
+    files: ImageFiles, bs: int, train: bool, seed: int, workers: int | None, device: torch.device | str | None
 ) -> DeviceDataLoader:
-    """Return a loader that reads pictures as they are needed, in the order in which memory would give them."""
+    """Return a loader that reads images batch by batch, in the same order as a loader from memory."""
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     dl: Any = DataLoader(
-        pictures,  # type: ignore[arg-type]  # it has a length and items, all that a map-style data set is
+        files,  # type: ignore[arg-type]  # it has __len__ and __getitem__, as a map-style data set
         bs,
-        sampler=EpochOrder(len(pictures), seed) if train else None,
-        drop_last=train and len(pictures) >= bs,
+        sampler=EpochOrder(len(files), seed) if train else None,
+        drop_last=train and len(files) >= bs,
         num_workers=workers,
         persistent_workers=workers > 0,
-        generator=torch.Generator().manual_seed(seed),  # so that starting workers draws from no global generator
+        generator=torch.Generator().manual_seed(seed),  # so that starting workers does not use the global generator
     )
     return DeviceDataLoader(dl, device, [scaled])
 
 
 def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    """Turn a batch of uint8 pictures into floats in [0, 1]."""
+    """Return a batch of uint8 images as floats in [0, 1]."""
     x, y = batch
     return as_images(x), y

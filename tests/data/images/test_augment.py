@@ -1,4 +1,4 @@
-"""Augmentation: each picture changed by numbers of its own, from a seed of its own, and nowhere else a trace."""
+"""Augmentation: each image has its own random numbers, from a generator of its own."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from minifast import (
     get_transforms,
     simple_cnn,
 )
-from minifast.data.images.augment import Augment, resample, tilted
+from minifast.data.images.augment import Augment, perspective, resample
 from minifast.data.transforms import Seeded, check_tfms
 
 OFF = {"do_flip": False, "max_rotate": 0, "max_zoom": 1, "max_lighting": 0, "max_warp": 0}
@@ -31,13 +31,13 @@ def augment(**kwargs) -> Augment:
 
 
 def same(n: int = 64, height: int = 9, width: int = 9) -> Tensor:
-    """A batch of one picture, n times, whose pixels all differ."""
-    picture = torch.arange(height * width).float().view(1, 1, height, width) / (height * width)
-    return picture.repeat(n, 3, 1, 1)
+    """A batch of one image, n times, whose pixels all differ."""
+    image = torch.arange(height * width).float().view(1, 1, height, width) / (height * width)
+    return image.repeat(n, 3, 1, 1)
 
 
 def kinds(x: Tensor) -> int:
-    """How many different pictures a batch holds."""
+    """How many different images a batch holds."""
     return len(x.flatten(1).mul(1000).round().unique(dim=0))
 
 
@@ -60,7 +60,7 @@ def test_torchvisions_own_transforms_draw_once_a_batch():
 @pytest.mark.parametrize(
     "one", [{"do_flip": True}, {"max_rotate": 10}, {"max_zoom": 1.5}, {"max_lighting": 0.4}, {"max_warp": 0.2}], ids=str
 )
-def test_each_picture_is_changed_by_numbers_of_its_own(one):
+def test_each_image_is_changed_by_numbers_of_its_own(one):
     found = changed(same(), **one)
     assert found.shape == (64, 3, 9, 9)
     assert kinds(found) == (2 if "do_flip" in one else 64)
@@ -74,7 +74,7 @@ def test_nothing_is_left_as_it_was():
     assert augment()((same(), 5))[1] == 5
 
 
-def test_a_flip_mirrors_half_of_the_pictures():
+def test_a_flip_mirrors_half_of_the_images():
     x = same(400)
     found = changed(x, do_flip=True)
     mirrored = (found - x.flip(3)).abs().amax((1, 2, 3)) < 1e-5
@@ -128,11 +128,11 @@ def test_a_zoom_shows_a_part_that_lies_inside():
 def test_a_warp_moves_the_corners_by_as_much_as_is_said_and_no_further():
     by = torch.tensor([[0.2, -0.2, 0.1, 0.0]])
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [-1, 1, 1], [1, 1, 1]])
-    seen = corners @ tilted(by)[0].T
+    seen = corners @ perspective(by)[0].T
     moved = seen[:, :2] / seen[:, 2:]
     wanted = torch.tensor([[-1.2, -1.1], [1.2, -1.0], [-0.8, 1.1], [0.8, 1.0]])
     assert moved.allclose(wanted, atol=1e-5)
-    assert tilted(torch.zeros(2, 4)).allclose(torch.eye(3).expand(2, 3, 3), atol=1e-6)
+    assert perspective(torch.zeros(2, 4)).allclose(torch.eye(3).expand(2, 3, 3), atol=1e-6)
 
 
 def test_the_widest_warp_stays_whole():
@@ -190,8 +190,8 @@ def test_what_means_nothing_is_refused(wrong, sentence):
 
 
 @pytest.mark.parametrize("x", [torch.zeros(4, 10), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [1]], ids=type)
-def test_other_inputs_than_pictures_are_refused(x):
-    with pytest.raises(DataError, match=r"^The inputs are no pictures .*leave ds_tfms out"):
+def test_other_inputs_than_images_are_refused(x):
+    with pytest.raises(DataError, match=r"^Augmentation needs images, .*Leave `ds_tfms` out"):
         get_transforms()[0][0]((x, None))
 
 
@@ -209,13 +209,13 @@ def test_what_cannot_be_called_is_refused():
         check_tfms(([3], None))
 
 
-def pictures(n: int = 40, size: int = 8) -> tuple[Tensor, Tensor]:
+def images(n: int = 40, size: int = 8) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     return torch.randint(256, (n, 3, size, size), generator=generator, dtype=torch.uint8), torch.arange(n) % 2
 
 
 def bunch(ds_tfms=None, seed: int = 1, **kwargs) -> TensorDataBunch:
-    return TensorDataBunch.from_arrays(*pictures(), bs=8, seed=seed, device="cpu", ds_tfms=ds_tfms, **kwargs)
+    return TensorDataBunch.from_arrays(*images(), bs=8, seed=seed, device="cpu", ds_tfms=ds_tfms, **kwargs)
 
 
 def epoch(loader) -> Tensor:
@@ -227,9 +227,9 @@ def test_training_is_augmented_and_validation_is_not():
     assert epoch(found.valid_dl).equal(epoch(plain.valid_dl))
     first, second = epoch(found.train_dl), epoch(found.train_dl)
     assert not first.equal(epoch(plain.train_dl))
-    assert kinds(torch.cat([first, second])) == 64  # no picture comes twice
+    assert kinds(torch.cat([first, second])) == 64  # no image comes twice
     tfms = [], [lambda batch: (batch[0] + 1, batch[1])]
-    data = bunch(tfms, test=pictures()[0])
+    data = bunch(tfms, test=images()[0])
     assert epoch(data.valid_dl).min() >= 1
     assert epoch(data.test_dl).min() >= 1
     assert epoch(data.train_dl).max() <= 1
@@ -261,7 +261,7 @@ def test_bunches_may_share_transforms():
     assert all(a.equal(b) for a, b in batches)
 
 
-def test_torchvisions_transforms_are_run_on_each_picture():
+def test_torchvisions_transforms_are_run_on_each_image():
     x, y = Seeded(check_tfms(([v2.RandomHorizontalFlip()], None))[0], 0)((same(), torch.arange(64)))
     assert kinds(x) == 2
     assert y.equal(torch.arange(64))
@@ -269,7 +269,7 @@ def test_torchvisions_transforms_are_run_on_each_picture():
     assert train[0]((same(), y))[0].shape == valid[0]((same(), y))[0].shape == (64, 3, 4, 4)
 
 
-def test_torchvisions_mixing_of_pictures_has_the_whole_batch():
+def test_torchvisions_mixing_of_images_has_the_whole_batch():
     tfm = v2.MixUp(num_classes=2)
     x, y = Seeded(check_tfms(([tfm], None))[0], 0)((same(), torch.arange(64) % 2))
     assert (x.shape, y.shape) == ((64, 3, 9, 9), (64, 2))
@@ -278,7 +278,9 @@ def test_torchvisions_mixing_of_pictures_has_the_whole_batch():
 def test_a_transform_that_returns_no_batch_is_named():
     data = bunch(([*get_transforms()[0], nn.Flatten()], None))
     data.train_dl.tfms[-1].tfms[-1] = lambda batch: batch[0]
-    with pytest.raises(DataError, match=r"^The transform <function .* returned a Tensor; it takes a batch \(x, y\)"):
+    with pytest.raises(
+        DataError, match=r"^A batch transform must return the pair \(x, y\), but <function .* returned a Tensor"
+    ):
         data.one_batch()
 
 
@@ -365,5 +367,5 @@ def test_a_run_with_other_transforms_is_another_run(tmp_path):
 
 
 def test_the_test_part_has_the_transforms_of_validation():
-    data = bunch((None, v2.Resize(4)), test=pictures()[0])
+    data = bunch((None, v2.Resize(4)), test=images()[0])
     assert data.one_batch(DatasetType.Test)[0].shape[2:] == (4, 4)

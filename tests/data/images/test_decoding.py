@@ -1,4 +1,4 @@
-"""Picture files: found, decoded as PIL does, kept for the next process, and named where they cannot be read."""
+"""Image files: listed, decoded as PIL does, cached for the next process, and named in errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from minifast.data.images.decoding import ImageFiles, decode, list_images, read_
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (6, 4), seed: int = 0) -> Image.Image:
-    """A picture of random pixels, ``size`` as (width, height)."""
+    """A image of random pixels, ``size`` as (width, height)."""
     rng = np.random.default_rng(seed)
     return Image.fromarray(rng.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
 
@@ -37,10 +37,10 @@ def names_in(folder: Path) -> list[str]:
     return [name for name, _, _ in list_images(folder, recurse=True)]
 
 
-def pictures_in(folder: Path, size=None) -> ImageFiles:
-    pictures = ImageFiles(str(folder), size)
-    pictures.add(list_images(folder, recurse=True), 0)
-    return pictures
+def images_in(folder: Path, size=None) -> ImageFiles:
+    images = ImageFiles(str(folder), size)
+    images.add(list_images(folder, recurse=True), 0)
+    return images
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def opened(monkeypatch) -> list[str]:
 # --- which files
 
 
-def test_pictures_are_found_by_suffix_and_sorted_by_name(tmp_path):
+def test_images_are_found_by_suffix_and_sorted_by_name(tmp_path):
     for name in ("b.png", "a.JPG", "c.jpeg", "d.bmp", "e.gif", "f.tif", "notes.txt", "labels.csv", ".hidden.png"):
         (tmp_path / name).touch()
     (tmp_path / "folder").mkdir()
@@ -73,7 +73,7 @@ def test_pictures_are_found_by_suffix_and_sorted_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("table", [{}, {".djvu": "image/vnd.djvu", ".png": "image/png"}], ids=["empty", "rich"])
-def test_which_suffixes_are_pictures_depends_on_no_table_of_the_machines(tmp_path, monkeypatch, table):
+def test_which_suffixes_are_images_depends_on_no_table_of_the_machines(tmp_path, monkeypatch, table):
     monkeypatch.setattr(mimetypes, "types_map", table)  # after mimetypes.init(), the machine's own
     spec = importlib.util.spec_from_file_location("another_images", decoding.__file__)
     another = importlib.util.module_from_spec(spec)
@@ -83,14 +83,14 @@ def test_which_suffixes_are_pictures_depends_on_no_table_of_the_machines(tmp_pat
     assert [path.name for path in another.get_image_files(tmp_path)] == ["a.png", "b.jpg", "c.webp"]
 
 
-def test_an_empty_folder_has_no_pictures(tmp_path):
+def test_an_empty_folder_has_no_images(tmp_path):
     assert get_image_files(tmp_path) == []
 
 
 @pytest.mark.parametrize("name", ["nowhere", "file.txt"])
 def test_a_folder_that_is_not_there_is_named(tmp_path, name):
     (tmp_path / "file.txt").touch()
-    with pytest.raises(DataError, match=rf"There is no folder .*{name}; "):
+    with pytest.raises(DataError, match=rf"There is no folder .*{name}\W "):
         get_image_files(tmp_path / name)
 
 
@@ -121,12 +121,12 @@ def test_a_link_that_leads_nowhere_is_named(tmp_path):
     ],
 )
 @pytest.mark.parametrize("size", [(6, 4), (1, 1)])
-def test_a_picture_is_what_pil_makes_of_it(tmp_path, mode, suffix, channels, size):
+def test_a_image_is_what_pil_makes_of_it(tmp_path, mode, suffix, channels, size):
     file = tmp_path / f"x.{suffix}"
     noise(mode, size).save(file)
-    picture = read_image(str(file))
-    assert (picture.dtype, picture.shape) == (np.uint8, (channels, size[1], size[0]))
-    assert np.array_equal(picture, by_pil(file, "L" if channels == 1 else "RGB"))
+    image = read_image(str(file))
+    assert (image.dtype, image.shape) == (np.uint8, (channels, size[1], size[0]))
+    assert np.array_equal(image, by_pil(file, "L" if channels == 1 else "RGB"))
 
 
 def test_a_palette_with_a_transparency_for_each_colour_is_read_without_a_warning(tmp_path):
@@ -142,7 +142,7 @@ def test_a_palette_with_a_transparency_for_each_colour_is_read_without_a_warning
 def test_more_than_8_bits_are_refused_with_the_way_out(tmp_path, pixels, suffix):
     file = tmp_path / f"deep.{suffix}"
     Image.fromarray(np.arange(12, dtype=pixels).reshape(3, 4)).save(file)
-    with pytest.raises(DataError, match=rf"deep\.{suffix} has more than 8 bits a channel .*convert it to 8 bits"):
+    with pytest.raises(DataError, match=rf"deep\.{suffix} has more than 8 bits per channel .*Convert it to 8 bits"):
         read_image(str(file))
 
 
@@ -165,65 +165,65 @@ def test_the_middle_stays_when_the_sides_are_cropped(tmp_path):
     assert np.array_equal(read_image(str(tmp_path / "x.png"), (4, 4)), np.full((1, 4, 4), 200))
 
 
-# --- files that are no pictures
+# --- files that are no images
 
 
-@pytest.mark.parametrize("content", [b"", b"not a picture", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "signature"])
+@pytest.mark.parametrize("content", [b"", b"not a image", b"\x89PNG\r\n\x1a\n"], ids=["empty", "text", "signature"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_a_file_that_is_no_picture_is_named(tmp_path, content, threads):
+def test_a_file_that_is_no_image_is_named(tmp_path, content, threads):
     write_images(tmp_path, 4)
     (tmp_path / "2.png").write_bytes(content)
-    with pytest.raises(DataError, match=r"/2\.png is not a picture that can be read, or it is cut off; "):
+    with pytest.raises(DataError, match=r"/2\.png is not a readable image, or it is truncated\. "):
         decode(names_in(tmp_path), threads=threads)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "gif", "bmp", "webp", "ppm"])
-def test_a_picture_that_is_cut_off_is_named(tmp_path, suffix):
+def test_a_image_that_is_cut_off_is_named(tmp_path, suffix):
     file = tmp_path / f"x.{suffix}"
     noise(size=(12, 10)).save(file)
     content = file.read_bytes()
     for share in (0.05, 0.3, 0.6, 0.9):
         file.write_bytes(content[: int(share * len(content))])
-        with pytest.raises(DataError, match=rf"x\.{suffix} is not a picture"):
+        with pytest.raises(DataError, match=rf"x\.{suffix} is not a readable image"):
             read_image(str(file))
 
 
-def test_a_broken_picture_among_good_ones_is_the_one_that_is_named(tmp_path):
+def test_a_broken_image_among_good_ones_is_the_one_that_is_named(tmp_path):
     write_images(tmp_path, 3)
     file = tmp_path / "1.png"
     content = bytearray(file.read_bytes())
     content[60] ^= 0xFF  # within the pixels, where PNG keeps a check sum
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"/1\.png is not a picture"):
+    with pytest.raises(DataError, match=r"/1\.png is not a readable image"):
         decode(names_in(tmp_path))
 
 
 # --- decoding many
 
 
-def test_grey_pictures_stay_one_channel(tmp_path):
+def test_grey_images_stay_one_channel(tmp_path):
     write_images(tmp_path, 3, (5, 4))
-    pictures = decode(names_in(tmp_path))
-    assert (pictures.dtype, pictures.shape) == (torch.uint8, (3, 1, 4, 5))
-    for i, picture in enumerate(pictures):
-        assert np.array_equal(picture, by_pil(tmp_path / f"{i}.png", "L"))
+    images = decode(names_in(tmp_path))
+    assert (images.dtype, images.shape) == (torch.uint8, (3, 1, 4, 5))
+    for i, image in enumerate(images):
+        assert np.array_equal(image, by_pil(tmp_path / f"{i}.png", "L"))
 
 
 @pytest.mark.parametrize("order", ["LRL", "RLL", "LLR", "RRL"])
 @pytest.mark.parametrize("threads", [1, 3])
-def test_one_coloured_picture_gives_all_three_channels(tmp_path, order, threads):
+def test_one_coloured_image_gives_all_three_channels(tmp_path, order, threads):
     for i, mode in enumerate(order):
         noise({"L": "L", "R": "RGB"}[mode], seed=i).save(tmp_path / f"{i}.png")
-    pictures = decode(names_in(tmp_path), threads=threads)
-    assert pictures.shape == (3, 3, 4, 6)
-    for i, picture in enumerate(pictures):
-        assert np.array_equal(picture, by_pil(tmp_path / f"{i}.png"))
+    images = decode(names_in(tmp_path), threads=threads)
+    assert images.shape == (3, 3, 4, 6)
+    for i, image in enumerate(images):
+        assert np.array_equal(image, by_pil(tmp_path / f"{i}.png"))
 
 
-def test_pictures_of_different_sizes_are_named_both_with_their_sizes(tmp_path):
+def test_images_of_different_sizes_are_named_both_with_their_sizes(tmp_path):
     write_images(tmp_path, 2, (6, 4))
     noise("L", (5, 4)).save(tmp_path / "2.png")
-    with pytest.raises(DataError, match=r"/0\.png is 6×4 pixels and .*/2\.png is 5×4; give a size .*size="):
+    with pytest.raises(DataError, match=r"/0\.png is 6×4 pixels and .*/2\.png is 5×4\. Give a size .*size="):
         decode(names_in(tmp_path))
     assert decode(names_in(tmp_path), (4, 4)).shape == (3, 1, 4, 4)
 
@@ -241,35 +241,35 @@ def test_only_big_files_are_decoded_in_threads(tmp_path, monkeypatch, side, thre
     threads = []
     monkeypatch.setattr(decoding, "read_image", lambda *args: threads.append(threading.current_thread()) or read(*args))
     read = read_image
-    found, _ = pictures_in(tmp_path).tensors()
+    found, _ = images_in(tmp_path).tensors()
     assert any(thread is not threading.main_thread() for thread in threads) is threaded
     assert found.equal(decode(names_in(tmp_path)))
 
 
 def test_a_number_as_the_size_is_a_square(tmp_path):
     write_images(tmp_path, 2, (6, 4))
-    assert pictures_in(tmp_path, 3).tensors()[0].shape == (2, 1, 3, 3)
-    assert pictures_in(tmp_path, (3, 5)).tensors()[0].shape == (2, 1, 3, 5)
+    assert images_in(tmp_path, 3).tensors()[0].shape == (2, 1, 3, 3)
+    assert images_in(tmp_path, (3, 5)).tensors()[0].shape == (2, 1, 3, 5)
 
 
-def test_pictures_one_by_one_are_the_same_in_three_channels(tmp_path):
+def test_images_one_by_one_are_the_same_in_three_channels(tmp_path):
     write_images(tmp_path, 3, (5, 4))
-    pictures = pictures_in(tmp_path)
-    whole, labels = pictures.tensors()
-    assert len(pictures) == 3
+    images = images_in(tmp_path)
+    whole, labels = images.tensors()
+    assert len(images) == 3
     assert labels.tolist() == [0, 0, 0]
     for i in range(3):
-        picture, label = pictures[i]
-        assert picture.equal(whole[i].expand(3, -1, -1))
+        image, label = images[i]
+        assert image.equal(whole[i].expand(3, -1, -1))
         assert label == 0
 
 
-def test_the_bytes_that_decoded_pictures_take_are_never_guessed_too_low(tmp_path):
-    assert pictures_in(tmp_path).bytes_decoded() == 0
+def test_the_bytes_that_decoded_images_take_are_never_guessed_too_low(tmp_path):
+    assert images_in(tmp_path).decoded_bytes() == 0
     noise("L").save(tmp_path / "0.png")
-    assert pictures_in(tmp_path).bytes_decoded() >= 4 * 6
+    assert images_in(tmp_path).decoded_bytes() >= 4 * 6
     noise("RGB").save(tmp_path / "1.png")  # now all become coloured
-    assert pictures_in(tmp_path).bytes_decoded() >= pictures_in(tmp_path).tensors()[0].numel()
+    assert images_in(tmp_path).decoded_bytes() >= images_in(tmp_path).tensors()[0].numel()
 
 
 # --- the cache
@@ -277,10 +277,10 @@ def test_the_bytes_that_decoded_pictures_take_are_never_guessed_too_low(tmp_path
 
 def test_the_next_time_nothing_is_decoded(tmp_path, opened):
     write_images(tmp_path / "data", 3)
-    first, _ = pictures_in(tmp_path / "data").tensors()
+    first, _ = images_in(tmp_path / "data").tensors()
     assert sorted(set(opened)) == ["0.png", "1.png", "2.png"]
     opened.clear()
-    again, labels = pictures_in(tmp_path / "data").tensors()
+    again, labels = images_in(tmp_path / "data").tensors()
     assert opened == []
     assert again.equal(first)
     assert (again.dtype, labels.tolist()) == (torch.uint8, [0, 0, 0])
@@ -319,20 +319,20 @@ def repaint(folder: Path) -> None:
 def test_files_that_are_not_as_they_were_are_decoded_again(tmp_path, opened, what):
     folder = tmp_path / "data"
     write_images(folder, 3)
-    pictures_in(folder).tensors()
+    images_in(folder).tensors()
     what(folder)
     opened.clear()
-    found, _ = pictures_in(folder).tensors()
+    found, _ = images_in(folder).tensors()
     assert set(opened) == {Path(name).name for name in names_in(folder)}
     assert found.equal(decode(names_in(folder)))
 
 
 def test_another_size_is_another_entry_of_the_cache(tmp_path, opened):
     write_images(tmp_path / "data", 3)
-    whole, small = (pictures_in(tmp_path / "data", size).tensors()[0] for size in (None, 4))
+    whole, small = (images_in(tmp_path / "data", size).tensors()[0] for size in (None, 4))
     opened.clear()
-    assert pictures_in(tmp_path / "data").tensors()[0].equal(whole)
-    assert pictures_in(tmp_path / "data", 4).tensors()[0].equal(small)
+    assert images_in(tmp_path / "data").tensors()[0].equal(whole)
+    assert images_in(tmp_path / "data", 4).tensors()[0].equal(small)
     assert opened == []
 
 
@@ -343,24 +343,24 @@ def test_another_size_is_another_entry_of_the_cache(tmp_path, opened):
 )
 def test_a_cache_that_is_damaged_is_made_anew(tmp_path, empty_home, opened, content):
     write_images(tmp_path / "data", 2)
-    wanted, _ = pictures_in(tmp_path / "data").tensors()
+    wanted, _ = images_in(tmp_path / "data").tensors()
     (file,) = (empty_home / "cache").iterdir()
     whole = file.read_bytes()
     if content is None:
         file.write_bytes(whole[: len(whole) // 2])
     else:
         file.write_bytes(content.ljust(cache.HEADER) + whole[cache.HEADER :])
-    assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
+    assert images_in(tmp_path / "data").tensors()[0].equal(wanted)
     opened.clear()
-    assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
+    assert images_in(tmp_path / "data").tensors()[0].equal(wanted)
     assert opened == []
 
 
 def test_the_cache_is_one_file_in_the_home_and_none_in_the_data(tmp_path, empty_home):
     write_images(tmp_path / "data", 2)
-    pictures_in(tmp_path / "data").tensors()
+    images_in(tmp_path / "data").tensors()
     add(tmp_path / "data")
-    pictures_in(tmp_path / "data").tensors()  # in place of the first
+    images_in(tmp_path / "data").tensors()  # in place of the first
     assert len(list((empty_home / "cache").iterdir())) == 1
     assert [path.name for path in sorted((tmp_path / "data").iterdir())] == ["0.png", "1.png", "2.png", "3.png"]
 
@@ -369,7 +369,7 @@ def test_a_home_that_cannot_be_written_is_no_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("MINIFAST_HOME", str(tmp_path / "file" / "home"))
     write_images(tmp_path / "data", 2)
-    assert pictures_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
+    assert images_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
     assert (tmp_path / "file").read_text() == "in the way"
 
 
@@ -382,9 +382,9 @@ def test_it_is_written_in_parts_while_others_are_decoded(coloured, threads, tmp_
     if coloured is not None:  # from that one on the whole array has colours
         write_images(tmp_path / "colour", 1, mode="RGB", seed=7)
         (tmp_path / "colour" / "0.png").replace(tmp_path / "data" / f"{coloured}.png")
-    wanted, _ = pictures_in(tmp_path / "data").tensors()
+    wanted, _ = images_in(tmp_path / "data").tensors()
     opened.clear()
-    assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
+    assert images_in(tmp_path / "data").tensors()[0].equal(wanted)
     assert opened == []
 
 
@@ -400,11 +400,11 @@ def test_a_disk_that_fills_up_or_a_file_that_is_broken_leaves_no_part(tmp_path, 
 
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fills)
-        assert pictures_in(tmp_path / "data").tensors()[0].shape == (10, 1, 28, 28)
+        assert images_in(tmp_path / "data").tensors()[0].shape == (10, 1, 28, 28)
     assert list((empty_home / "cache").iterdir()) == []
     (tmp_path / "data" / "8.png").write_bytes(b"broken")
-    with pytest.raises(DataError, match=r"8\.png is not a picture"):
-        pictures_in(tmp_path / "data").tensors()
+    with pytest.raises(DataError, match=r"8\.png is not a readable image"):
+        images_in(tmp_path / "data").tensors()
     assert list((empty_home / "cache").iterdir()) == []
 
 
@@ -414,7 +414,7 @@ def test_a_disk_that_is_full_is_no_error(tmp_path, monkeypatch, empty_home):
 
     monkeypatch.setattr(os, "fsync", full)
     write_images(tmp_path / "data", 2)
-    assert pictures_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
+    assert images_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
     assert list((empty_home / "cache").iterdir()) == []
 
 
@@ -428,24 +428,24 @@ def test_no_home_at_all_is_no_error(tmp_path, monkeypatch):
     monkeypatch.setattr(pwd, "getpwuid", unknown)  # as in a container whose user has no name
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path / "data", 2)
-    assert pictures_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
+    assert images_in(tmp_path / "data").tensors()[0].shape == (2, 1, 28, 28)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
-def test_pictures_from_the_cache_may_be_changed_without_changing_it(tmp_path):
+def test_images_from_the_cache_may_be_changed_without_changing_it(tmp_path):
     write_images(tmp_path / "data", 2)
-    wanted, _ = pictures_in(tmp_path / "data").tensors()
-    pictures_in(tmp_path / "data").tensors()[0].zero_()
-    assert pictures_in(tmp_path / "data").tensors()[0].equal(wanted)
+    wanted, _ = images_in(tmp_path / "data").tensors()
+    images_in(tmp_path / "data").tensors()[0].zero_()
+    assert images_in(tmp_path / "data").tensors()[0].equal(wanted)
 
 
 def test_a_cache_that_is_replaced_leaves_what_others_read_from_it(tmp_path):
     write_images(tmp_path / "data", 2)
-    pictures_in(tmp_path / "data").tensors()
-    from_cache, _ = pictures_in(tmp_path / "data").tensors()
+    images_in(tmp_path / "data").tensors()
+    from_cache, _ = images_in(tmp_path / "data").tensors()
     before = from_cache.clone()
     add(tmp_path / "data")
-    pictures_in(tmp_path / "data").tensors()
+    images_in(tmp_path / "data").tensors()
     assert from_cache.equal(before)
 
 
@@ -457,7 +457,7 @@ def test_threads_that_begin_together_get_the_same_and_leave_one_file(tmp_path, e
     def run():
         start.wait()
         for _ in range(3):
-            found.append(pictures_in(tmp_path / "data").tensors()[0].clone())
+            found.append(images_in(tmp_path / "data").tensors()[0].clone())
 
     threads = [threading.Thread(target=run) for _ in range(4)]
     for thread in threads:
@@ -465,7 +465,7 @@ def test_threads_that_begin_together_get_the_same_and_leave_one_file(tmp_path, e
     for thread in threads:
         thread.join()
     assert len(found) == 12
-    assert all(pictures.equal(wanted) for pictures in found)
+    assert all(images.equal(wanted) for images in found)
     assert len(list((empty_home / "cache").iterdir())) == 1
 
 
@@ -478,7 +478,7 @@ def test_processes_that_begin_together_get_the_same_and_leave_one_file(tmp_path,
 
     def run():
         start.wait(30)
-        sums.put(pictures_in(tmp_path / "data").tensors()[0].sum().item())
+        sums.put(images_in(tmp_path / "data").tensors()[0].sum().item())
 
     processes = [context.Process(target=run) for _ in range(3)]
     for process in processes:

@@ -1,4 +1,4 @@
-"""Kinds of picture files: each is read right, on the way into memory and batch by batch, or refused by its name."""
+"""Image formats: each is read correctly, into memory and batch by batch, or an error names the file."""
 
 from __future__ import annotations
 
@@ -128,8 +128,8 @@ def test_inks_of_a_jpeg_are_not_inverted(tmp_path):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", ["jpeg", "png", "tiff", "webp"])
-def test_a_picture_stands_as_its_camera_was_held(tmp_path, orientation, kind):
-    """A file of each orientation, made so that upright it is one and the same picture."""
+def test_a_image_stands_as_its_camera_was_held(tmp_path, orientation, kind):
+    """A file of each EXIF orientation, which all show the same image when upright."""
     upright = Image.fromarray(np.kron(colours(), np.ones((8, 8, 1), np.uint8)))
     undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # the PIL Transpose that the camera did, as the standard says
     stored = upright.transpose(undo[orientation]) if orientation > 1 else upright
@@ -146,7 +146,7 @@ def test_a_picture_stands_as_its_camera_was_held(tmp_path, orientation, kind):
         assert np.array_equal(read_image(image), found)
 
 
-def test_a_size_is_of_the_upright_picture(tmp_path):
+def test_a_size_is_of_the_upright_image(tmp_path):
     exif = Image.Exif()
     exif[274] = 6
     stored = Image.fromarray(np.kron(colours(), np.ones((8, 8, 1), np.uint8)))
@@ -155,7 +155,7 @@ def test_a_size_is_of_the_upright_picture(tmp_path):
     assert np.array_equal(read_image(str(tmp_path / "x.png"), (20, 10)), as_rgb(np.asarray(wanted)))
 
 
-def test_a_damaged_note_on_the_camera_costs_no_picture(tmp_path):
+def test_a_damaged_note_on_the_camera_costs_no_image(tmp_path):
     Image.fromarray(colours()).save(tmp_path / "x.png", exif=b"Exif\0\0no note at all")
     assert np.array_equal(read_image(str(tmp_path / "x.png")), as_rgb(colours()))
 
@@ -168,7 +168,7 @@ def deep(mode: str) -> Image.Image:
 @pytest.mark.parametrize(("mode", "name"), [("I;16", "deep.png"), ("I;16", "deep.tif"), ("I", "a.tif"), ("F", "b.tif")])
 def test_deep_greys_are_refused_by_name(tmp_path, mode, name):
     deep(mode).save(tmp_path / name)
-    with pytest.raises(DataError, match=rf"{name} has more than 8 bits a channel .*; convert it to 8 bits first"):
+    with pytest.raises(DataError, match=rf"{name} has more than 8 bits per channel .*\. Convert it to 8 bits"):
         read_image(str(tmp_path / name))
 
 
@@ -178,7 +178,7 @@ def test_a_file_that_is_cut_off_is_named(tmp_path, name):
     content = RIGHT[name][0]()
     share = 0.2 if "animated" in name else 0.5  # within the first frame
     (tmp_path / name).write_bytes(content[: int(share * len(content))])
-    with pytest.raises(DataError, match=rf"{name} is not a picture that can be read, or it is cut off"):
+    with pytest.raises(DataError, match=rf"{name} is not a readable image, or it is truncated"):
         read_image(str(tmp_path / name))
 
 
@@ -194,7 +194,7 @@ def test_kinds_mix_and_are_the_same_from_memory_and_from_files(tmp_path):
         data = ImageDataBunch.from_lists(
             tmp_path, files, list(range(len(files))), seed=0, bs=4, device="cpu", memory=memory, num_workers=0
         )
-        pictures = {int(i): x for dl in data.dls for xs, ys in dl for x, i in zip(xs, ys, strict=True)}
-        assert all(pictures[i].equal(wanted[i] / 255) for i in pictures)
-        found.append(pictures.keys())
+        images = {int(i): x for dl in data.dls for xs, ys in dl for x, i in zip(xs, ys, strict=True)}
+        assert all(images[i].equal(wanted[i] / 255) for i in images)
+        found.append(images.keys())
     assert found[0] == found[1]
