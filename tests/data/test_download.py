@@ -158,7 +158,7 @@ def test_a_misspelt_name_gets_a_hand():
 
 @pytest.mark.parametrize("path", ["..", "%2e%2e%2f..", "a/", ".tgz", "a%5Cb"])
 def test_a_name_that_is_no_folder_is_refused_at_the_door(path):
-    with pytest.raises(ValueError, match="^The last part of `url` may only have letters"):
+    with pytest.raises(ValueError, match=r"^The last part of `url` may only have letters"):
         untar_data(f"http://example.org/{path}")
 
 
