@@ -42,7 +42,7 @@ def torches(session: nox.Session, torch: str) -> None:
 def build(session: nox.Session) -> None:
     """Build the distributions and check what is in them."""
     session.install("build", "twine", "check-wheel-contents")
-    out = Path(session.create_tmp())
+    out = Path("dist")
     session.run("python", "-m", "build", "--outdir", str(out))
     session.run("twine", "check", "--strict", *map(str, out.iterdir()))
     session.run("check-wheel-contents", *map(str, out.glob("*.whl")))
