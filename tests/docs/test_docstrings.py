@@ -1,10 +1,11 @@
-"""What the documentation says is true: its examples run, each public name has a sentence and a page."""
+"""Docstrings and the site: examples run, each public name has a sentence and a page, search finds what people type."""
 
 from __future__ import annotations
 
 import doctest
 import importlib
 import inspect
+import json
 import os
 import re
 import shutil
@@ -76,45 +77,101 @@ def test_the_methods_of_a_public_class_have_a_sentence_each(name):
     assert {key: first_line(value) for key, value in methods.items() if not SENTENCE.fullmatch(first_line(value))} == {}
 
 
-# --- pages
+# --- pages of the site
 
 ROOT = PACKAGE.parent
-REFERENCE = {page.name: page.read_text() for page in sorted((ROOT / "docs" / "reference").glob("*.md"))}
+DOCS = ROOT / "docs"
+REFERENCE = {page.stem: page.read_text() for page in sorted((DOCS / "reference").glob("*.md"))}
+ENTRIES = [path for text in REFERENCE.values() for path in re.findall(r"^::: minifast\.(\S+)$", text, re.MULTILINE)]
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 MKDOCS = shutil.which("mkdocs")
 
 
 def test_each_public_name_stands_on_one_page_of_the_reference():
-    standing = [
-        name for text in REFERENCE.values() for name in re.findall(r"^::: minifast\.(\S+)$", text, re.MULTILINE)
-    ]
-    assert sorted(standing) == sorted(minifast.__all__)
+    public = set(minifast.__all__) - set(PACKAGES)
+    for package in PACKAGES:
+        public |= set(getattr(importlib.import_module(f"minifast.{package}"), "__all__", []))
+    names = [path.rpartition(".")[2] for path in ENTRIES]
+    assert [name for name in set(names) if names.count(name) > 1] == []
+    assert public - set(names) == set()
+
+
+def test_each_entry_of_the_reference_is_importable_from_where_it_says():
+    for path in ENTRIES:
+        package, _, name = path.rpartition(".")
+        assert hasattr(importlib.import_module(f"minifast.{package}".rstrip(".")), name), path
 
 
 def test_the_page_of_the_learner_has_all_of_its_methods():
     methods = {name for name in dir(minifast.Learner) if not name.startswith("_")}
     methods -= {name for name in methods if not callable(getattr(minifast.Learner, name))}
-    assert set(re.findall(r"^        - (\w+)$", REFERENCE["learner.md"], re.MULTILINE)) == methods
+    assert set(re.findall(r"^        - (\w+)$", REFERENCE["learner"], re.MULTILINE)) == methods
 
 
 def test_each_page_is_in_the_table_of_contents():
     contents = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
-    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    assert set(re.findall(r"[\w/]+\.md", contents)) == pages
+    pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
+    assert set(re.findall(r"[\w/]+\.md", contents)) == pages | {"explanation/measurements.md"}
+
+
+def test_links_between_pages_lead_somewhere():
+    elsewhere = {"tutorials": ROOT / "nbs", "images": ROOT / "nbs" / "images"}
+    for page in DOCS.rglob("*.md"):
+        for link in re.findall(r"\]\(([^)# ]+)[^)]*\)", page.read_text()):
+            if link.startswith("http") or link.endswith("measurements.md"):
+                continue
+            target = (page.parent / link).resolve()
+            target = elsewhere.get(target.parent.name, target.parent) / target.name if not target.exists() else target
+            assert target.exists(), f"{page.relative_to(DOCS)}: {link}"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built site."""
+    if MKDOCS is None:
+        pytest.skip("mkdocs is not installed: python -m pip install 'minifast[docs]'")
+    folder = tmp_path_factory.mktemp("site")
+    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # it is about mkdocs, not about these pages
+    command = [MKDOCS, "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    return folder
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(MKDOCS is None, reason="mkdocs is not installed: python -m pip install 'minifast[docs]'")
-def test_the_pages_are_built_without_a_warning(tmp_path):
-    quiet = os.environ | {"NO_MKDOCS_2_WARNING": "1"}  # it is about mkdocs, not about these pages
-    command = [MKDOCS, "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, env=quiet, capture_output=True, text=True)
-    assert (done.returncode, done.stdout + done.stderr) == (0, "")
-    pages = {
-        page.stem: tmp_path / "reference" / page.stem / "index.html" for page in (ROOT / "docs/reference").iterdir()
-    }
-    shown = {name: page.read_text() for name, page in pages.items()}
-    assert all(f'id="minifast.{name}"' in "".join(shown.values()) for name in minifast.__all__)
-    assert [name for name, html in shown.items() if "&gt;&gt;&gt;</p>" in html or "<p>&gt;&gt;&gt;" in html] == []
-    assert 'id="minifast.EarlyStoppingCallback.on_epoch_end"' not in shown["watching"]
-    assert 'id="minifast.Callback.on_epoch_end"' in shown["callbacks"]
-    assert not (tmp_path / "examples.py").exists()
+def test_the_site_shows_each_public_name_and_each_notebook(site):
+    shown = {name: (site / "reference" / name / "index.html") for name in REFERENCE if name != "index"}
+    text = {name: page.read_text() for name, page in shown.items()}
+    everything = "".join(text.values())
+    assert [path for path in ENTRIES if f'id="minifast.{path}"' not in everything] == []
+    assert [name for name, html in text.items() if "&gt;&gt;&gt;</p>" in html or "<p>&gt;&gt;&gt;" in html] == []
+    assert 'id="minifast.callbacks.EarlyStoppingCallback.on_epoch_end"' not in text["callbacks"]
+    assert 'id="minifast.callbacks.Callback.on_epoch_end"' in text["callbacks"]
+    assert not list(site.rglob("*.py"))
+    for notebook in (ROOT / "nbs").glob("*.ipynb"):
+        html = (site / "tutorials" / notebook.stem / "index.html").read_text()
+        assert "data:image/png" in html or "jp-OutputArea" in html
+        assert '.ipynb"' not in html
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "page"),
+    [
+        ("resume", "how_to/resume/"),
+        ("mixed precision", "how_to/training_options/"),
+        ("confusion matrix", "how_to/inspect_results/"),
+        ("several GPUs", "how_to/several_gpus/"),
+    ],
+)
+def test_search_finds_what_people_type(site, words, page):
+    documents = json.loads((site / "search" / "search_index.json").read_text())["docs"]
+    titles = [entry["location"] for entry in documents if words.lower() in entry["title"].lower()]
+    assert any(location.startswith(page) for location in titles), titles
+
+
+@pytest.mark.slow
+def test_the_site_fetches_nothing_from_other_hosts(site):
+    for page in site.rglob("*.html"):
+        sources = re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', page.read_text())
+        assert [source for source in sources if "canonical" not in source] == [], page

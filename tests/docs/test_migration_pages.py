@@ -1,4 +1,4 @@
-"""The pages for those who come from elsewhere: each name has its row, what they name exists, their examples run."""
+"""The migration pages: each name has a row, and what a row names exists."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 
 import minifast
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "migration"
+PAGES = sorted(page.name for page in DOCS.glob("*.md"))
 
 # The names of fastai v1's pages on training that a script is likely to use.
 FASTAI = """
@@ -62,57 +63,67 @@ KERAS = """
 """
 
 
+# The names of fastai v2's training that its tutorials type.
+FASTAI_V2 = """
+    DataLoaders ImageDataLoaders.from_folder DataBlock vision_learner Learner Learner.fit Learner.fit_one_cycle
+    Learner.fine_tune Learner.fit_flat_cos Learner.lr_find Learner.freeze Learner.unfreeze Learner.get_preds
+    Learner.predict Learner.export load_learner Learner.to_fp16 aug_transforms Recorder.plot_sched SaveModelCallback
+    EarlyStoppingCallback GradientAccumulation MixUp Callback.before_batch Callback.after_loss Callback.after_fit
+"""
+
+# The parts of Lightning that its introduction uses.
+LIGHTNING = """
+    Trainer Trainer.fit Trainer.validate Trainer.predict LightningModule LightningModule.training_step
+    LightningModule.configure_optimizers LightningModule.log LightningDataModule EarlyStopping ModelCheckpoint
+    Trainer(max_epochs=) Trainer(devices=) Trainer(precision=) Trainer(gradient_clip_val=)
+    Trainer(accumulate_grad_batches=) Trainer(logger=) Tuner.lr_find seed_everything Trainer.fit(ckpt_path=)
+"""
+
+
 def rows(page: str) -> list[tuple[str, str, str]]:
-    """The rows of a page's tables: a name, what it is here, what differs."""
-    found = re.findall(r"^\| `([^`]+)` \| (.*?) \| ?(.*?) ?\|$", (DOCS / page).read_text(), re.MULTILINE)
-    assert len(found) == len(re.findall(r"^\| `", (DOCS / page).read_text(), re.MULTILINE))
-    return found
+    """The rows of a page's tables: a name, what it is in minifast, what differs."""
+    text = (DOCS / page).read_text()
+    table = re.findall(r"^\| `([^`]+)` \| (.*?) \| ?(.*?) ?\|$", text, re.MULTILINE)
+    assert len(table) == len(re.findall(r"^\| `", text, re.MULTILINE))
+    return table
 
 
 def resolves(name: str) -> bool:
-    """Whether a dotted name, an argument's ``name(argument=)`` too, is something of minifast's."""
+    """Whether a dotted name, or an argument as ``name(argument=)``, exists in minifast."""
     path, _, argument = name.partition("(")
     try:
-        found = operator.attrgetter(path)(minifast)
+        value = operator.attrgetter(path)(minifast)
     except AttributeError:
         return False
-    return not argument or argument.rstrip("=)") in inspect.signature(found).parameters
+    return not argument or argument.rstrip("=)") in inspect.signature(value).parameters
 
 
-@pytest.mark.parametrize(("page", "names"), [("from_fastai.md", FASTAI), ("from_keras.md", KERAS)])
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [("fastai_v1.md", FASTAI), ("fastai_v2.md", FASTAI_V2), ("lightning.md", LIGHTNING), ("keras.md", KERAS)],
+)
 def test_each_name_has_one_row(page, names):
     named = [name for name, _, _ in rows(page)]
     assert len(named) == len(set(named))
     assert set(names.split()) <= set(named)
 
 
-@pytest.mark.parametrize("page", ["from_fastai.md", "from_keras.md"])
+@pytest.mark.parametrize("page", PAGES)
 def test_what_a_row_names_exists_or_is_left_out_for_a_reason(page):
     for name, here, differs in rows(page):
         if here == "left out":
             assert not resolves(name)
-            assert len(differs.split()) > 3, f"{name} is left out, and {page} does not say why"
+            assert len(differs.split()) > 3, f"{name} is left out, and {page} does not give a reason"
         elif here == "the same":
             assert resolves(name), name
         else:
             named = re.findall(r"`([^`]+)`", here)
             assert named, f"{name}: {here} names nothing"
-            assert [one for one in named if not resolves(one)] == []
+            assert [entry for entry in named if not resolves(entry)] == []
 
 
-def test_a_name_of_fastai_s_that_is_here_is_called_the_same():
-    assert [name for name, here, _ in rows("from_fastai.md") if here != "the same" and resolves(name)] == [
+def test_a_name_of_fastai_v1_that_exists_here_is_called_the_same():
+    assert [name for name, here, _ in rows("fastai_v1.md") if here != "the same" and resolves(name)] == [
         "Recorder.on_batch_begin",
         "Recorder.on_backward_begin",
     ]
-
-
-@pytest.mark.parametrize("page", ["from_fastai.md", "from_keras.md", "kept_runs.md"])
-@pytest.mark.usefixtures("pictures")
-def test_examples_run_one_after_another(page, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    names: dict[str, object] = {}
-    examples = re.findall(r"```python\n(.*?)```", (DOCS / page).read_text(), re.DOTALL)
-    assert examples
-    for example in examples:
-        exec(compile(example, page, "exec"), names)

@@ -1,4 +1,4 @@
-"""The README and the notebooks do what they say."""
+"""README, pages and notebooks: their examples run, their links lead somewhere, their tables match the code."""
 
 from __future__ import annotations
 
@@ -13,75 +13,145 @@ import pytest
 from minifast import ImageDataBunch, Learner, URLs, cli, simple_cnn, untar_data
 
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 README = (ROOT / "README.md").read_text()
-EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PAGES = sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "reference")
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
 
 sys.path.insert(0, str(ROOT))
 from benchmarks.events import table  # noqa: E402
+from benchmarks.guarantees import TESTS, files_of  # noqa: E402
 
 
+def page_id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def examples(path: Path) -> list[tuple[int, str]]:
+    """The Python examples of a page, each with the line it starts at."""
+    text = path.read_text()
+    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return [(text[: match.start(1)].count("\n"), match[1]) for match in found]
+
+
+def expected_error(path: Path, example: str) -> str | None:
+    """The error that a page shows right after an example, or None."""
+    after = path.read_text().partition(f"```python\n{example}```\n")[2]
+    match = re.match(r"\s*```text\n(\w+Error: .*?)\n```", after, re.DOTALL)
+    return None if match is None else match[1]
+
+
+def block(path: str, name: str) -> str:
+    """The part of a page that a command writes."""
+    return (ROOT / path).read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *filter(examples, PAGES)], ids=page_id)
 @pytest.mark.usefixtures("pictures")
-def test_readme_examples_run_one_after_another(tmp_path, monkeypatch):
+def test_the_examples_of_a_page_run_one_after_another(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    pictures = ImageDataBunch.from_folder(untar_data(URLs.MNIST_SAMPLE))
-    (tmp_path / "results").mkdir()
-    Learner(pictures, simple_cnn((3, 16, 16, 2)), path="results").export()  # what the command line would have left
-    names: dict[str, object] = {}
-    for example in EXAMPLES:
-        exec(compile(example, "README.md", "exec"), names)
-    assert (tmp_path / "models" / "mine.pth").is_file()
-    assert (tmp_path / "models" / "run1.checkpoint").is_file()
-    assert (tmp_path / "models" / "bestmodel.pth").is_file()
-    assert (tmp_path / "history.csv").is_file()
-    assert (tmp_path / "epochs.csv").is_file()
+    names: dict[str, object] = {"__name__": "example"}
+    for line, example in examples(path):
+        code = compile("\n" * line + example, str(path), "exec")
+        error = expected_error(path, example)
+        if error is None:
+            exec(code, names)
+            continue
+        with pytest.raises(Exception, match=r"\S") as caught:
+            exec(code, names)
+        shown = f"{type(caught.value).__name__}: {caught.value}".replace(str(tmp_path), ".")
+        assert " ".join(shown.split()) == " ".join(error.split())
 
 
-def test_readme_has_examples_and_pictures():
-    assert len(EXAMPLES) >= 4
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
-        assert (ROOT / picture).is_file()
+def test_each_how_to_page_has_an_example():
+    without = {page.stem for page in (DOCS / "how_to").glob("*.md") if not examples(page)}
+    assert without == {"index", "command_line"}
 
 
-def test_readme_table_of_events_is_the_code_s():
-    assert table() in README
+def test_the_faq_shows_the_errors_of_the_code():
+    page = DOCS / "how_to" / "faq.md"
+    errors = [error for _, example in examples(page) if (error := expected_error(page, example))]
+    assert len(errors) >= 10
 
 
-def test_readme_table_of_features_leads_to_tests():
-    rows = README.split("<!-- features -->")[1].split("<!-- /features -->")[0].strip().splitlines()[2:]
+def test_readme_is_short_and_begins_with_what_it_is():
+    assert 150 <= len(README.splitlines()) <= 200
+    assert len(examples(ROOT / "README.md")) >= 2
+    assert README.count("![") >= 2
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"], ids=page_id
+)
+def test_links_of_a_file_in_the_repository_lead_somewhere(path):
+    for link in re.findall(r"\]\(([^)# ]+)", path.read_text()):
+        assert link.startswith("http") or path.parent.joinpath(link).exists(), link
+
+
+def test_the_table_of_events_is_made_from_the_code():
+    assert table() == block("docs/explanation/callbacks.md", "events")
+
+
+def test_the_table_of_other_libraries_names_tests_that_exist():
+    rows = block("docs/explanation/other_libraries.md", "features").splitlines()[2:]
     assert len(rows) >= 15
     for row in rows:
-        _, what, ours, *others, _ = map(str.strip, row.split("|"))
-        assert len(others) == 5, what
+        _, feature, ours, *others, _ = map(str.strip, row.split("|"))
+        assert len(others) == 5, feature
         if ours != "no":
-            found = re.fullmatch(r'\[yes\]\((tests/test_\w+\.py) "(test_\w+)"\)', ours)
-            assert found is not None, what
-            assert f"\ndef {found[2]}(" in (ROOT / found[1]).read_text(), what
+            match = re.fullmatch(r'\[yes\]\(\S+\.md(?:#\S+)? "tests/(\S+\.py)::(test_\w+)"\)', ours)
+            assert match is not None, feature
+            assert f"\ndef {match[2]}(" in (ROOT / "tests" / match[1]).read_text(), feature
 
 
-def test_readme_links_lead_somewhere():
-    for page in ("README.md", "benchmarks/README.md"):
-        for link in re.findall(r"\]\(([^)# ]+)", (ROOT / page).read_text()):
-            assert link.startswith("http") or (ROOT / page).parent.joinpath(link).exists(), link
+def test_the_table_of_guarantees_names_the_tests_behind_each():
+    rows = [row.split("|")[1:4] for row in block("docs/explanation/guarantees.md", "held").splitlines()[2:]]
+    assert [(guarantee.strip(), named.strip()) for guarantee, _, named in rows] == [
+        (guarantee, files_of(tests)) for guarantee, tests in TESTS.items()
+    ]
+    assert all(int(cases) > 0 for _, cases, _ in rows)
 
 
-def test_readme_commands_exist():
-    commands = re.findall(r"minifast ((?:train|predict|compare|schedule)[^`\n]*)", README)
+def test_the_table_of_schedules_is_filled_in():
+    seeds = block("docs/explanation/schedules.md", "seeds")
+    assert len(re.findall(r"\| 0\.\d{4} ± 0\.\d{4} ", seeds)) == 30
+    assert "Of each schedule at its best" in seeds
+
+
+def test_the_commands_of_readme_and_pages_exist():
+    text = "\n".join([README, *(page.read_text() for page in PAGES)])
+    commands = re.findall(r"minifast ((?:train|predict|compare|schedule)\b[^`\n#]*)", text)
     assert {command.split()[0] for command in commands} == {"train", "predict", "compare", "schedule"}
     for command in commands:
         if "--help" not in command:
             cli.parser().parse_args(shlex.split(command))
-    two = re.search(r"<!-- commands -->\n```sh\n(.*)\n(.*)\n```", README)
+
+
+def test_readme_has_the_two_commands():
+    two = re.search(r"<!-- commands -->\n```sh\n(.*)\n(.*)\n```\n<!-- /commands -->", README)
     assert two is not None
-    assert all(line.startswith("python -m pip install ") for line in two.groups())
+    assert two.groups() == (
+        "python -m pip install . && minifast train",
+        'python -m pip install ".[dev]" && python -m pytest',
+    )
 
 
-def test_readme_figures_are_filled_in():
-    seeds = README.split("<!-- seeds -->")[1].split("<!-- /seeds -->")[0]
-    assert len(re.findall(r"\| 0\.\d{4} ± 0\.\d{4} ", seeds)) == 30
-    assert "Of each schedule at its best rate: By accuracy, one_cycle, 0.05 is first" in seeds
-    held = README.split("<!-- held -->")[1].split("<!-- /held -->")[0]
-    assert len(re.findall(r"\| \d+ \|\n", held)) == 14
+@pytest.mark.usefixtures("pictures")
+def test_the_example_of_the_command_line_predicts(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    path = untar_data(URLs.MNIST_SAMPLE)
+    (tmp_path / "results").mkdir()
+    Learner(ImageDataBunch.from_folder(path), simple_cnn((3, 16, 16, 2)), path="results").export()
+    assert cli.main(["predict", "results/export.pkl", str(next(path.glob("valid/7/*.png")))]) == 0
+    assert capsys.readouterr().out
+
+
+# --- notebooks
+
+
+def test_each_notebook_is_a_page_of_the_site():
+    contents = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
+    assert re.findall(r"tutorials/(\w+\.ipynb)", contents) == [notebook.name for notebook in NOTEBOOKS]
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])

@@ -1,0 +1,40 @@
+"""Hooks of mkdocs: pages that live outside ``docs`` (notebooks, measurements) become pages of the site."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.plugins import event_priority
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    **{notebook: f"tutorials/{notebook.name}" for notebook in sorted((ROOT / "nbs").glob("*.ipynb"))},
+    **{image: f"images/{image.name}" for image in sorted((ROOT / "nbs" / "images").glob("*.png"))},
+    ROOT / "benchmarks" / "README.md": "explanation/measurements.md",
+}
+
+
+@event_priority(100)  # before mkdocs-jupyter, which looks for notebooks among the files
+def on_files(files: Any, config: Any) -> Any:
+    """Add the pages that live outside ``docs``."""
+    for source, page in PAGES.items():
+        files.append(File.generated(config, page, abs_src_path=str(source)))
+    return files
+
+
+def on_nav(nav: Any, files: Any, **_: Any) -> Any:
+    """Say again where the pages are: mkdocs-jupyter's own file objects look for them in ``docs``."""
+    for source, page in PAGES.items():
+        files.get_file_from_path(page).abs_src_path = str(source)
+    return nav
+
+
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Point links between notebooks at their pages."""
+    if not page.file.src_uri.endswith(".ipynb"):
+        return html
+    html = re.sub(r'href="(\w+)\.ipynb(#[^"]*)?"', r'href="../\1/\2"', html)
+    return html.replace('href="../benchmarks/README.md"', 'href="../../explanation/measurements/"')
