@@ -119,6 +119,8 @@ from minifast.schedules import (
     warm_restarts,
 )
 from minifast.schedules import annealing_exp as annealing_exp
+from minifast.schedules import annealing_no as annealing_no
+from minifast.schedules import annealing_poly as annealing_poly
 from minifast.training import AdamW
 from minifast.training import OptimWrapper as OptimWrapper
 from minifast.training import SmoothenValue as SmoothenValue
@@ -216,8 +218,6 @@ __all__ = [
 # Names that left this package in version 0.2, with the package where they stand now.
 _MOVED = {
     "SCHEDULES": "schedules",
-    "annealing_no": "schedules",
-    "annealing_poly": "schedules",
     "constant": "schedules",
     "cosine": "schedules",
     "exponential": "schedules",

@@ -25,5 +25,7 @@ class Examples(griffe.Extension):
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Change the docstring of one object."""
         if obj.docstring:
-            text = SEVERAL.sub(split_entry, obj.docstring.value)
+            # griffe knows a section of examples by its plural only
+            text = re.sub(r"^Example:$", "Examples:", obj.docstring.value, flags=re.MULTILINE)
+            text = SEVERAL.sub(split_entry, text)
             obj.docstring.value = EXAMPLE.sub(lambda match: f"```pycon\n{match[0]}\n```", text)

@@ -123,7 +123,7 @@ def test_the_commands_of_readme_and_pages_exist():
     commands = re.findall(r"minifast ((?:train|predict|compare|schedule)\b[^`\n#]*)", text)
     assert {command.split()[0] for command in commands} == {"train", "predict", "compare", "schedule"}
     for command in commands:
-        if "--help" not in command:
+        if "--help" not in command and (command.startswith("train") or " " in command):  # not only a name
             cli.parser().parse_args(shlex.split(command))
 
 
