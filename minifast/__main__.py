@@ -1,4 +1,4 @@
-"""``python -m minifast``: the same as the command ``minifast``."""
+"""Run the command ``minifast`` as ``python -m minifast``."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""What the commands do: train on pictures, predict some, compare schedules, draw one."""
+"""The commands ``train``, ``predict``, ``compare`` and ``schedule``."""
 
 from __future__ import annotations
 
@@ -14,75 +14,72 @@ from minifast.errors import DownloadError, MinifastError
 from minifast.utils.checks import did_you_mean
 
 DEFAULT_DATA = "mnist_sample"
-
-
-WAIT = 6.0  # seconds for a server's answer, so that a machine without network is told so within ten
+DOWNLOAD_TIMEOUT = 6.0  # seconds; without a network the first line of output comes within ten seconds
 
 
 class UsageError(Exception):
-    """The command was called in a way that cannot work."""
+    """The command's arguments cannot work: exit code 2."""
 
 
 def train(options: argparse.Namespace) -> None:
-    """Find a learning rate, train one cycle, and write the results, also of a training that ended early."""
+    """Find a learning rate, train with the 1cycle policy, and write the results, also after an early end."""
     out = options.out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
     if out == Path():
-        raise UsageError("--out is the current folder; give a folder for the results.")
+        raise UsageError("--out is the current folder; give another folder for the results.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
-    if there := [name for name in ("model.pth", "history.csv") if (out / name).exists()]:
-        raise UsageError(f"--out {out} holds another training's {there[0]}; name another folder, or remove it.")
+    if existing := [name for name in ("model.pth", "history.csv") if (out / name).exists()]:
+        raise UsageError(f"--out {out} holds {existing[0]} of another training; give another folder, or remove it.")
     folder = find_data(options.data)
-    without_a_display()
+    use_file_backend()
 
     import torch
 
     from minifast.learner.learner import Learner
     from minifast.metrics.functions import accuracy
 
-    if options.seed is None:
-        options.seed = torch.seed() % 2**31
-    torch.manual_seed(options.seed)
-    data = make_data(folder, options, options.seed)
+    seed = torch.seed() % 2**31 if options.seed is None else options.seed
+    torch.manual_seed(seed)
+    data = make_data(folder, options, seed)
     model = make_model(options.arch, data.c or 0)
     learn = Learner(data, model, metrics=[accuracy], wd=options.wd, path=out, model_dir=".")
     try:
-        out.mkdir(parents=True, exist_ok=True)  # before the training, which a folder that cannot be made would waste
+        out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
-    print(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation pictures of {data.c} classes.")
-    pictures: dict[str, Any] = {}
-    rate = options.lr
+    print(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images of {data.c} classes.")
+    figures: dict[str, Any] = {}
+    lr = options.lr
     try:
-        if rate == "auto":
+        if lr == "auto":
             print("Looking for a learning rate.", flush=True)
             learn.silent = True
-            found = learn.lr_find(repeats=3)
+            result = learn.lr_find(repeats=3)
             learn.silent = False
-            pictures["lr_find.png"] = found.plot(return_fig=True)
-            if found.suggestion is None:
-                said = found.reason.replace("the curve with learn.recorder.plot()", "lr_find.png")
-                raise MinifastError(f"{said} Or give --lr a rate.")
-            rate = found.suggestion
-            print(f"Training at a highest learning rate of {rate:.2g}.", flush=True)
-        learn.fit_one_cycle(options.epochs, rate)
+            figures["lr_find.png"] = result.plot(return_fig=True)
+            if result.suggestion is None:
+                raise result.error or MinifastError("lr_find suggests no learning rate; pass one with --lr.")
+            lr = result.suggestion
+            print(f"Training with a maximum learning rate of {lr:.2g}.", flush=True)
+        learn.fit_one_cycle(options.epochs, lr)
     finally:
-        ran = {name: value for name, value in vars(options).items() if name not in ("command", "debug")}
-        ran |= {"data": str(folder), "out": str(out), "device": str(data.device), "lr": rate, "lr_option": options.lr}
-        written = write_results(out, learn, pictures, {**ran, "classes": data.classes, "versions": versions()})
+        record = {name: value for name, value in vars(options).items() if name not in ("command", "debug")}
+        record |= {"data": str(folder), "out": str(out), "device": str(data.device), "seed": seed}
+        record |= {"lr": lr, "lr_option": options.lr, "classes": data.classes, "versions": versions()}
+        written = write_results(out, learn, figures, record)
         print(f"Wrote {', '.join(written)}\nto {out}.", flush=True)
     score = learn.recorder.metrics[-1][0]
     if score < 1.05 / (data.c or 1):
-        print(f"An accuracy of {score:.3f} is no better than chance: try another --seed, or give a lower --lr.")
+        print(f"An accuracy of {score:.3f} is no better than chance: try another --seed or a lower --lr.")
 
 
 def predict(options: argparse.Namespace) -> None:
-    """Say of pictures which class they are."""
+    """Print the class of images and its probability."""
     if options.model.is_dir():
-        raise UsageError(f"{options.model} is a folder; name the model's file in it, such as export.pkl.")
+        raise UsageError(f"{options.model} is a folder; give the model's file in it, such as export.pkl.")
     for path in (options.model, *options.images):
         if path.is_dir():
-            raise UsageError(f"{path} is a folder; name pictures, such as {path}/*.png.")
+            raise UsageError(f"{path} is a folder; give images, such as {path}/*.png.")
         if not path.is_file():
             raise UsageError(f"There is no file {path}; check the path.")
 
@@ -92,93 +89,99 @@ def predict(options: argparse.Namespace) -> None:
     learn = load_learner(options.model, test=options.images, device=check_device(options.device))
     classes = learn.data.classes
     if classes is None:
-        raise MinifastError(f"{options.model} was trained without classes; use load_learner in Python.")
+        raise MinifastError(f"The model in {options.model} has no classes; predict with load_learner in Python.")
     predictions, _ = learn.get_preds(DatasetType.Test)
     names = [str(path) for path in options.images]
     best = [(names[i], str(classes[int(row.argmax())]), float(row.max())) for i, row in enumerate(predictions)]
     if options.json:
-        each = [dict(zip(map(str, classes), row, strict=True)) for row in predictions.tolist()]
-        found = zip(best, each, strict=True)
-        rows = [{"picture": a, "class": b, "probability": p, "probabilities": ps} for (a, b, p), ps in found]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        records = [
+            {
+                "image": name,
+                "class": category,
+                "probability": probability,
+                "probabilities": dict(zip(map(str, classes), row, strict=True)),
+            }
+            for (name, category, probability), row in zip(best, predictions.tolist(), strict=True)
+        ]
+        print(json.dumps(records, indent=2, ensure_ascii=False))
     elif len(best) == 1:
         print(f"{best[0][1]}  {best[0][2]:.4f}")
     else:
-        table = [("picture", "class", "probability"), *((a, b, f"{p:.4f}") for a, b, p in best)]
+        table = [("image", "class", "probability"), *((a, b, f"{p:.4f}") for a, b, p in best)]
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         print("\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in table))
 
 
 def compare(options: argparse.Namespace) -> None:
-    """Train with several schedules over the same seeds, and say what they reach."""
-    from minifast.comparison import compare as compare_recipes
+    """Train with several schedules over the same seeds, print the comparison and write its plot."""
+    from minifast.comparison import compare as compare_configurations
     from minifast.learner.learner import Learner
     from minifast.metrics.functions import accuracy
     from minifast.schedules.registry import SCHEDULES
 
-    check_picture(options.out)
-    recipes = {name: SCHEDULES[known(name, "--schedules")].of(options.lr) for name in options.schedules}
-    if len(recipes) < 2:
-        raise UsageError("--schedules needs two or more different ones to compare.")
+    check_figure_suffix(options.out)
+    configurations = {name: SCHEDULES[check_schedule(name, "--schedules")].of(options.lr) for name in options.schedules}
+    if len(configurations) < 2:
+        raise UsageError("--schedules needs two or more different schedules to compare.")
     folder = find_data(options.data)
-    without_a_display()
+    use_file_backend()
     data = make_data(folder, options, 0)
 
     def make_learner() -> Learner:
         return Learner(data, make_model(options.arch, data.c or 0), metrics=[accuracy], wd=options.wd)
 
-    found = compare_recipes(make_learner, recipes, options.epochs, options.seeds)
-    print(found)
-    if any(found.runs.values()):
-        save(found.plot(return_fig=True), options.out)
-    if found.ended_by is not None:
-        raise found.ended_by
+    comparison = compare_configurations(make_learner, configurations, options.epochs, options.seeds)
+    print(comparison)
+    if any(comparison.runs.values()):
+        save_figure(comparison.plot(return_fig=True), options.out)
+    if comparison.ended_by is not None:
+        raise comparison.ended_by
 
 
 def schedule(options: argparse.Namespace) -> None:
-    """Draw a schedule, or list all."""
+    """Plot a schedule, or list all."""
     from minifast.schedules.registry import SCHEDULES
 
     if options.list or options.name is None:
         width = max(map(len, SCHEDULES))
         print("\n".join(f"{name:{width}}  {named.does}" for name, named in SCHEDULES.items()))
         if not options.list:
-            raise UsageError("Name a schedule of these, such as minifast schedule one_cycle.")
+            raise UsageError("Give the name of a schedule, such as minifast schedule one_cycle.")
         return
-    check_picture(options.out)
-    without_a_display()
+    check_figure_suffix(options.out)
+    use_file_backend()
 
-    named = SCHEDULES[known(options.name, "NAME")]
+    named = SCHEDULES[check_schedule(options.name, "NAME")]
     schedules = named.of(options.lr)
     progress = [i / 1000 for i in range(1001)]
     axes = plotting.axes_for(None, len(schedules))
-    for ax, (name, one) in zip(axes, schedules.items(), strict=True):
-        ax.plot([options.epochs * p for p in progress], [one(p) for p in progress])
+    for ax, (name, function) in zip(axes, schedules.items(), strict=True):
+        ax.plot([options.epochs * p for p in progress], [function(p) for p in progress])
         ax.set_xlabel("epoch")
         ax.set_ylabel(plotting.NAMES[name])
     axes[0].set_title(f"{options.name}: {named.does}")
-    save(plotting.finish(axes, True), options.out)
+    save_figure(plotting.finish(axes, True), options.out)
 
 
-def known(name: str, option: str) -> str:
-    """Return a schedule's name, if there is one of that name."""
+def check_schedule(name: str, option: str) -> str:
+    """Return ``name`` if there is a schedule of that name."""
     from minifast.schedules.registry import SCHEDULES
 
     if name not in SCHEDULES:
         raise UsageError(
-            f"{option} {name} is no schedule; minifast schedule --list shows them.{did_you_mean(name, SCHEDULES)}"
+            f"{option} {name} is not a schedule; minifast schedule --list shows all.{did_you_mean(name, SCHEDULES)}"
         )
     return name
 
 
-def check_picture(out: Path) -> None:
-    """Refuse a picture of another kind than can be written, before any work."""
+def check_figure_suffix(out: Path) -> None:
+    """Raise an error, before any work, if the figure's format cannot be written."""
     if out.suffix not in (".png", ".pdf", ".svg"):
         raise UsageError(f"--out {out} must end in .png, .pdf or .svg.")
 
 
-def save(figure: Any, out: Path) -> None:
-    """Write a picture, whole or not at all, and say where."""
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure, completely or not at all, and print its path."""
     from minifast.utils.files import replacing
 
     with replacing(out) as file:
@@ -186,15 +189,15 @@ def save(figure: Any, out: Path) -> None:
     print(f"Wrote {out}.")
 
 
-def without_a_display() -> None:
-    """Let matplotlib draw into files only."""
+def use_file_backend() -> None:
+    """Select the matplotlib backend that only writes files."""
     import matplotlib as mpl
 
     mpl.use("agg")
 
 
 def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
-    """Return the pictures of a folder, as the options say."""
+    """Return the images of a folder with the options' split, size and batch size."""
     from minifast.data.images.image_bunch import ImageDataBunch
 
     return ImageDataBunch.from_folder(
@@ -208,7 +211,7 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a result depends on."""
+    """Return the versions of the packages that results depend on."""
     from importlib import metadata
 
     from minifast import __version__
@@ -217,19 +220,19 @@ def versions() -> dict[str, str]:
 
 
 def check_device(name: str | None) -> str | None:
-    """Return ``name`` if this machine has that device."""
+    """Return ``name`` if torch can use that device here."""
     import torch
 
     if name is not None:
         try:
             torch.zeros(1, device=name)
         except (RuntimeError, AssertionError) as error:
-            raise UsageError(f"--device {name} is not to be had here; leave it out, or give cpu.") from error
+            raise UsageError(f"--device {name} is not available here; leave it out, or pass cpu.") from error
     return name
 
 
 def find_data(data: str) -> Path:
-    """Return the folder that ``data`` means: a folder, or a data set's name; the default's stand-in without network."""
+    """Return a folder, from a path or the name of a data set; without a network, generated data for the default."""
     from minifast.data.download import URLs, home, untar_data
 
     if Path(data).is_dir():
@@ -238,19 +241,19 @@ def find_data(data: str) -> Path:
     if data.lower() not in names:
         raise UsageError(f"{data} is neither a folder nor the name of a data set.{did_you_mean(data.lower(), names)}")
     try:
-        return untar_data(names[data.lower()], timeout=WAIT)
+        return untar_data(names[data.lower()], timeout=DOWNLOAD_TIMEOUT)
     except DownloadError as error:
         archive = f"{names[data.lower()].rpartition('/')[2]}.tgz"
         if data.lower() != DEFAULT_DATA or any(p.exists() for p in (Path("data") / archive, home() / "data" / archive)):
-            raise  # an archive that the user put there is not to be replaced by other pictures
+            raise  # the user's own archive must not be replaced by other images
         from minifast.data.synthetic import generate_sample
 
-        print(f"{' '.join(str(error).split())} Training on a drawn sample of 3s and 7s instead.", flush=True)
+        print(f"{' '.join(str(error).split())} Training on generated images of 3s and 7s instead.", flush=True)
         return generate_sample()
 
 
 def make_model(arch: str, n_classes: int) -> Any:
-    """Return an untrained model for pictures of ``n_classes``."""
+    """Return an untrained model for images of ``n_classes`` classes."""
     from minifast.models import simple_cnn
 
     if arch == "simple_cnn":
@@ -259,42 +262,44 @@ def make_model(arch: str, n_classes: int) -> Any:
 
     names = models.list_models(module=models)
     if arch not in names:
-        raise UsageError(f"--arch {arch} is no classifier of torchvision.{did_you_mean(arch, ['simple_cnn', *names])}")
+        raise UsageError(
+            f"--arch {arch} is not a classifier of torchvision.{did_you_mean(arch, ['simple_cnn', *names])}"
+        )
     return models.get_model(arch, weights=None, num_classes=n_classes)
 
 
-def export(learn: Any) -> list[str]:
-    """Write what ``minifast predict`` reads, and return its name; a model that cannot be exported is no failure."""
+def export_model(learn: Any) -> list[str]:
+    """Write the file for ``minifast predict`` and return its name; a model without an export is not an error."""
     try:
         learn.export()
     except MinifastError as error:
-        print(f"The model is kept in model.pth alone. {error}", flush=True)
+        print(f"The model is in model.pth only. {error}", flush=True)
         return []
     return ["export.pkl"]
 
 
-def write_results(out: Path, learn: Any, pictures: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """Write model, history, pictures and options into ``out``, each file whole or not at all; return their names."""
+def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[str, Any]) -> list[str]:
+    """Write model, history, figures and options into ``out``, each file completely or not at all; return the names."""
     import matplotlib.pyplot as plt
 
     from minifast.utils.files import replacing
 
     recorder = learn.recorder
     written: list[str] = []
-    if recorder.nb_batches and not recorder.silent:  # the finder's record is silent, and no training
-        pictures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
-        pictures["losses.png"] = recorder.plot_losses(return_fig=True)
+    if recorder.nb_batches and not recorder.silent:  # the record of lr_find is silent
+        figures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
+        figures["losses.png"] = recorder.plot_losses(return_fig=True)
         learn.save("model")
-        written = ["model.pth", *export(learn)]
+        written = ["model.pth", *export_model(learn)]
         with replacing(out / "history.csv") as file, file.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(recorder.names)
             writer.writerows([*row[:-1], round(row[-1], 3)] for row in recorder.rows)
         written.append("history.csv")
-    for name, figure in pictures.items():
+    for name, figure in figures.items():
         with replacing(out / name) as file:
             figure.savefig(file, dpi=120, format="png")
         plt.close(figure)
     with replacing(out / "options.json") as file:
         file.write_text(json.dumps(options, indent=2, default=str) + "\n")
-    return [*written, *pictures, "options.json"]
+    return [*written, *figures, "options.json"]

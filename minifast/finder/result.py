@@ -29,7 +29,7 @@ class FinderResult:
         rules: what each rule reads from the curve, see ``minifast.finder.rules.Rules``; empty without a suggestion.
         suggestion: the learning rate to train with, or None if the curve does not show one.
         suggested_range: the lowest and the highest learning rate that train about equally well, or None.
-        reason: why there is no suggestion, else an empty text.
+        error: why there is no suggestion, or None.
         stopped: why the last run ended.
 
     Args:
@@ -63,14 +63,19 @@ class FinderResult:
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None
         self.suggested_range: tuple[float, float] | None = None
-        self.reason = ""
+        self.error: MinifastError | None = None
         try:
             readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves)
             self.rules = readings._asdict()
             self.suggestion = combine_rules(readings)
             self.suggested_range = suggested_range(self.suggestion)
         except MinifastError as error:
-            self.reason = str(error)
+            self.error = error.with_traceback(None)
+
+    @property
+    def reason(self) -> str:
+        """Why there is no suggestion, else an empty text."""
+        return "" if self.error is None else str(self.error)
 
     def plot(
         self,

@@ -82,8 +82,9 @@ def combine_rules(readings: Rules) -> float:
     if not 1 / MAX_RATIO <= ratio <= MAX_RATIO:
         raise MinifastError(
             f"The steepest fall is at a learning rate of {readings.steepest:.2g} and a tenth of the minimum at "
-            f"{readings.minimum:.2g}, more than a factor of {MAX_RATIO:g} apart, so there is no suggestion. Look at "
-            f"the curve, and try repeats=3 or a larger num_it."
+            f"{readings.minimum:.2g}, more than a factor of {MAX_RATIO:g} apart, so there is no suggestion.",
+            hint="Look at the curve, and try repeats=3 or a larger num_it.",
+            cli_hint="Look at lr_find.png, and pass a learning rate with --lr.",
         )
     return math.sqrt(readings.steepest * readings.minimum)
 
@@ -138,8 +139,10 @@ def read_rules(
     falls = lowest >= 2 and slope.min() < 0 and fallen[-1] > MIN_FALL * abs(start)
     if not falls or _clearness(curves or [losses]) < MIN_CLEARNESS:
         raise MinifastError(
-            "The loss of lr_find does not fall more than by chance, so there is no suggestion. Try repeats=3. Look at "
-            "the curve with learn.recorder.plot(), and check the data, the loss function, start_lr and end_lr."
+            "The loss of lr_find does not fall more than by chance, so there is no suggestion.",
+            hint="Try repeats=3. Look at the curve with learn.recorder.plot(), and check the data, the loss function, "
+            "start_lr and end_lr.",
+            cli_hint="Look at lr_find.png, check the images and their classes, or pass a learning rate with --lr.",
         )
     falling = _longest_fall(curve.tolist())
     return Rules(

@@ -1,4 +1,4 @@
-"""Other names for arguments: those that fastai v1's users type."""
+"""Other names for arguments: fastai v1's names, and old names of our own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ def accept_aliases(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]
     >>> fit(cyc_len=2)
     2
     """
+    return _translate(aliases, warn=False)
 
+
+def rename_arguments(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Do the same for the old names of renamed arguments, ``old="new"``, with a DeprecationWarning."""
+    return _translate(aliases, warn=True)
+
+
+def _translate(aliases: dict[str, str], warn: bool) -> Callable[[Callable[P, R]], Callable[P, R]]:
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
         def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -31,6 +39,12 @@ def accept_aliases(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]
                 name = aliases[alias]
                 if name in kwargs:
                     raise TypeError(f"{function.__name__} got `{alias}` and `{name}`, two names of one argument.")
+                if warn:
+                    warnings.warn(
+                        f"{function.__name__}: `{alias}` is now called `{name}`; the old name goes in version 0.3.",
+                        DeprecationWarning,
+                        stacklevel=2,
+                    )
                 kwargs[name] = kwargs.pop(alias)
             return function(*args, **kwargs)
 

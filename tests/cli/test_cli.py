@@ -1,4 +1,4 @@
-"""The command line: what it trains, what it leaves, and what it says to wrong use."""
+"""The command line: results, output, errors and exit codes."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.pn
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """3s and 7s, few of them."""
+    """A small folder of generated 3s and 7s."""
     return synthetic.generate_sample(tmp_path / "sample", n_train=320, n_valid=60)
 
 
-def test_train_leaves_model_history_pictures_and_options(folder, tmp_path, capsys):
+def test_train_writes_model_history_plots_and_options(folder, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "3", "--seed", "7", "--out", str(out)]) == 0
     assert {path.name for path in out.iterdir()} == RESULTS
@@ -42,7 +42,7 @@ def test_train_leaves_model_history_pictures_and_options(folder, tmp_path, capsy
     assert 1e-4 < options["lr"] < 1
     assert "0.weight" in torch.load(out / "model.pth", weights_only=True)["model"]
     text = capsys.readouterr().out
-    assert "320 training and 60 validation pictures of 2 classes" in text
+    assert "320 training and 60 validation images of 2 classes" in text
     assert len([line for line in text.splitlines() if line[:3] in ("0  ", "1  ", "2  ")]) == 3
     assert "\r" not in text
 
@@ -73,17 +73,19 @@ def test_torchvision_model_and_sizes(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["train", "--epochs", "0"], "'0' is no whole number of 1 or more"),
-        (["train", "--epochs", "two"], "'two' is no whole number"),
-        (["train", "--lr", "-1"], "'-1' is no number above 0, such as 5e-2, nor auto"),
-        (["train", "--lr", "quick"], "'quick' is no number above 0"),
-        (["train", "--valid-pct", "2"], "'2' is no number from 0 to below 1"),
+        (["train", "--epochs", "0"], "must be a whole number of at least 1, got '0'"),
+        (["train", "--epochs", "two"], "must be a whole number of at least 1, got 'two'"),
+        (["train", "--lr", "-1"], "must be a number above 0, such as 5e-2, or auto, got '-1'"),
+        (["train", "--lr", "quick"], "or auto, got 'quick'"),
+        (["train", "--valid-pct", "2"], "must be a number from 0 to less than 1, got '2'"),
+        (["train", "--wd", "-1"], "must be a number of at least 0, got '-1'"),
+        (["compare", "--lr", "nan"], "must be a number above 0, got 'nan'"),
         (["train", "--speed", "1"], "unrecognized arguments: --speed"),
         (["tarin"], "invalid choice: 'tarin'"),
         ([], "COMMAND"),
     ],
 )
-def test_wrong_use_is_two(arguments, words, capsys):
+def test_invalid_arguments_exit_with_2(arguments, words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2
@@ -94,11 +96,14 @@ def test_wrong_use_is_two(arguments, words, capsys):
     ("arguments", "words"),
     [
         (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
-        (["FOLDER", "--arch", "resnet81"], "--arch resnet81 is no classifier of torchvision. Did you mean resnet18?"),
+        (
+            ["FOLDER", "--arch", "resnet81"],
+            "--arch resnet81 is not a classifier of torchvision. Did you mean resnet18?",
+        ),
         (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
     ],
 )
-def test_names_that_do_not_exist_are_wrong_use(arguments, words, folder, tmp_path, monkeypatch, capsys):
+def test_unknown_names_exit_with_2(arguments, words, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", *(argument.replace("FOLDER", str(folder)) for argument in arguments)]) == 2
     error = capsys.readouterr().err
@@ -106,7 +111,7 @@ def test_names_that_do_not_exist_are_wrong_use(arguments, words, folder, tmp_pat
     assert error.count("\n") == 1
 
 
-def test_failure_is_one_line_and_one(tmp_path, capsys):
+def test_a_failure_prints_one_line_and_exits_with_1(tmp_path, capsys):
     write_images(tmp_path / "data" / "train" / "a", 4)
     write_images(tmp_path / "data" / "valid" / "a", 4)
     broken = tmp_path / "data" / "train" / "a" / "2.png"
@@ -121,7 +126,24 @@ def test_failure_is_one_line_and_one(tmp_path, capsys):
         cli.main([*command, "--debug"])
 
 
-def test_an_early_end_keeps_what_there_is(folder, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("names", "size", "words"),
+    [
+        (("train/a",), (4, 4), "Rename a folder to valid, or give --valid-pct 0.2 to choose the validation images"),
+        (("train/a", "valid/a"), None, "Give a size to resize all to, such as --size 224."),
+    ],
+)
+def test_an_error_names_the_command_lines_own_options(names, size, words, tmp_path, capsys):
+    for i, name in enumerate(names):
+        write_images(tmp_path / "data" / name, 4, size or (4 + i, 4))
+    assert cli.main(["train", str(tmp_path / "data"), "--bs", "2", "--out", str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "valid_pct" not in error
+    assert "size=224" not in error
+
+
+def test_results_are_written_after_an_early_end(folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", str(folder), "--bs", "16", "--epochs", "60", "--lr", "1e9", "--seed", "1", "--out", str(out)]
     assert cli.main(command) == 1
@@ -133,13 +155,13 @@ def test_an_early_end_keeps_what_there_is(folder, tmp_path, capsys):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-def test_an_accuracy_of_chance_is_said(folder, tmp_path, capsys):
+def test_an_accuracy_of_chance_prints_advice(folder, tmp_path, capsys):
     command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-12", "--seed", "2"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
     assert "is no better than chance: try another --seed" in capsys.readouterr().out
 
 
-def test_a_damaged_archive_is_not_replaced_by_other_pictures(empty_home, tmp_path, capsys):
+def test_a_damaged_archive_is_not_replaced_by_generated_images(empty_home, tmp_path, capsys):
     (empty_home / "data").mkdir(parents=True)
     (empty_home / "data" / "mnist_sample.tgz").write_bytes(b"truncated")
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 1
@@ -149,17 +171,17 @@ def test_a_damaged_archive_is_not_replaced_by_other_pictures(empty_home, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--device", "cudaa"], "--device cudaa is not to be had here; leave it out, or give cpu."),
+        (["--device", "cudaa"], "--device cudaa is not available here; leave it out, or pass cpu."),
         (["--out", "/proc/nothing/here"], "cannot be made"),
         (["--out", "."], "--out is the current folder"),
     ],
 )
-def test_what_is_not_to_be_had_is_wrong_use(arguments, words, folder, capsys):
+def test_unavailable_devices_and_folders_exit_with_2(arguments, words, folder, capsys):
     assert cli.main(["train", str(folder), "--bs", "16", *arguments]) == 2
     assert words in capsys.readouterr().err
 
 
-def test_warnings_are_one_line_too(tmp_path, capsys):
+def test_a_warning_prints_one_line(tmp_path, capsys):
     write_images(tmp_path / "data" / "train" / "a", 4)
     write_images(tmp_path / "data" / "valid" / "a", 4)
     command = ["train", str(tmp_path / "data"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
@@ -179,16 +201,16 @@ def test_interrupt(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "minifast: interrupted\n"
 
 
-def test_without_network_it_says_so_and_draws(folder, tmp_path, monkeypatch, capsys):
+def test_without_a_network_generated_images_are_used(folder, tmp_path, monkeypatch, capsys):
     def no_network(*_: object, **__: object) -> Path:
         raise DownloadError("there is no network.")
 
     monkeypatch.setattr("minifast.data.download.untar_data", no_network)
     monkeypatch.setattr("minifast.data.synthetic.generate_sample", lambda: folder)
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
-    assert "there is no network. Training on a drawn sample" in capsys.readouterr().out
+    assert "there is no network. Training on generated images" in capsys.readouterr().out
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
-    assert "holds another training's model.pth; name another folder, or remove it." in capsys.readouterr().err
+    assert "holds model.pth of another training; give another folder, or remove it." in capsys.readouterr().err
     assert cli.main(["train", "cifar", "--out", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 
@@ -208,10 +230,10 @@ def test_module_and_help(capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
+def test_an_empty_home_without_a_network_trains_on_generated_images(tmp_path):
     home = tmp_path / "empty"
     home.mkdir()
-    dead = "http://127.0.0.1:9"  # nothing listens here, and both names lead every request to it
+    dead = "http://127.0.0.1:9"  # no server listens here, and both variables send every request to it
     environment = {**os.environ, "HOME": str(home), "OMP_NUM_THREADS": "1", "http_proxy": dead, "https_proxy": dead}
     environment.pop("MINIFAST_HOME")
     command = [sys.executable, "-u", "-m", "minifast", "train", "--seed", "1", "--out", str(tmp_path / "out")]
@@ -219,11 +241,11 @@ def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
     with subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         first = process.stdout.readline()
-        said_after = time.monotonic() - begin
+        seconds_to_first_line = time.monotonic() - begin
         rest = process.stdout.read()
     assert process.returncode == 0
-    assert "drawn sample" in first
-    assert said_after < 60  # ten seconds of waiting at most, and the imports of a busy machine
+    assert "generated images" in first
+    assert seconds_to_first_line < 60  # at most ten seconds of waiting, and the imports of a busy machine
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
     (last,) = [line for line in rest.splitlines() if line.startswith("1  ")]
     assert 0.9 < float(last.split()[3]) <= 1
@@ -233,15 +255,15 @@ def test_empty_home_without_network_trains_on_a_drawn_sample(tmp_path):
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_schedule_is_drawn(name, tmp_path, capsys):
-    out = tmp_path / "new" / "picture.svg"
+def test_a_schedule_is_plotted(name, tmp_path, capsys):
+    out = tmp_path / "new" / "figure.svg"
     assert cli.main(["schedule", name, "--lr", "5e-2", "--epochs", "2", "--out", str(out)]) == 0
     assert f"Wrote {out}." in capsys.readouterr().out
     assert out.stat().st_size > 5000
 
 
 @pytest.mark.parametrize("done", [0, 3])
-def test_a_comparison_that_is_stopped_says_so_and_keeps_what_is_done(done, folder, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_comparison_prints_and_plots_the_finished_seeds(done, folder, tmp_path, capsys, monkeypatch):
     from minifast import Learner
 
     count = itertools.count()
@@ -256,9 +278,9 @@ def test_a_comparison_that_is_stopped_says_so_and_keeps_what_is_done(done, folde
     out = tmp_path / "comparison.png"
     arguments = ["--schedules", "constant", "cosine", "--seeds", "4", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
     assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 130
-    said = capsys.readouterr()
-    assert f"Stopped after {done} of 8 runs." in said.out
-    assert said.err == "minifast: interrupted\n"
+    captured = capsys.readouterr()
+    assert f"Stopped after {done} of 8 runs." in captured.out
+    assert captured.err == "minifast: interrupted\n"
     assert out.exists() == (done > 1)
 
 
@@ -272,38 +294,39 @@ def test_schedules_are_compared(folder, tmp_path, capsys):
     arguments = ["--schedules", "constant", "one_cycle", "--seeds", "2", "--bs", "32", "--epochs", "1", "--lr", "1e-2"]
     assert cli.main(["compare", str(folder), *arguments, "--out", str(out)]) == 0
     printed = capsys.readouterr().out.splitlines()
-    assert printed[0].split() == ["recipe", "accuracy", "valid_loss", "seconds"]
+    assert printed[0].split() == ["configuration", "accuracy", "valid_loss", "seconds"]
     assert [line.split()[0] for line in printed[1:3]] == ["constant", "one_cycle"]
     assert "2 seeds are too few" in printed[3]
     assert out.stat().st_size > 5000
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
-        (["schedule"], "Name a schedule of these"),
+        (["schedule"], "Give the name of a schedule"),
         (
             ["schedule", "one_cylce"],
-            "one_cylce is no schedule; minifast schedule --list shows them. Did you mean one_cycle?",
+            "one_cylce is not a schedule; minifast schedule --list shows all. Did you mean one_cycle?",
         ),
         (["schedule", "one_cycle", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
-        (["compare", "--schedules", "constant", "stpe"], "--schedules stpe is no schedule"),
+        (["compare", "--schedules", "constant", "stpe"], "--schedules stpe is not a schedule"),
         (["compare", "--out", "x.txt"], "--out x.txt must end in .png, .pdf or .svg"),
-        (["compare", "--schedules", "constant", "constant"], "--schedules needs two or more different ones"),
+        (["compare", "--schedules", "constant", "constant"], "--schedules needs two or more different schedules"),
         (["compare", "nowhere"], "nowhere is neither a folder nor the name of a data set"),
     ],
 )
-def test_wrong_schedules_are_named(arguments, said, capsys):
+def test_invalid_schedules_exit_with_2(arguments, message, capsys):
     assert cli.main(arguments) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
 
 
-def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(folder, tmp_path, monkeypatch, capsys):
+def test_without_a_suggested_learning_rate_the_command_fails_and_saves_the_plot(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minifast.finder.rules.MIN_CLEARNESS", 1e9)
     out = tmp_path / "out"
     assert cli.main(["train", str(folder), "--out", str(out)]) == 1
     assert "so there is no suggestion" in (err := capsys.readouterr().err)
-    assert "Or give --lr a rate." in err
+    assert "Look at lr_find.png, check the images" in err
+    assert "learn.recorder" not in err
     assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}
 
 
@@ -312,7 +335,7 @@ def test_a_finder_that_suggests_nothing_ends_the_command_and_leaves_its_picture(
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> Path:
-    """A folder with a sample, and what train left of it in out."""
+    """A folder with generated images in sample, and the results of train in out."""
     root = tmp_path_factory.mktemp("trained")
     synthetic.generate_sample(root / "sample", n_train=320, n_valid=20)
     command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
@@ -320,56 +343,57 @@ def trained(tmp_path_factory) -> Path:
     return root
 
 
-def test_one_picture_is_a_class_and_a_probability(trained, capsys):
-    picture = next(trained.glob("sample/valid/3/*.png"))
-    assert cli.main(["predict", str(trained / "out" / "export.pkl"), str(picture)]) == 0
+def test_predict_prints_a_class_and_a_probability(trained, capsys):
+    image = next(trained.glob("sample/valid/3/*.png"))
+    assert cli.main(["predict", str(trained / "out" / "export.pkl"), str(image)]) == 0
     name, probability = capsys.readouterr().out.split()
-    category, _, probabilities = load_learner(trained / "out").predict(picture)
+    category, _, probabilities = load_learner(trained / "out").predict(image)
     assert name == category
     assert probability == f"{float(probabilities.max()):.4f}"
 
 
-def test_several_pictures_are_a_table_or_json(trained, capsys):
-    pictures = sorted(map(str, trained.glob("sample/valid/*/*.png")))[:5]
-    command = ["predict", str(trained / "out" / "export.pkl"), *pictures]
+def test_predict_prints_a_table_or_json_for_several_images(trained, capsys):
+    images = sorted(map(str, trained.glob("sample/valid/*/*.png")))[:5]
+    command = ["predict", str(trained / "out" / "export.pkl"), *images]
     assert cli.main(command) == 0
     header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert header == ["picture", "class", "probability"]
-    assert [row[0] for row in rows] == pictures
+    assert header == ["image", "class", "probability"]
+    assert [row[0] for row in rows] == images
     assert cli.main([*command, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [[one["picture"], one["class"], f"{one['probability']:.4f}"] for one in found] == rows
-    assert all(max(one["probabilities"].values()) == one["probability"] for one in found)
-    assert set(found[0]["probabilities"]) == {"3", "7"}
+    records = json.loads(capsys.readouterr().out)
+    assert [[record["image"], record["class"], f"{record['probability']:.4f}"] for record in records] == rows
+    assert all(max(record["probabilities"].values()) == record["probability"] for record in records)
+    assert set(records[0]["probabilities"]) == {"3", "7"}
 
 
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["out/export.pkl", "sample/valid/3"], 2, "sample/valid/3 is a folder; name pictures, such as "),
+        (["out/export.pkl", "sample/valid/3"], 2, "sample/valid/3 is a folder; give images, such as "),
         (["out/export.pkl", "no.png"], 2, "no.png; check the path."),
-        (["out", "sample/valid/3/0.png"], 2, "out is a folder; name the model's file in it, such as export.pkl."),
+        (["out", "sample/valid/3/0.png"], 2, "out is a folder; give the model's file in it, such as export.pkl."),
         (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
         (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a readable image"),
         (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is no export; learn.save wrote it"),
         (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
-        (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not to be had here"),
+        (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not available here"),
     ],
 )
-def test_what_cannot_be_predicted_is_one_line(arguments, code, words, trained, capsys):
-    given = [str(trained / one) if not one.startswith("--") and one != "cudaa" else one for one in arguments]
+def test_predict_prints_one_line_for_an_error(arguments, code, words, trained, capsys):
+    options = {"--device", "cudaa"}
+    given = [argument if argument in options else str(trained / argument) for argument in arguments]
     assert cli.main(["predict", *given]) == code
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
 
 
-def test_a_model_that_cannot_be_exported_is_no_failure_of_train(folder, tmp_path, monkeypatch, capsys):
+def test_train_succeeds_if_the_model_cannot_be_exported(folder, tmp_path, monkeypatch, capsys):
     def refuse(*_: object) -> None:
         raise MinifastError("torch.export cannot follow it.")
 
     monkeypatch.setattr("minifast.learner.learner.Learner.export", refuse)
     command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
     assert cli.main(command) == 0
-    assert "The model is kept in model.pth alone. torch.export cannot follow it." in capsys.readouterr().out
+    assert "The model is in model.pth only. torch.export cannot follow it." in capsys.readouterr().out
     assert (tmp_path / "out" / "model.pth").is_file()

@@ -181,8 +181,9 @@ def check_same_size(reference: tuple[str, int, int], name: str, image: Any) -> N
     if tuple(image.shape[1:]) != (height, width):
         h, w = image.shape[1:]
         raise DataError(
-            f"Images must have the same size, but {reference_name} is {width}×{height} pixels and {name} is {w}×{h}. "
-            f"Give a size to resize all to, such as size=224."
+            f"Images must have the same size, but {reference_name} is {width}×{height} pixels and {name} is {w}×{h}.",
+            hint="Give a size to resize all to, such as size=224.",
+            cli_hint="Give a size to resize all to, such as --size 224.",
         )
 
 

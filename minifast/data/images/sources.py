@@ -67,10 +67,11 @@ def subfolder(path: Path, name: str, part: str) -> Path:
     folder = check_folder(path) / name
     if not folder.is_dir():
         names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
-        hint = "" if part == "test" else ", or give valid_pct=0.2 to choose the validation images at random"
+        choose = "to choose the validation images at random."
         raise DataError(
-            f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)} "
-            f"Give its name as `{part}`{hint}."
+            f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)}",
+            hint=f"Give its name as `{part}`" + ("." if part == "test" else f", or give valid_pct=0.2 {choose}"),
+            cli_hint=f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}",
         )
     return folder
 
