@@ -1,4 +1,4 @@
-"""Where a loader is in its orders, so that it can be put back there, or go on from the middle of an epoch."""
+"""Save and restore the state of a loader, and continue an epoch in the middle."""
 
 from __future__ import annotations
 
@@ -10,46 +10,59 @@ from typing import Any
 import numpy as np
 import torch
 
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.state import Snapshot, load_saved_state, saved_state
+
 
 class RemainingBatches:
-    """The batches of a loader that an epoch has left, when ``done`` of them are done already."""
+    """The batches of a loader that are left in an epoch after the first ``done``.
 
-    def __init__(self, loader: Any, done: int, then: Callable[[], None]) -> None:
+    ``on_start`` is called before the first of them, when the loader has read the others again.
+    """
+
+    def __init__(self, loader: Any, done: int, on_start: Callable[[], None]) -> None:
         self.loader = loader
         self.done = done
-        self.then = then
+        self.on_start = on_start
 
     def __len__(self) -> int:
         return max(0, len(self.loader) - self.done)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.loader.batches(self.done, self.then))
+        return iter(self.loader.batches(self.done, self.on_start))
 
 
-def loader_state(loader: Any) -> list[dict[str, Any]]:
-    """Return where a loader is in its orders: the states of all generators in it, and the epochs it has begun.
+def loader_state(loader: Any, moved: Any = ()) -> dict[str, Any]:
+    """Return the state of a loader and what it uses, as tensors and plain values.
 
-    A torch DataLoader draws its order from a generator of its own, its sampler's or its batch sampler's sampler's;
-    data set and transforms may have some too, of torch, NumPy or Python.
+    That is every random generator in samplers, data sets, transforms and collate functions, and the attributes that
+    they change, such as the number of epochs.
     """
-    states = []
-    for part in components(loader):
-        state: dict[str, Any] = {}
-        for name, value in part.__dict__.items():
-            if isinstance(value, torch.Generator):
-                state[name] = value.get_state()
-            elif isinstance(value, np.random.Generator) and isinstance(value.bit_generator, np.random.PCG64):
-                state[name] = dict(value.bit_generator.state)
-            elif isinstance(value, random.Random):
-                state[name] = value.getstate()
-            elif name in ("epoch", "seed") and isinstance(value, int):
-                state[name] = value
-        states.append(state)
-    return states
+    return saved_state({"loader": loader}, data=("loader",), moved=moved)
 
 
-def load_loader_state(loader: Any, position: list[dict[str, Any]]) -> None:
-    """Put a loader where ``loader_state`` found it."""
+def load_loader_state(loader: Any, state: Any) -> None:
+    """Restore what ``loader_state`` returned, in this version or in 0.1."""
+    if isinstance(state, list):
+        _load_version_0_1(loader, state)
+    else:
+        load_saved_state(state, {"loader": loader}, data=("loader",))
+
+
+@contextmanager
+def preserve_loader(*loaders: Any) -> Iterator[None]:
+    """Restore loaders, what they use, and the global generators on leaving."""
+    roots = {str(i): loader for i, loader in enumerate(loaders)}
+    snapshot, generators = Snapshot(roots, data=roots), get_rng_states()
+    try:
+        yield
+    finally:
+        snapshot.restore()
+        set_rng_states(generators)
+
+
+def _load_version_0_1(loader: Any, position: list[dict[str, Any]]) -> None:
+    """Restore a state in the form of version 0.1: one dict per component."""
     for part, state in zip(components(loader), position, strict=True):
         for name, value in state.items():
             generator = part.__dict__.get(name)
@@ -63,25 +76,14 @@ def load_loader_state(loader: Any, position: list[dict[str, Any]]) -> None:
                 part.__dict__[name] = value
 
 
-@contextmanager
-def preserve_loader(loader: Any) -> Iterator[None]:
-    """Put a loader back where it was in its orders, and torch's generator with it."""
-    position = loader_state(loader)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        load_loader_state(loader, position)
-
-
 def components(loader: Any) -> list[Any]:
-    """Return a loader with what it works with: the loader inside, samplers, data set and transforms."""
-    found: list[Any] = []
+    """Return a loader, the loader inside, its samplers, data set and transforms, in the order of version 0.1."""
+    parts: list[Any] = []
     waiting = [loader]
     while waiting:
         part = waiting.pop()
-        if hasattr(part, "__dict__") and not any(part is other for other in found):
-            found.append(part)
+        if hasattr(part, "__dict__") and not any(part is other for other in parts):
+            parts.append(part)
             waiting += [part.__dict__.get(name) for name in ("dl", "sampler", "batch_sampler", "dataset")]
             waiting += part.__dict__.get("tfms") or []
-    return found
+    return parts

@@ -14,6 +14,7 @@ from minifast.data.resume import load_loader_state, loader_state, preserve_loade
 from minifast.errors import DataError
 from minifast.metrics.confusion import count_pairs
 from minifast.utils.checks import check_count
+from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import count_samples
 from minifast.utils.text import text_table
 
@@ -74,8 +75,7 @@ class Interpretation:
             ds_type: the part.
             activ: what turns outputs into predictions, see ``Learner.get_preds``.
         """
-        with preserve_loader(learn.data.dl(ds_type)):
-            preds, y_true, losses = learn.get_preds(ds_type, activ, with_loss=True)
+        preds, y_true, losses = learn.get_preds(ds_type, activ, with_loss=True)
         return cls(learn, preds, y_true, losses.reshape(len(preds), -1).mean(dim=1), ds_type)
 
     def top_losses(self, k: int | None = None, largest: bool = True) -> tuple[Tensor, Tensor]:
@@ -95,9 +95,9 @@ class Interpretation:
         loader = self.learn.data.dl(self.ds_type)
         wanted, found, first = indices.tolist(), {}, 0
         with preserve_loader(loader):
-            position, generator = self._begin
+            position, generators = self._begin
             load_loader_state(loader, position)
-            torch.set_rng_state(generator)
+            set_rng_states(generators)
             for x, y in loader:
                 for i in wanted:
                     if first <= i < first + count_samples(y):
@@ -107,8 +107,8 @@ class Interpretation:
                     break
         return [found[i] for i in wanted]
 
-    def _place(self) -> tuple[Any, Tensor]:
-        return loader_state(self.learn.data.dl(self.ds_type)), torch.get_rng_state()
+    def _place(self) -> tuple[Any, Any]:
+        return loader_state(self.learn.data.dl(self.ds_type)), get_rng_states()
 
 
 class ClassificationInterpretation(Interpretation):

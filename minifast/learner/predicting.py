@@ -20,7 +20,7 @@ from minifast.training import loop
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.progress import NullProgress
-from minifast.training.snapshot import eval_mode
+from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
 from minifast.training.state import State
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_list, concatenate, map_tensors
@@ -64,7 +64,7 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     wrapped = [as_metric(metric) for metric in (learn.metrics if metrics is None else as_list(metrics))]
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     dispatch = Dispatcher(state, active_callbacks(learn), wrapped)
-    with eval_mode(learn.model):
+    with preserve_randomness(learn, dl), eval_mode(learn.model):
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
         loss = loop.validate(learn, dl, dispatch)
@@ -94,7 +94,7 @@ def get_preds(
     """Return the predictions and targets of a part of the data."""
     collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
     dispatch = Dispatcher(State(1, NullProgress()), [*active_callbacks(learn), collector])
-    with eval_mode(learn.model):
+    with preserve_randomness(learn), eval_mode(learn.model):
         loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")
@@ -118,7 +118,7 @@ def pred_batch(
 ) -> Any:
     """Return the predictions of one batch."""
     x, _ = learn.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
-    with eval_mode(learn.model), torch.no_grad():
+    with preserve_generators(learn.model), eval_mode(learn.model), torch.no_grad():
         outputs = learn.output_of(to_device(x, learn.data.device))
         predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
     return to_device(predictions, torch.device("cpu"))

@@ -8,8 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_guard import LastFiniteWeights, NaNGuard
 from minifast.callbacks.recorder import Recorder
@@ -23,7 +21,7 @@ from minifast.training.callback import Callback, LearnerCallback, check_callback
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import per_group
 from minifast.training.progress import make_bar
-from minifast.training.snapshot import preserve_learner
+from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.tensors import as_arguments
@@ -128,35 +126,30 @@ def fit(
 
 def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, call: dict[str, Any]) -> FinderResult:
     """Run the mock training of each finder and restore all state; the recorder of the last one stays."""
-    kept, recorder = learn.recorder, None
+    before, recorder = learn.recorder, None
+    affecting = [callback for callback in learn.callbacks if not callback.fit_only]
     try:
-        for again, finder in enumerate(finders):
-            with preserve_learner(learn):
-                prepare(learn, start_lr, wd)
-                _skip_orders(learn, again)
-                recorder = Recorder(learn, silent=True)
-                recorder.call = call
-                epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                guard = NaNGuard(learn, recorder)
-                others = callbacks_for_run(learn, recorder, guard, observers=False)
-                run(learn, epochs, [*(one for one in others if not one.controls), finder], recorder, on_nan="ignore")
+        with preserve_randomness(learn):
+            for finder in finders:  # between them the data order moves on, so that each has other batches
+                with preserve_training(learn, affecting):
+                    prepare(learn, start_lr, wd)
+                    recorder = Recorder(learn, silent=True)
+                    recorder.call = call
+                    epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
+                    guard = NaNGuard(learn, recorder)
+                    others = callbacks_for_run(learn, recorder, guard, observers=False)
+                    callbacks = [*(callback for callback in others if not callback.controls), finder]
+                    run(learn, epochs, callbacks, recorder, on_nan="ignore")
     finally:
-        learn.recorder = recorder or kept
+        learn.recorder = recorder or before
     stopped = finders[-1].stopped
-    result = FinderResult([one.lrs for one in finders], [one.losses for one in finders], stopped)
+    result = FinderResult([finder.lrs for finder in finders], [finder.losses for finder in finders], stopped)
     learn.recorder.finder_result = result
     if not learn.silent:
-        rate = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
+        advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
-        print(f"Stopped at {steps}: {stopped}.{rate} learn.recorder.plot() shows the losses.")
+        print(f"Stopped at {steps}: {stopped}.{advice} learn.recorder.plot() shows the losses.")
     return result
-
-
-def _skip_orders(learn: Learner, times: int) -> None:
-    """Go on to other random numbers and another order of the data."""
-    torch.rand(times)
-    for _ in range(times):
-        next(iter(learn.data.train_dl), None)
 
 
 def planned_values(learn: Learner, scheduler: Any, epochs: int, lr: Any) -> tuple[dict[str, list[Any]], str]:

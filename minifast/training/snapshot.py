@@ -2,125 +2,129 @@
 
 from __future__ import annotations
 
-import copy
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from minifast.data.resume import load_loader_state, loader_state
 from minifast.training.callback import Callback
-from minifast.utils.tensors import is_plain
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.state import Snapshot
+from minifast.utils.walk import walk
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
-from minifast.utils.random import get_rng_states, set_rng_states
 
 
 @contextmanager
 def eval_mode(model: nn.Module, training: bool = False) -> Iterator[None]:
-    """Put a model in evaluation mode, or in training mode, and each of its modules back as it was."""
+    """Put a model into evaluation mode, or training mode, and restore each module's mode on leaving."""
     flags = [(module, module.training) for module in model.modules()]
     model.train(training)
     try:
         yield
     finally:
-        for module, was in flags:
-            module.training = was
+        for module, was_training in flags:
+            module.training = was_training
 
 
 @contextmanager
 def preserve_model(*models: Any) -> Iterator[None]:
-    """Put back what training changes in modules, and the generators; what is no module is passed over.
+    """Restore modules and the global generators on leaving; anything that is not a module is ignored.
 
-    That is parameters, buffers, gradients, what is frozen, training flags, and attributes that are tensors or plain
-    values.
+    Parameters, buffers, gradients, ``requires_grad``, training flags, and all attributes are restored.
     """
-    wholes = [model for model in models if isinstance(model, nn.Module)]
-    modules = list({id(module): module for whole in wholes for module in whole.modules()}.values())
-    held = [dict(vars(module)) for module in modules]
-    plain = [
-        {name: copy.deepcopy(value) for name, value in attributes.items() if name[:1] != "_" and is_plain(value)}
-        for attributes in held
-    ]
-    kinds = ("_parameters", "_buffers", "_modules")
-    parts = [{kind: dict(attributes[kind]) for kind in kinds} for attributes in held]
-    named = [part[kind] for part in parts for kind in ("_parameters", "_buffers")]
-    tensors = list({id(one): one for content in named for one in content.values() if one is not None}.values())
-    before = [(tensor.detach().clone(), tensor.grad, tensor.requires_grad) for tensor in tensors]
-    generators = get_rng_states()
+    roots = {str(i): model for i, model in enumerate(models) if isinstance(model, nn.Module)}
+    snapshot, generators = Snapshot(roots), get_rng_states()
     try:
-        for tensor in tensors:
+        for tensor in snapshot.tensors:
             tensor.grad = None
         yield
     finally:
-        for module, attributes, part, values in zip(modules, held, parts, plain, strict=True):
-            vars(module).clear()
-            vars(module).update(attributes | values)
-            for name, content in part.items():
-                attributes[name].clear()
-                attributes[name].update(content)
-        for tensor, (value, gradient, wanted) in zip(tensors, before, strict=True):
-            with torch.no_grad():
-                tensor.copy_(value)
-            tensor.requires_grad_(wanted)
-            tensor.grad = gradient
+        snapshot.restore()
         set_rng_states(generators)
 
 
 @contextmanager
-def preserve_learner(learn: Learner) -> Iterator[None]:
-    """Put back on leaving, however that happens, what training changes in a learner and around it.
-
-    That is parameters, buffers, gradients, what is frozen, training flags, the optimizer, callbacks and metrics, the
-    learner's own attributes, the place in its data (position and generators of the training loader), and the
-    generators of Python, NumPy, torch and its devices. The optimizer inside is a copy with the same state, and so is
-    what callbacks hold; the originals come back. Everything is kept in memory.
-    """
-    attributes = dict(vars(learn))
-    lists = [(value, list(value)) for name, value in attributes.items() if type(value) is list]
-    callbacks = [*learn.callbacks, *(metric for metric in learn.metrics if isinstance(metric, Callback))]
-    originals = [dict(vars(callback)) for callback in callbacks]
-    position = loader_state(learn.data.train_dl)
+def preserve_generators(*objects: Any) -> Iterator[None]:
+    """Restore the global random generators and those in ``objects`` on leaving."""
+    roots = {str(i): value for i, value in enumerate(objects)}
+    snapshot, generators = Snapshot(roots, generators_only=True), get_rng_states()
     try:
-        with preserve_model(learn.model, learn.loss_func):
-            learn.opt = None if learn.opt is None else learn.opt.copy()
-            copy_attributes(callbacks, _not_owned(learn, callbacks))
-            yield
+        yield
+    finally:
+        snapshot.restore()
+        set_rng_states(generators)
+
+
+@contextmanager
+def preserve_randomness(learn: Learner, *loaders: Any) -> Iterator[None]:
+    """Restore data order and random generators on leaving, so that what happens inside does not change training.
+
+    That is the state of the learner's and other ``loaders``, samplers, data sets and transforms, and each generator in
+    the model, the loss function, the callbacks and the metrics, with the global ones.
+    """
+    seen: set[int] = set()
+    data = loaders_of(learn) | {str(i): loader for i, loader in enumerate(loaders)}
+    owners = [*learn.callbacks, *learn.metrics]
+    others = {"model": learn.model, "loss_func": learn.loss_func, "owners": owners}
+    snapshots = [
+        Snapshot(data, data, [learn, learn.data], seen=seen),
+        Snapshot(others, (), not_owned(learn, owners), generators_only=True, seen=seen),
+    ]
+    generators = get_rng_states()
+    try:
+        yield
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+        set_rng_states(generators)
+
+
+@contextmanager
+def preserve_learner(learn: Learner, callbacks: Sequence[Callback] = ()) -> Iterator[None]:
+    """Restore all state of a learner on leaving, whatever happens inside.
+
+    That is the model, the loss function, the optimizer, ``callbacks``, metrics, the learner's attributes, the data
+    order and all random generators. The optimizer inside is a copy with the same state.
+    """
+    with preserve_randomness(learn), preserve_training(learn, callbacks):
+        yield
+
+
+@contextmanager
+def preserve_training(learn: Learner, callbacks: Sequence[Callback] = ()) -> Iterator[None]:
+    """Do what ``preserve_learner`` does, but let data order and the global random generators move on."""
+    attributes = dict(vars(learn))
+    lists = [(value, list(value)) for value in attributes.values() if type(value) is list]
+    metrics = [metric for metric in learn.metrics if isinstance(metric, Callback)]
+    seen: set[int] = set()
+    model = Snapshot({"model": learn.model, "loss_func": learn.loss_func}, (), [learn, learn.data], seen=seen)
+    deque(walk(loaders_of(learn), seen=seen), maxlen=0)  # callbacks may refer to data, which are not theirs
+    others = {"callbacks": [*callbacks], "metrics": metrics, "opt": None if learn.opt is None else learn.opt.opt}
+    rest = Snapshot(others, (), not_owned(learn, [*callbacks, *metrics]), seen=seen)
+    try:
+        for tensor in model.tensors:
+            tensor.grad = None
+        learn.opt = None if learn.opt is None else learn.opt.copy()
+        yield
     finally:
         vars(learn).clear()
         vars(learn).update(attributes)
-        for value, items in lists:
-            value[:] = items
-        for callback, original in zip(callbacks, originals, strict=True):
-            vars(callback).clear()
-            vars(callback).update(original)
-        load_loader_state(learn.data.train_dl, position)
+        for value, elements in lists:
+            value[:] = elements
+        model.restore()
+        rest.restore()
 
 
-def _not_owned(learn: Learner, callbacks: Sequence[Callback]) -> list[Any]:
-    """Return what a callback may hold but does not own: it is not copied with it."""
-    model, data = learn.model, learn.data
-    parts = [*model.modules(), *model.parameters(), *model.buffers()]
-    loaders = [one for one in vars(data).values() if hasattr(one, "__dict__")]
-    loaders += [vars(one)["dl"] for one in loaders if hasattr(vars(one).get("dl"), "__dict__")]
-    parts += [value for one in loaders for value in vars(one).values()]  # datasets, samplers, generators
-    return [learn, data, *parts, *loaders, *vars(learn).values(), *vars(data).values(), *callbacks]
+def loaders_of(learn: Learner) -> dict[str, Any]:
+    """Return the loaders of a learner's data, by name."""
+    return {name: getattr(learn.data, name) for name in ("train_dl", "valid_dl", "test_dl")}
 
 
-def copy_attributes(callbacks: Sequence[Callback], shared: Sequence[Any]) -> None:
-    """Give callbacks copies of their attributes; what is ``shared``, or cannot be copied, stays what it is.
-
-    What several attributes hold is one thing in the copies too.
-    """
-    memo: dict[int, Any] = {id(one): one for one in shared}
-    for callback in callbacks:
-        for name, value in list(vars(callback).items()):
-            known = set(memo)
-            try:
-                vars(callback)[name] = copy.deepcopy(value, memo)
-            except Exception:  # whatever a lock, an open file or a generator says to being copied
-                for key in memo.keys() - known:  # halves of copies
-                    del memo[key]
+def not_owned(learn: Learner, owners: Sequence[Any]) -> list[Any]:
+    """Return what callbacks and metrics may refer to but do not own."""
+    entered = {id(value) for value in (learn.model, learn.loss_func, *owners)}
+    return [learn, learn.data, *(value for value in vars(learn).values() if id(value) not in entered)]

@@ -1,4 +1,4 @@
-"""Seeds and the states of the global random generators."""
+"""Seeds, and the states of global and of other random generators."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import numpy as np
 import torch
 
 from minifast.utils.checks import check_count
+
+GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
 
 def get_rng_states() -> dict[str, Any]:
@@ -55,3 +57,54 @@ def set_rng_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def is_generator(value: Any) -> bool:
+    """Return whether ``value`` is a random generator of torch, NumPy or Python whose state can be read."""
+    return isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
+
+
+def generator_state(generator: Any) -> Any:
+    """Return the state of a generator, as a tensor or plain values.
+
+    >>> generator = np.random.Generator(np.random.MT19937(0))
+    >>> state = generator_state(generator)
+    >>> first = generator.random()
+    >>> set_generator_state(generator, state)
+    >>> generator.random() == first
+    True
+    """
+    if isinstance(generator, torch.Generator):
+        return generator.get_state()
+    if isinstance(generator, random.Random):
+        return generator.getstate()
+    if isinstance(generator, np.random.RandomState):
+        return _as_lists(generator.get_state(legacy=False))
+    bit_generator = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+    return _as_lists(bit_generator.state)
+
+
+def set_generator_state(generator: Any, state: Any) -> None:
+    """Restore a state that ``generator_state`` returned."""
+    if isinstance(generator, torch.Generator):
+        generator.set_state(state)
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(_as_arrays(state))
+    else:
+        bit_generator = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        bit_generator.state = _as_arrays(state)
+
+
+def _as_lists(state: Any) -> Any:
+    """Return a state of NumPy's without arrays, which a checkpoint could not hold."""
+    if isinstance(state, dict):
+        return {name: _as_lists(value) for name, value in state.items()}
+    return ["array", str(state.dtype), state.tolist()] if isinstance(state, np.ndarray) else state
+
+
+def _as_arrays(state: Any) -> Any:
+    if isinstance(state, dict):
+        return {name: _as_arrays(value) for name, value in state.items()}
+    return np.array(state[2], dtype=state[1]) if isinstance(state, list) and state[:1] == ["array"] else state

@@ -1,0 +1,201 @@
+"""Find the objects with state that other objects hold, wherever they hold them.
+
+The walk goes through attributes, containers, partial functions, bound methods and callable objects. Through functions
+and classes it looks for random generators only: other variables that a function uses belong to the caller.
+"""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections import Counter, OrderedDict, defaultdict, deque
+from collections.abc import Collection, Iterator, Mapping
+from functools import lru_cache, partial
+from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from minifast.utils.random import is_generator
+
+SCALARS = (bool, int, float, complex, str, bytes, type(None))
+CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter, bytearray)
+MOST = 1000  # elements of a container that are searched for state
+OPAQUE = {  # packages whose objects hold nothing that decides a training
+    *("threading", "multiprocessing", "logging", "concurrent", "asyncio", "socket", "subprocess", "io", "weakref"),
+    *("matplotlib", "pandas", "h5py", "PIL", "pyarrow", "tensorboard", "IPython", "pathlib", "fastprogress"),
+}
+LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "torchvision", "minifast", *OPAQUE} - {"__main__"}
+CHANGING = {  # methods that change the object they belong to
+    *("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "popleft"),
+    *("remove", "discard", "clear", "sort", "reverse", "rotate", "__setitem__"),
+}
+
+
+class Node(NamedTuple):
+    """An object with state: its path, itself, and whether it is part of the data."""
+
+    path: str
+    value: Any
+    in_data: bool
+
+
+def walk(
+    roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = (), seen: set[int] | None = None
+) -> Iterator[Node]:
+    """Yield each object with state that ``roots`` hold, once.
+
+    Args:
+        roots: objects by name; the name begins the paths.
+        data: names of the roots that are data.
+        stop: objects that are not entered.
+        seen: ids of the objects already visited; ids are added.
+    """
+    seen = set() if seen is None else seen
+    seen |= {id(value) for value in stop}
+    waiting = [(Node(name, value, name in data), False) for name, value in reversed(list(roots.items()))]
+    alive = []  # so that no id is used twice
+    while waiting:
+        node, generators_only = waiting.pop()
+        value = node.value
+        if type(value) in SCALARS or id(value) in seen:
+            continue
+        seen.add(id(value))
+        alive.append(value)
+        if isinstance(value, (DataLoader, Dataset, Sampler)):
+            node = node._replace(in_data=True)
+        if not generators_only or is_generator(value):
+            yield node
+        is_code = isinstance(value, (FunctionType, type))
+        children = _children_of_code(value) if is_code else {} if generators_only else _children(value)
+        for name, child in reversed(list(children.items())):
+            if type(child) not in SCALARS:
+                waiting.append((Node(f"{node.path}{name}", child, node.in_data), generators_only or is_code))
+
+
+def _children(value: Any) -> dict[str, Any]:
+    """Return what an object holds, by the end of its path."""
+    if isinstance(value, (Tensor, np.ndarray, np.generic, ModuleType, *SCALARS)) or is_generator(value):
+        return {}
+    if isinstance(value, dict):
+        return {f"[{key!r}]": value[key] for key in list(value)[:MOST]}
+    if isinstance(value, (list, tuple, deque)):
+        return {f"[{i}]": element for i, element in zip(range(MOST), value, strict=False)}
+    if isinstance(value, partial):
+        return {".func": value.func, ".args": value.args, ".keywords": value.keywords}
+    if isinstance(value, MethodType):
+        return {".__self__": value.__self__, ".__func__": value.__func__}
+    if isinstance(value, BuiltinMethodType):
+        return {".__self__": value.__self__}
+    if type(value).__module__.partition(".")[0] in OPAQUE:
+        return {}
+    children = {f".{name}": child for name, child in attributes_of(value).items() if name != "_iterator"}
+    if type(value).__module__.partition(".")[0] not in LIBRARIES:
+        children[".__class__"] = type(value)
+    return children
+
+
+def _children_of_code(value: Any) -> dict[str, Any]:
+    """Return what a function or a class uses: its variables, defaults and the functions that it calls."""
+    if (value.__module__ or "").partition(".")[0] in LIBRARIES:
+        return {}
+    if isinstance(value, type):
+        members = {f".{name}": getattr(child, "__func__", child) for name, child in vars(value).items()}
+        members |= {f".__base{i}__": base for i, base in enumerate(value.__bases__)}
+        properties = {name: child.fget for name, child in members.items() if isinstance(child, property)}
+        return {n: child for n, child in (members | properties).items() if _is_code(child) or is_generator(child)}
+    cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
+    variables: dict[str, Any] = {}
+    for name, cell in cells:
+        try:
+            variables[f".{name}"] = cell.cell_contents
+        except ValueError:  # not assigned yet
+            continue
+    variables |= {f".default{i}": default for i, default in enumerate(value.__defaults__ or ())}
+    variables |= {f".{name}": default for name, default in (value.__kwdefaults__ or {}).items()}
+    for name in _names(value.__code__):
+        if name in value.__globals__:
+            variables.setdefault(f".{name}", value.__globals__[name])
+    return {name: child for name, child in variables.items() if isinstance(child, FunctionType) or is_generator(child)}
+
+
+def _is_code(value: Any) -> bool:
+    return isinstance(value, (FunctionType, type))
+
+
+@lru_cache(maxsize=4096)
+def _names(code: CodeType) -> tuple[str, ...]:
+    inner = [name for constant in code.co_consts if isinstance(constant, CodeType) for name in _names(constant)]
+    return (*code.co_names, *inner)
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """Return an object's attributes, also those in slots.
+
+    >>> from torch import nn
+    >>> "p" in attributes_of(nn.Dropout(0.5))
+    True
+    """
+    attributes = dict(getattr(value, "__dict__", {}))
+    if isinstance(value, torch.optim.Optimizer):  # the groups and their state are the optimizer's own to copy
+        return {name: v for name, v in attributes.items() if name not in ("state", "param_groups", "defaults")}
+    for cls in type(value).__mro__[:-1]:
+        slots = vars(cls).get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            if name not in ("__dict__", "__weakref__") and not name.startswith("__") and hasattr(value, name):
+                attributes.setdefault(name, getattr(value, name))
+    return attributes
+
+
+@lru_cache(maxsize=1024)
+def changing_attributes(cls: type) -> frozenset[str]:
+    """Return the names of attributes that methods of ``cls`` change after ``__init__``: counters, caches, files.
+
+    >>> class Reader:
+    ...     def __init__(self, size):
+    ...         self.size, self.reads, self.file = size, 0, None
+    ...     def read(self):
+    ...         self.reads += 1
+    ...         self.file = self.file or open("x")
+    >>> sorted(changing_attributes(Reader))
+    ['file', 'reads']
+    """
+    names: set[str] = set()
+    for owner in cls.__mro__:
+        if owner in (object, nn.Module, Dataset, DataLoader):
+            continue
+        functions = {name: getattr(member, "__func__", member) for name, member in vars(owner).items()}
+        functions = {name: member for name, member in functions.items() if isinstance(member, FunctionType)}
+        starts = [name for name in functions if name in ("__init__", "__new__", "__post_init__", "__setstate__")]
+        initial = set(starts)
+        while starts:  # and what they call
+            used = set(_names(functions[starts.pop()].__code__)) & functions.keys() - initial
+            initial |= used
+            starts += used
+        for name, function in functions.items():
+            if name not in initial:
+                names |= _changed_by(function.__code__)
+    return frozenset(names)
+
+
+def _changed_by(code: CodeType) -> set[str]:
+    names: set[str] = set()
+    loaded: str | None = None  # the attribute that the instruction before loaded
+    for instruction in dis.get_instructions(code):
+        kind, argument = instruction.opname, instruction.argval
+        if kind in ("STORE_ATTR", "DELETE_ATTR"):
+            names.add(argument)
+        elif kind in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(argument, str):
+            if loaded and (argument in CHANGING or (argument.endswith("_") and not argument.startswith("__"))):
+                names.add(loaded)
+            loaded = argument
+            continue
+        elif kind in ("STORE_SUBSCR", "DELETE_SUBSCR", "STORE_SLICE") and loaded:
+            names.add(loaded)
+        if not kind.startswith(("LOAD_FAST", "LOAD_CONST", "LOAD_GLOBAL", "LOAD_DEREF", "LOAD_NAME", "CACHE", "COPY")):
+            loaded = None
+    inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    return names.union(*map(_changed_by, inner))
