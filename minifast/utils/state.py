@@ -165,7 +165,8 @@ def plain_attributes(
         for name, value in own.items():
             if isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES:
                 continue
-            changes = name in changing_attributes(type(owner)) or name == "epoch"
+            is_order = in_data and name in ("epoch", "seed")  # a seed may be sampled
+            changes = is_order or name in changing_attributes(owner.__class__)
             plain = to_plain(value) if not in_data or _is_small(owner, value, changes) else UNKNOWN
             if plain is not UNKNOWN:
                 yield Attribute(f"{path}.{name}", owner, name, plain, changes)

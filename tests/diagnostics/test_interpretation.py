@@ -105,7 +105,7 @@ def test_the_inputs_are_those_of_the_items_also_where_their_order_is_drawn(ds_ty
     data = DataBunch(DataLoader(items, 7, shuffle=True, generator=generator), DataLoader(items, 7), device="cpu")
     learn = Learner(data, simple_ann(1, 1), silent=True)
     found = Interpretation.from_learner(learn, ds_type)
-    learn.get_preds(DatasetType.Train)  # which goes on in the order
+    next(iter(learn.data.train_dl))  # which moves the data order on
     _, indices = found.top_losses(5)
     assert torch.cat(found.inputs(indices)).tolist() == found.y_true[indices].tolist()
 
