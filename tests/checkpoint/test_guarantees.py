@@ -398,7 +398,7 @@ def test_a_refused_finder_leaves_the_record_of_the_fit() -> None:
     learn = toy_learner()
     learn.fit(1)
     recorder = learn.recorder
-    with pytest.raises(ValueError, match="wd is -1"):
+    with pytest.raises(ValueError, match="`wd` must be at least 0, got -1"):
         learn.lr_find(wd=-1)
     assert learn.recorder is recorder
     assert learn.history == [recorder]
@@ -661,7 +661,7 @@ def test_another_seed_gives_other_bits() -> None:
     first = torch.rand(3)
     set_seed(2)
     assert not torch.equal(first, torch.rand(3))
-    with pytest.raises(TypeError, match="n is 'a'"):
+    with pytest.raises(TypeError, match="`n` must be an integer, got .a."):
         set_seed("a")
 
 
