@@ -661,7 +661,7 @@ def test_another_seed_gives_other_bits() -> None:
     first = torch.rand(3)
     set_seed(2)
     assert not torch.equal(first, torch.rand(3))
-    with pytest.raises(TypeError, match="`n` must be an integer, got .a."):
+    with pytest.raises(TypeError, match=r"`n` must be an integer, got .a."):
         set_seed("a")
 
 
