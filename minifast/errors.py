@@ -28,6 +28,10 @@ class DataError(MinifastError, ValueError):
     """The data cannot be used: a missing folder, a broken file, labels that do not match."""
 
 
+class EmptyEpochError(DataError):
+    """A part of the data gives no batch in an epoch."""
+
+
 class DownloadError(MinifastError, OSError):
     """An archive cannot be downloaded, is not the expected one, or would write outside its folder."""
 

@@ -1,4 +1,4 @@
-"""Loss functions, the choice of a default loss, and what a loss says about its inputs."""
+"""Loss functions, the default loss of a data set, and the weight of a batch in a mean loss."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.utils.checks import check_number, check_word
+from minifast.utils.tensors import as_arguments, count_samples, map_tensors
 
 
 class MSELossFlat(nn.MSELoss):
-    """The mean squared error of outputs in the shape of the targets, so that (n, 1) and (n,) fit each other."""
+    """Mean squared error of outputs reshaped to the targets' shape, so that (n, 1) and (n,) fit each other."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the error."""
@@ -26,7 +27,7 @@ LOSSES = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number
 
 
 def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
-    """Return the loss that fits the targets of a data set, or None where they do not say."""
+    """Return the default loss for the targets of a data set, or None where the targets do not determine it."""
     if classes is not None:
         return nn.CrossEntropyLoss()
     try:
@@ -39,21 +40,21 @@ def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
 
 
 def classes_of(dataset: Any) -> list[Any] | None:
-    """Return the classes that a data set, or the whole of a part of it, names; None where it names none."""
+    """Return the class names of a data set or of the data set that it is a subset of; None without names."""
     while dataset is not None and not hasattr(dataset, "classes"):
-        dataset = getattr(dataset, "dataset", None)  # a Subset's whole
+        dataset = getattr(dataset, "dataset", None)  # of a Subset
     classes = getattr(dataset, "classes", None)
     return None if classes is None else list(classes)
 
 
 class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
-    """Cross entropy against targets of ``1 - eps`` for the class and ``eps`` spread evenly over all classes.
+    """Cross entropy against targets of ``1 - eps`` for the class plus ``eps`` spread evenly over all classes.
 
-    That is torch's ``CrossEntropyLoss(label_smoothing=eps)`` under fastai v1's name, and v1's formula; the classes are
-    in dimension 1, where v1 had the last. The validation loss is smoothed too, so it is higher than without.
+    This is torch's ``CrossEntropyLoss(label_smoothing=eps)`` under fastai v1's name. The classes are in dimension 1;
+    fastai v1 had them in the last. The validation loss is smoothed too, so it is higher than without smoothing.
 
     Args:
-        eps: how much to spread, in [0, 1].
+        eps: the probability to spread, in [0, 1].
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
 
     Source: C. Szegedy et al., "Rethinking the Inception architecture for computer vision" (2016), section 7.
@@ -68,13 +69,13 @@ class LabelSmoothingCrossEntropy(nn.CrossEntropyLoss):
 
 
 class MixUpLoss(nn.Module):
-    """The loss of items that are mixed of two: ``share`` of the loss against ``target``, the rest against ``other``.
+    """Loss of samples mixed of two: ``share`` of the loss against ``target``, the rest against ``other``.
 
-    Without ``other``, as in validation, it is the loss itself.
+    Without ``other``, as in validation, it is ``loss_func`` itself.
 
     Args:
-        loss_func: the loss of (output, target). Sum or mean of the items, as its ``reduction`` says (weights of
-            classes do not weigh the mean); a function without one is called item by item.
+        loss_func: the loss of (output, target). Its ``reduction`` decides between sum and mean; the mean of mixed
+            samples does not use class weights. A function without a reduction is called sample by sample.
 
     >>> loss = MixUpLoss(nn.MSELoss())
     >>> outputs, ones, zeros = torch.ones(2), torch.ones(2), torch.zeros(2)
@@ -85,41 +86,176 @@ class MixUpLoss(nn.Module):
     def __init__(self, loss_func: Any) -> None:
         super().__init__()
         self.loss_func = loss_func
-        self.reduction = getattr(loss_func, "reduction", "mean")
+        self.reduction = reduction_of(loss_func)
 
     def forward(self, output: Tensor, target: Tensor, other: Any = None, share: Any = None) -> Tensor:
         """Return the loss of a batch; ``share`` is ``(n,)``."""
         if other is None:
             plain: Tensor = self.loss_func(output, target)
             return plain
-        first, second = (item_losses(self.loss_func, output, each) for each in (target, other))
+        first, second = (sample_losses(self.loss_func, output, values) for values in (target, other))
         losses = torch.lerp(second, first, share.view(-1, *[1] * (first.ndim - 1)).to(first.dtype))
         return losses.sum() if self.reduction == "sum" else losses.mean()
 
 
-def unmixed(loss_func: Any) -> Any:
-    """Return the loss that mixed items are trained with, as it is for others."""
+# --- what kind of loss a function is
+
+
+def unwrap_mixup(loss_func: Any) -> Any:
+    """Return the loss inside a MixUpLoss, and any other loss as it is."""
     return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
 
 
-def bare(loss_func: Any) -> Any:
-    """Return a loss without mixing, and a function without the arguments that are bound to it."""
-    loss_func = unmixed(loss_func)
+def unwrap_loss(loss_func: Any) -> Any:
+    """Return a loss without MixUpLoss around it and without arguments bound by ``functools.partial``."""
+    loss_func = unwrap_mixup(loss_func)
     return loss_func.func if isinstance(loss_func, partial) else loss_func
 
 
-def is_a(loss_func: Any, kind: type[nn.Module], function: Any) -> bool:
-    """Whether a loss is of torch's ``kind``, or derived from it, or the ``function`` of it, also with arguments bound.
+def is_loss(loss_func: Any, kind: type[nn.Module], function: Any) -> bool:
+    """Return whether a loss is an instance of torch's ``kind`` or its ``function``, also with arguments bound.
 
-    >>> is_a(nn.MSELoss(), nn.MSELoss, None), is_a(partial(functional.l1_loss), nn.L1Loss, functional.l1_loss)
+    >>> is_loss(nn.MSELoss(), nn.MSELoss, None), is_loss(partial(functional.l1_loss), nn.L1Loss, functional.l1_loss)
     (True, True)
     """
-    return isinstance(bare(loss_func), kind) or bare(loss_func) is function
+    loss_func = unwrap_loss(loss_func)
+    return isinstance(loss_func, kind) or loss_func is function
 
 
 def is_cross_entropy(loss_func: Any) -> bool:
-    """Whether a loss is torch's cross entropy, or derived from it."""
-    return is_a(loss_func, nn.CrossEntropyLoss, functional.cross_entropy)
+    """Return whether a loss is torch's cross entropy or derived from it."""
+    return is_loss(loss_func, nn.CrossEntropyLoss, functional.cross_entropy)
+
+
+def setting_of(loss_func: Any, name: str, default: Any) -> Any:
+    """Return a setting of a loss, such as ``reduction``: bound by ``functools.partial``, or the loss's attribute.
+
+    >>> setting_of(partial(functional.cross_entropy, ignore_index=0), "ignore_index", -100)
+    0
+    """
+    loss_func = unwrap_mixup(loss_func)
+    bound = loss_func.keywords if isinstance(loss_func, partial) else {}
+    return bound[name] if name in bound else getattr(unwrap_loss(loss_func), name, default)
+
+
+def reduction_of(loss_func: Any) -> str:
+    """Return the reduction of a loss; a loss that names none counts as a mean.
+
+    >>> reduction_of(nn.MSELoss(reduction="sum")), reduction_of(lambda output, target: output.mean())
+    ('sum', 'mean')
+    """
+    reduction = setting_of(loss_func, "reduction", "mean")
+    return reduction if isinstance(reduction, str) else "mean"
+
+
+# --- the weight of a batch
+
+
+def _elementwise() -> tuple[tuple[type[nn.Module], ...], tuple[Any, ...]]:
+    names = ("MSE", "L1", "SmoothL1", "Huber", "BCE", "BCEWithLogits", "SoftMargin", "HingeEmbedding", "KLDiv")
+    functions = ("mse", "l1", "smooth_l1", "huber", "soft_margin", "poisson_nll", "gaussian_nll", "hinge_embedding")
+    classes = tuple(getattr(nn, f"{name}Loss") for name in (*names, "PoissonNLL", "GaussianNLL"))
+    others = (functional.binary_cross_entropy, functional.binary_cross_entropy_with_logits, functional.kl_div)
+    return classes, (*(getattr(functional, f"{name}_loss") for name in functions), *others)
+
+
+ELEMENTWISE, ELEMENTWISE_FUNCTIONS = _elementwise()  # losses of torch whose mean is over the elements of the targets
+
+
+def loss_weight(loss_func: Any, targets: Any, inputs: Any = None) -> Any:
+    """Return the weight of a batch's loss, so that the weighted mean over batches is the loss of all samples.
+
+    This is the only function that answers this question. The weight is what the loss divides by:
+
+    - cross entropy and NLL: the number of targets that are not ``ignore_index``, or the sum of their class weights;
+    - losses that are a mean over elements, such as ``MSELoss`` and ``BCEWithLogitsLoss``: the number of elements;
+    - ``reduction="sum"``: 1. Sums of batches add up; see ``is_summed``.
+    - any other loss: the number of samples. **A loss of your own is assumed to be the mean over the samples.**
+      ``learn.check()`` reports a loss for which the weight is wrong.
+
+    Args:
+        loss_func: the loss of (output, \\*targets): a module, a function, either with arguments bound by
+            ``functools.partial``, or one of these in a ``MixUpLoss``.
+        targets: the targets of the batch, as the loss gets them.
+        inputs: the inputs of the batch, which count the samples where the targets cannot.
+
+    Returns:
+        A number, or for targets on another device than the CPU a tensor there, so that nothing waits for the device.
+
+    >>> loss_weight(nn.CrossEntropyLoss(), torch.tensor([2, 0, -100])), loss_weight(nn.MSELoss(), torch.zeros(4, 3))
+    (2, 12)
+    >>> round(loss_weight(nn.CrossEntropyLoss(torch.tensor([0.1, 1.0, 10.0])), torch.tensor([2, 0, -100])), 4)
+    10.1
+    """
+    if is_summed(loss_func):
+        return 1
+    values = as_arguments(targets)
+    target = values[0] if len(values) else None
+    if not isinstance(target, Tensor):
+        return count_samples(targets, inputs)
+    if is_cross_entropy(loss_func) or is_loss(loss_func, nn.NLLLoss, functional.nll_loss):
+        if target.is_floating_point():  # probabilities of the classes, in dimension 1
+            return target.numel() // target.shape[1] if target.ndim > 1 else 1
+        if isinstance(loss_func, MixUpLoss) and len(values) > 1:
+            return target.numel()
+        return _class_weight(target, setting_of(loss_func, "weight", None), setting_of(loss_func, "ignore_index", -100))
+    kind = unwrap_loss(loss_func)
+    if (isinstance(kind, ELEMENTWISE) or kind in ELEMENTWISE_FUNCTIONS) and reduction_of(loss_func) == "mean":
+        return target.numel()
+    return count_samples(targets, inputs)
+
+
+def _class_weight(target: Tensor, weight: Tensor | None, ignore_index: int) -> Any:
+    counted = target != ignore_index
+    if weight is None:
+        total = counted.sum()
+    else:
+        total = (weight.to(target.device)[target.masked_fill(~counted, 0)] * counted).sum()
+    return total.item() if total.is_cpu else total
+
+
+def is_summed(loss_func: Any) -> bool:
+    """Return whether a loss is a sum over the batch (``reduction="sum"``).
+
+    The loss of several batches is then the sum of their losses, as it would be of one big batch.
+    """
+    return reduction_of(loss_func) == "sum"
+
+
+def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = None) -> tuple[float, float] | None:
+    """Return the loss of a batch and the loss that its two parts add up to, where the two differ; else None.
+
+    The parts are a third of the batch and the rest, weighted by ``loss_weight``. Where the losses differ, the weight
+    of ``loss_func`` is not known: a mean over batches then depends on the batch size.
+
+    >>> outputs, targets = torch.arange(6.0), torch.zeros(6)
+    >>> batch_size_effect(nn.MSELoss(), outputs, targets) is None
+    True
+    >>> batch_size_effect(lambda output, target: (output - target).sum(), outputs, targets)
+    (15.0, 9.666666666666666)
+    """
+    n = count_samples(targets, inputs)
+    if n < 2:
+        return None
+    cut = max(1, n // 3)
+    total = weights = 0.0
+    with torch.no_grad():
+        whole = float(loss_func(outputs, *as_arguments(targets)))
+        for rows in (slice(None, cut), slice(cut, None)):
+            output, target, x = (_take_rows(values, rows, n) for values in (outputs, targets, inputs))
+            weight = float(loss_weight(loss_func, target, x))
+            if weight:
+                total += weight * float(loss_func(output, *as_arguments(target)))
+                weights += weight
+    combined = total if is_summed(loss_func) else total / weights if weights else whole
+    return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
+
+
+def _take_rows(values: Any, rows: slice, n: int) -> Any:
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)
+
+
+# --- activations and losses of samples
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -131,28 +267,28 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_name(loss_func: Any) -> str:
-    """Return what belongs to a loss: softmax to cross entropy, exp to NLL, a sigmoid to binary cross entropy.
+    """Return the activation that belongs to a loss: softmax for cross entropy, exp for NLL, sigmoid for binary ones.
 
     A loss of your own may have an attribute ``activation`` with one of these words, or ``"none"``.
 
     >>> activation_name(nn.CrossEntropyLoss()), activation_name(nn.MSELoss())
     ('softmax', 'none')
     """
-    loss_func = unmixed(loss_func)
-    said = getattr(loss_func, "activation", None)
-    if isinstance(said, str):
-        return check_word("the loss's activation", said, list(ACTIVATIONS))
+    loss_func = unwrap_mixup(loss_func)
+    name = getattr(loss_func, "activation", None)
+    if isinstance(name, str):
+        return check_word("the loss's activation", name, list(ACTIVATIONS))
     if is_cross_entropy(loss_func):
         return "softmax"
-    if is_a(loss_func, nn.NLLLoss, functional.nll_loss):
+    if is_loss(loss_func, nn.NLLLoss, functional.nll_loss):
         return "exp"
-    if is_a(loss_func, nn.BCEWithLogitsLoss, functional.binary_cross_entropy_with_logits):
+    if is_loss(loss_func, nn.BCEWithLogitsLoss, functional.binary_cross_entropy_with_logits):
         return "sigmoid"
     return "none"
 
 
 def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
-    """Return the function of ``activation_name``.
+    """Return the activation that ``activation_name`` names, as a function.
 
     >>> activation_of(nn.CrossEntropyLoss())(torch.tensor([[0.0, 0.0]]))
     tensor([[0.5000, 0.5000]])
@@ -160,19 +296,19 @@ def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[activation_name(loss_func)]
 
 
-def item_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
-    """Return the loss of each item: ``(n,)`` for losses of a number an item, else in the shape of the targets.
+def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each sample: ``(n,)`` for losses of one number per sample, else the shape of the targets.
 
-    >>> item_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
+    >>> sample_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor([0., 4.])
     """
     losses: Any
-    loss_func = unmixed(loss_func)
+    loss_func = unwrap_mixup(loss_func)
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
-        each: Any = copy.copy(loss_func)
-        each.reduction = "none"
-        losses = each(outputs, targets)
-    elif getattr(getattr(loss_func, "func", loss_func), "__module__", "") == functional.__name__:  # of a partial too
+        unreduced: Any = copy.copy(loss_func)
+        unreduced.reduction = "none"
+        losses = unreduced(outputs, targets)
+    elif getattr(getattr(loss_func, "func", loss_func), "__module__", "") == functional.__name__:  # also of a partial
         losses = loss_func(outputs, targets, reduction="none")
     else:
         losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])

@@ -1,35 +1,41 @@
-"""Steps that are made of several batches."""
+"""Gradient accumulation: optimizer steps made of several batches."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from minifast.errors import MinifastError
+from minifast.losses import is_summed, loss_weight
+from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import count_samples
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
 class AccumulateScheduler(LearnerCallback):
-    """Makes a step of the optimizer every ``n_step`` batches, with the mean of their gradients over all their items.
+    """Make one optimizer step every ``n_step`` batches, with the gradient of one big batch of all their samples.
 
-    So a step is that of one big batch, but for what the model itself makes of a batch (BatchNorm's statistics). The
-    last batches of an epoch, where they are fewer, make a step of their own, divided by the items they have. Schedules
-    stand still between steps: each trains at the rate that its first batch came with. A point of ``lr_find`` is a step.
-    Losses need not be sums as in fastai v1; where ``reduction`` is ``"sum"``, the gradient is divided by the items too.
+    The gradients are averaged with the weights of ``minifast.losses.loss_weight``: samples, or what the loss divides
+    by, such as class weights or targets other than ``ignore_index``. Gradients of a loss with ``reduction="sum"`` are
+    added; fastai v1 divided them by the samples, for which you now pass the mean. BatchNorm still sees single batches.
+
+    The last batches of an epoch make a step of their own where they are fewer. A schedule moves once per step, which
+    uses the learning rate of its first batch; a point of ``lr_find`` is a step. A batch whose loss counts nothing, such
+    as one where all targets are ``ignore_index``, adds nothing to the step, and its loss is recorded as 0.
 
     Args:
         learn: the learner.
-        n_step: how many batches make a step.
-        drop_last: drop what is left at the end of an epoch. In an epoch that a callback ends early it is dropped too.
+        n_step: the number of batches in a step.
+        drop_last: drop the incomplete step at the end of an epoch. It is always dropped where a callback ends the
+            epoch early.
 
     Raises:
-        MinifastError: with ``drop_last`` an epoch has too few batches for a step.
+        MinifastError: with ``drop_last``, an epoch has too few batches for a step.
 
     >>> from minifast import DataBunch, Learner, simple_ann
     >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
@@ -40,7 +46,7 @@ class AccumulateScheduler(LearnerCallback):
     tensor(3.)
     """
 
-    _order = -40  # before those that look at the gradients of a step
+    _order = -40  # before the callbacks that read the gradient of a step, and before MixedPrecision unscales it
     must_match = ("n_step", "drop_last")
 
     def __init__(self, learn: Learner | None = None, n_step: int = 1, drop_last: bool = False) -> None:
@@ -50,52 +56,69 @@ class AccumulateScheduler(LearnerCallback):
         self._begin()
 
     def _begin(self) -> None:
-        self._batches = 0  # whose gradients are held
-        self._items = 0  # in them
-        self._unit = 1  # the gradients held are their sum over items, divided by this
+        self._batches = 0  # accumulated so far
+        self._weight: Any = 0  # of these batches
+        self._batch_weight: Any = 0  # of the current batch
+        self._unit: Any = 1  # the accumulated gradients are their weighted sum, divided by this
 
     def on_train_begin(self) -> None:
-        """Begin with nothing; refuse what could never step."""
+        """Start without gradients; raise an error if no step is possible."""
         self._begin()
         n_batches = len(self.learn.data.train_dl)
         if self.drop_last and n_batches < self.n_step:
             raise MinifastError(
-                f"n_step is {self.n_step} and an epoch has {n_batches} batches, so with drop_last there is never a "
-                f"step; lower n_step, or leave drop_last out."
+                f"`n_step` is {self.n_step} but an epoch has {n_batches} batches, so with `drop_last` there is never a "
+                f"step; use a lower `n_step`, or leave out `drop_last`."
             )
 
-    def on_backward_begin(self, last_target: Any) -> None:
-        """Bring what is held into the unit in which this batch's gradient will come."""
-        # A mean has its own batch's items in it, a sum has not. Equal batches need no multiplication.
-        unit = 1 if getattr(self.learn.loss_func, "reduction", "mean") == "sum" else count_samples(last_target)
-        if self._items and unit != self._unit:
+    def on_backward_begin(self, last_input: Any, last_target: Any, last_loss: Any, raw_losses: Losses) -> None:
+        """Rescale the accumulated gradients so that this batch's gradient can be added to them."""
+        if self.n_step == 1 or is_summed(self.learn.loss_func):
+            self._batch_weight = 1
+            return
+        # The mean of a batch is its sum divided by the weight; where weights are equal, nothing is multiplied.
+        weight = self._batch_weight = loss_weight(self.learn.loss_func, last_target, last_input)
+        if isinstance(weight, Tensor):
+            unit: Any = torch.where(weight == 0, 1, weight)
+            raw_losses.replace_last(torch.where(weight == 0, 0, last_loss.detach()))
+        else:
+            unit = weight or 1
+            if not weight:
+                raw_losses.replace_last(torch.zeros(()))
+        if self._batches and _differ(unit, self._unit):
             self._multiply(self._unit / unit)
         self._unit = unit
 
-    def on_backward_end(
-        self, last_target: Any, num_batch: int, stop_epoch: bool, skip_bwd: bool
-    ) -> dict[str, bool] | None:
-        """Divide what is held by its items and let the optimizer step, or wait for the next batch."""
+    def on_backward_end(self, num_batch: int, stop_epoch: bool, skip_bwd: bool) -> dict[str, bool] | None:
+        """Divide the accumulated gradients by their weight and let the optimizer step, or wait for the next batch."""
         if not skip_bwd:
             self._batches += 1
-            self._items += count_samples(last_target)
+            self._weight += self._batch_weight
         if self._batches < self.n_step:
             if not stop_epoch and num_batch + 1 < len(self.learn.data.train_dl):
                 return {"skip_step": True, "skip_zero": True}
             if self.drop_last:
                 self._begin()
                 return {"skip_step": True}
-        if self._items and self._items != self._unit:
-            self._multiply(self._unit / self._items)
+        if self._batches > 1 and not is_summed(self.learn.loss_func):
+            total = self._weight
+            total = torch.where(total == 0, self._unit, total) if isinstance(total, Tensor) else total or self._unit
+            if _differ(total, self._unit):
+                self._multiply(self._unit / total)
         self._begin()
         return None
 
     def on_epoch_end(self) -> None:
-        """Drop what an epoch that ended early left."""
-        if self._items:
+        """Drop the gradients of an epoch that ended early."""
+        if self._batches:
             self._begin()
             self.learn.opt.zero_grad()
 
-    def _multiply(self, factor: float) -> None:
+    def _multiply(self, factor: Any) -> None:
         parameters = self.learn.model.parameters()
         torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factor)
+
+
+def _differ(first: Any, second: Any) -> bool:
+    """Return whether two weights differ; tensors count as different, for to compare them is to wait for a device."""
+    return isinstance(first, Tensor) or isinstance(second, Tensor) or first != second

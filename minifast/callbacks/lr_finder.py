@@ -106,11 +106,8 @@ class LRFinder(ScheduledParameters):
         self.stopped = f"the optimizer made {len(self.lrs)} steps in {iteration + 1} batches"
         return {"stop_epoch": True, "stop_training": True}
 
-    def on_epoch_end(self, epoch: int, n_epochs: int, num_batch: int) -> dict[str, int] | None:
+    def on_epoch_end(self, epoch: int, n_epochs: int) -> dict[str, int] | None:
         """Add an epoch if steps are missing because each takes several batches."""
         if epoch + 1 < n_epochs or len(self.lrs) >= self.num_it:
-            return None
-        if not num_batch:
-            self.stopped = "the data has no more batches"
             return None
         return {"n_epochs": n_epochs + 1}

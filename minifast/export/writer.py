@@ -19,7 +19,7 @@ from minifast.data.loaders import as_images
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.export.graph import exported, torch_is_quiet, trace
-from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_name, unmixed
+from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_name, unwrap_mixup
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import import_optional
@@ -209,7 +209,7 @@ def model_inputs(data: DataBunch) -> Any:
 
 def describe_loss(loss_func: Any) -> dict[str, Any]:
     """Return what a file keeps of a loss: its name with how it is set where it is known, and its activation."""
-    loss_func = unmixed(loss_func)
+    loss_func = unwrap_mixup(loss_func)
     name = next((name for name in LOSSES if loss_func is FUNCTIONS.get(name) or type(loss_func) is LOSSES[name]), None)
     settings = {}
     if name and isinstance(loss_func, nn.Module):

@@ -14,7 +14,7 @@ from minifast.callbacks.recorder import as_number
 from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.errors import DataError
-from minifast.losses import activation_name, activation_of, is_cross_entropy, item_losses
+from minifast.losses import activation_name, activation_of, is_cross_entropy, sample_losses
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
 from minifast.training.callback import Callback, LearnerCallback
@@ -107,7 +107,7 @@ def get_preds(
     # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
     loss_func: Any = learn.loss_func
     loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
-    return [predictions, targets, item_losses(loss_func, outputs, targets)]
+    return [predictions, targets, sample_losses(loss_func, outputs, targets)]
 
 
 def pred_batch(

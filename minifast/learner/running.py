@@ -12,7 +12,7 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_guard import LastFiniteWeights, NaNGuard
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
-from minifast.errors import DataError, NonFiniteLossError
+from minifast.errors import DataError, EmptyEpochError, NonFiniteLossError
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -139,7 +139,12 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                     guard = NaNGuard(learn, recorder)
                     others = callbacks_for_run(learn, recorder, guard, observers=False)
                     callbacks = [*(callback for callback in others if not callback.controls), finder]
-                    run(learn, epochs, callbacks, recorder, on_nan="ignore")
+                    try:
+                        run(learn, epochs, callbacks, recorder, on_nan="ignore")
+                    except EmptyEpochError:
+                        if not finder.lrs:
+                            raise
+                        finder.stopped = "the data has no more batches"
     finally:
         learn.recorder = recorder or before
     stopped = finders[-1].stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, overload
 
@@ -12,33 +13,50 @@ from minifast.utils.tensors import read_floats
 
 
 class WeightedMean:
-    """A mean over batches, each weighted by its items; the sum stays on its device until it is read.
+    """Mean of values over batches, each with a weight; sums stay on their device until you read the mean.
+
+    A batch of weight 0 adds nothing, whatever its value is: the loss of a batch that counts no target is NaN.
 
     >>> mean = WeightedMean()
-    >>> mean.add(1.0, 1); mean.add(4.0, 2)
+    >>> mean.add(1.0, 1); mean.add(4.0, 2); mean.add(float("nan"), 0)
     >>> mean.read()
     3.0
     """
 
     def __init__(self) -> None:
         self._total: Any = 0.0
-        self._count = 0
+        self._weight: Any = 0
+        self._empty = True
 
-    def add(self, value: Any, n: int) -> None:
-        """Add the value of a batch of ``n`` items."""
-        self._total += n * (value.detach() if isinstance(value, Tensor) else value)
-        self._count += n
+    def add(self, value: Any, n: Any) -> None:
+        """Add the value of a batch with the weight ``n``, a number or a tensor of one number."""
+        value = value.detach() if isinstance(value, Tensor) else value
+        self._empty = False
+        if isinstance(n, Tensor):  # on a device, which a comparison would wait for
+            self._total += torch.where(n == 0, 0, n * value)
+        elif n:
+            self._total += n * value
+        self._weight += n
 
     def read(self) -> float | None:
-        """Return the mean, or None of nothing."""
-        if not self._count:
+        """Return the mean: None without a batch, NaN where all weights are 0."""
+        if self._empty:
             return None
-        mean = self._total / self._count
-        return read_floats(mean)[0] if isinstance(mean, Tensor) else float(mean)
+        if not isinstance(self._weight, Tensor) and not self._weight:
+            return math.nan
+        return _as_float(self._total / self._weight)
+
+    def read_sum(self) -> float | None:
+        """Return the weighted sum, or None without a batch."""
+        return None if self._empty else _as_float(self._total)
+
+
+def _as_float(value: Any) -> float:
+    return read_floats(value)[0] if isinstance(value, Tensor) else float(value)
 
 
 class SmoothenValue:
-    """An exponential moving average, corrected for its start at 0 (Kingma & Ba 2015, section 3).
+    """Exponential moving average with bias correction (Kingma & Ba 2015, section 3).
 
     >>> smooth = SmoothenValue(0.5)
     >>> smooth.add_value(1.0); smooth.add_value(2.0)
@@ -53,16 +71,16 @@ class SmoothenValue:
         self.smooth = 0.0
 
     def add_value(self, val: float) -> None:
-        """Take one more value in; ``smooth`` is the average after it."""
+        """Add a value and update ``smooth``."""
         self.n += 1
         self.mov_avg = self.beta * self.mov_avg + (1 - self.beta) * val
         self.smooth = self.mov_avg / (1 - self.beta**self.n)
 
 
 class Losses(Sequence[float]):
-    """The training losses of a fit, a float a batch, and their smoothed twin.
+    """Training losses of a fit, one float per batch, and their moving average.
 
-    On a device the losses stay there until somebody reads: ``append`` never waits for the device, reading does.
+    Losses on a device stay there until they are read: ``append`` never waits for the device, reading does.
     """
 
     def __init__(self, beta: float = 0.98) -> None:
@@ -72,45 +90,50 @@ class Losses(Sequence[float]):
         self._smoothed: list[float] = []
 
     def append(self, loss: Tensor) -> None:
-        """Add the loss of one more batch, a tensor without dimensions."""
+        """Add the loss of a batch, a tensor of one number."""
         if not isinstance(loss, Tensor):
-            raise TypeError(f"loss_func returned {loss!r}; it must return a tensor of one number.")
+            raise TypeError(f"`loss_func` must return a tensor of one number, got {loss!r}.")
         if loss.numel() != 1:
             raise ValueError(
-                f"loss_func returned a tensor of shape {tuple(loss.shape)}; a loss is one number a batch, "
-                f"such as the mean: give torch's losses reduction='mean'."
+                f"`loss_func` must return one number per batch, got a tensor of shape {tuple(loss.shape)}; "
+                f"take the mean, which torch's losses do with reduction='mean'."
             )
         if loss.is_cpu:
             self._values.append(loss.item())
         else:
             self._waiting.append(loss.detach().view(()))
 
+    def replace_last(self, loss: Tensor) -> None:
+        """Replace the loss that was added last."""
+        del (self._waiting or self._values)[-1]
+        self.append(loss)
+
     def restore(self, values: Sequence[float]) -> None:
-        """Hold ``values`` and nothing else, as if they had been appended one by one."""
+        """Replace all losses by ``values``."""
         self._waiting.clear()
         self._values[:] = values
         self._smoothed.clear()
         self._average = SmoothenValue(self._average.beta)
 
     def truncate(self, n: int) -> None:
-        """Forget all but the first ``n`` losses."""
+        """Keep the first ``n`` losses only."""
         del self.read()[n:]
         del self._smoothed[n:]
 
     @property
     def arrived(self) -> list[float]:
-        """The losses that reading costs nothing: all but those that wait on a device."""
+        """The losses that are on the CPU already; reading them waits for no device."""
         return self._values
 
     def read(self) -> list[float]:
-        """Return the losses as they came; the list grows with the fit."""
+        """Return all losses in order; the list grows with the fit."""
         if self._waiting:
             self._values += read_floats(torch.stack(self._waiting))
             self._waiting.clear()
         return self._values
 
     def smoothed(self) -> list[float]:
-        """Return the smoothed losses, as many as there are losses."""
+        """Return the moving average after each loss."""
         for value in self.read()[len(self._smoothed) :]:
             self._average.add_value(value)
             self._smoothed.append(self._average.smooth)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from minifast.errors import DataError
-from minifast.losses import bare, is_cross_entropy
+from minifast.losses import is_cross_entropy, unwrap_loss
 from minifast.utils.checks import shortlist
 from minifast.utils.tensors import as_arguments
 
@@ -25,7 +25,7 @@ REAL_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """Refuse outputs of another width than there are classes, or of another shape than real targets."""
-    loss_func, target = bare(learn.loss_func), as_arguments(target)[0]
+    loss_func, target = unwrap_loss(learn.loss_func), as_arguments(target)[0]
     broadcasts = type(loss_func) in REAL_LOSSES or loss_func in REAL_FUNCTIONS
     if broadcasts and getattr(output, "shape", None) != getattr(target, "shape", None):
         raise DataError(

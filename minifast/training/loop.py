@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from minifast.errors import EmptyEpochError
+from minifast.losses import is_summed, loss_weight
 from minifast.training.averages import WeightedMean
 from minifast.training.dispatcher import Dispatcher
-from minifast.utils.tensors import as_arguments, count_samples
+from minifast.utils.tensors import as_arguments, as_pair
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
 def fit(learn: Learner, dispatch: Dispatcher) -> None:
-    """Train until all epochs are done or a callback stops it; ``on_train_end`` happens whatever comes."""
+    """Train until all epochs are done or a callback stops; ``on_train_end`` happens in any case.
+
+    Raises:
+        EmptyEpochError: a part of the data gave no batch in an epoch.
+        DataError: a batch is no pair.
+    """
     state, bar = dispatch.state, dispatch.state.pbar
     try:
         bar.start(state.n_epochs)
@@ -25,12 +32,15 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             state.begin_epoch()
             learn.model.train()
             dispatch("on_epoch_begin", metrics=True)
-            for xb, yb in bar.track(state.batches(learn.data.train_dl)):
+            for batch in bar.track(state.batches(learn.data.train_dl)):
+                xb, yb = as_pair(batch)
                 one_batch(learn, xb, yb, dispatch)
                 if state.stop_epoch:
                     break
+            check_epoch(state.num_batch, "training", state.epoch, learn.data.train_dl)
             validated = bool(learn.data.valid_dl) and not state.skip_validate
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
+            check_epoch(not validated or state.last_metrics != [None], "validation", state.epoch, learn.data.valid_dl)
             dispatch("on_epoch_end", metrics=validated)
             state.end_epoch()
     except BaseException as error:
@@ -40,8 +50,17 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         dispatch.end()
 
 
+def check_epoch(n_batches: int, part: str, epoch: int, loader: Any) -> None:
+    """Raise an error if a part of the data gave no batch in an epoch."""
+    if not n_batches:
+        raise EmptyEpochError(
+            f"The {part} data gave no batch in epoch {epoch}, though the length of the loader is {len(loader)}. If it "
+            f"can be iterated only once, pass one that starts anew in each epoch, such as a torch DataLoader or a list."
+        )
+
+
 def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
-    """Train on one batch: forward, loss, backward, step, and an event before and after each."""
+    """Train on one batch: forward, loss, backward and step, with an event before and after each."""
     state = dispatch.state
     state.begin_batch(xb, yb, train=True)
     dispatch("on_batch_begin")
@@ -65,18 +84,23 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
 
 @torch.no_grad()
 def validate(learn: Any, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
-    """Return the mean loss over ``dl``, each batch weighted by its items; the model goes into evaluation mode."""
+    """Return the loss over all samples of ``dl``, or None without a batch; the model goes into evaluation mode.
+
+    It is the mean over what the loss counts (see ``minifast.losses.loss_weight``), or for a loss with
+    ``reduction="sum"`` the sum; so it does not depend on the batch size.
+    """
     state, mean = dispatch.state, WeightedMean()
     learn.model.eval()
-    for xb, yb in state.pbar.track(dl):
+    for batch in state.pbar.track(dl):
+        xb, yb = as_pair(batch, "validation")
         state.begin_batch(xb, yb, train=False)
         dispatch("on_batch_begin", metrics=True)
         state.last_output = learn.output_of(state.last_input)
         dispatch("on_loss_begin")
         if with_loss:
             state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
-            mean.add(state.last_loss, count_samples(state.last_target))
+            mean.add(state.last_loss, loss_weight(learn.loss_func, state.last_target, state.last_input))
         dispatch("on_batch_end", metrics=True)
         if state.stop_epoch:
             break
-    return mean.read()
+    return mean.read_sum() if is_summed(learn.loss_func) else mean.read()

@@ -18,7 +18,7 @@ from minifast import (
     TensorDataBunch,
     simple_ann,
 )
-from minifast.losses import MixUpLoss, activation_of, item_losses
+from minifast.losses import MixUpLoss, activation_of, sample_losses
 
 
 class Batches(Callback):
@@ -151,7 +151,7 @@ def test_pictures_with_a_class_a_pixel_are_mixed() -> None:
     output, target = torch.randn(4, 3, 5, 5), torch.randint(3, (4, 5, 5))
     share = torch.tensor([1.0, 1.0, 0.5, 0.5])
     loss = MixUpLoss(nn.CrossEntropyLoss())(output, target, target.flip(0), share)
-    each = [item_losses(nn.CrossEntropyLoss(), output, one).mean((1, 2)) for one in (target, target.flip(0))]
+    each = [sample_losses(nn.CrossEntropyLoss(), output, one).mean((1, 2)) for one in (target, target.flip(0))]
     assert loss.item() == pytest.approx((share * each[0] + (1 - share) * each[1]).mean().item(), rel=1e-5)
 
 

@@ -145,7 +145,7 @@ def test_epochs_may_be_a_whole_number_of_numpys() -> None:
         ("0.1", TypeError, r"`lr` must be a number, got '0\.1' of type str"),
         ("auto", TypeError, "`lr` must be a number, got 'auto' of type str"),
         (float("inf"), ValueError, "`lr` must be finite, got inf"),
-        (None, TypeError, "lr is None"),
+        (None, TypeError, "`lr` must be a learning rate, got None"),
         ([0.1, 0.2], ValueError, "lr has 2 values for 1 layer groups"),
     ],
 )
@@ -261,10 +261,14 @@ def test_a_target_to_ignore_is_in_range() -> None:
 @pytest.mark.parametrize(
     ("loss_func", "error", "message"),
     [
-        (nn.CrossEntropyLoss(reduction="none"), ValueError, r"loss_func returned a tensor of shape \(20,\); a loss"),
+        (
+            nn.CrossEntropyLoss(reduction="none"),
+            ValueError,
+            r"must return one number per batch, got a tensor of shape \(20,\)",
+        ),
         (lambda output, target: output, ValueError, r"of shape \(20, 2\)"),
-        (lambda output, target: 1.0, TypeError, "loss_func returned 1.0"),
-        (lambda output, target: None, TypeError, "loss_func returned None"),
+        (lambda output, target: 1.0, TypeError, "`loss_func` must return a tensor of one number, got 1.0"),
+        (lambda output, target: None, TypeError, "`loss_func` must return a tensor of one number, got None"),
     ],
 )
 def test_a_loss_that_is_not_one_number_is_refused_before_a_step(loss_func, error, message) -> None:
