@@ -10,6 +10,7 @@ from minifast.errors import EmptyEpochError
 from minifast.losses import is_summed, loss_weight
 from minifast.training.averages import WeightedMean
 from minifast.training.dispatcher import Dispatcher
+from minifast.training.state import State
 from minifast.utils.tensors import as_arguments, as_pair
 
 if TYPE_CHECKING:
@@ -33,14 +34,12 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             learn.model.train()
             dispatch("on_epoch_begin", metrics=True)
             for batch in bar.track(state.batches(learn.data.train_dl)):
-                xb, yb = as_pair(batch)
-                one_batch(learn, xb, yb, dispatch)
+                one_batch(learn, *as_pair(batch), dispatch)
                 if state.stop_epoch:
                     break
-            check_epoch(state.num_batch, "training", state.epoch, learn.data.train_dl)
             validated = bool(learn.data.valid_dl) and not state.skip_validate
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
-            check_epoch(not validated or state.last_metrics != [None], "validation", state.epoch, learn.data.valid_dl)
+            check_epoch(learn, state, validated)
             dispatch("on_epoch_end", metrics=validated)
             state.end_epoch()
     except BaseException as error:
@@ -50,13 +49,24 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         dispatch.end()
 
 
-def check_epoch(n_batches: int, part: str, epoch: int, loader: Any) -> None:
-    """Raise an error if a part of the data gave no batch in an epoch."""
-    if not n_batches:
-        raise EmptyEpochError(
-            f"The {part} data gave no batch in epoch {epoch}, though the length of the loader is {len(loader)}. If it "
-            f"can be iterated only once, pass one that starts anew in each epoch, such as a torch DataLoader or a list."
-        )
+def check_epoch(learn: Learner, state: State, validated: bool) -> None:
+    """Raise an error if the training or validation data gave no batch in an epoch."""
+    for part, loader, empty in (
+        ("training", learn.data.train_dl, not state.num_batch),
+        ("validation", learn.data.valid_dl, validated and state.last_metrics == [None]),
+    ):
+        if empty:
+            raise EmptyEpochError(
+                f"The {part} data gave no batch in epoch {state.epoch}, though the length of the loader is "
+                f"{len(loader)}. If it can be iterated only once, pass one that starts anew in each epoch, such as a "
+                f"torch DataLoader or a list."
+            )
+
+
+def compute_loss(learn: Any, state: State) -> Any:
+    """Return the loss of the last output, which becomes ``last_loss``."""
+    state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
+    return state.last_loss
 
 
 def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
@@ -66,8 +76,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
     dispatch("on_batch_begin")
     state.last_output = learn.output_of(state.last_input)
     dispatch("on_loss_begin")
-    state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
-    state.raw_losses.append(state.last_loss)
+    state.raw_losses.append(compute_loss(learn, state))
     dispatch("on_backward_begin")
     if not state.skip_bwd:
         state.last_loss.backward()
@@ -92,14 +101,12 @@ def validate(learn: Any, dl: Any, dispatch: Dispatcher, with_loss: bool = True) 
     state, mean = dispatch.state, WeightedMean()
     learn.model.eval()
     for batch in state.pbar.track(dl):
-        xb, yb = as_pair(batch, "validation")
-        state.begin_batch(xb, yb, train=False)
+        state.begin_batch(*as_pair(batch, "validation"), train=False)
         dispatch("on_batch_begin", metrics=True)
         state.last_output = learn.output_of(state.last_input)
         dispatch("on_loss_begin")
         if with_loss:
-            state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
-            mean.add(state.last_loss, loss_weight(learn.loss_func, state.last_target, state.last_input))
+            mean.add(compute_loss(learn, state), loss_weight(learn.loss_func, state.last_target, state.last_input))
         dispatch("on_batch_end", metrics=True)
         if state.stop_epoch:
             break
