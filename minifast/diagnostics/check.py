@@ -16,6 +16,7 @@ from minifast.errors import DataError
 from minifast.losses import activation_name, is_cross_entropy
 from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
+from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import check_groups
 from minifast.training.non_finite import diagnose, is_finite
@@ -46,8 +47,9 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         warnings.simplefilter("ignore")  # the findings report the same problems
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         learn.precision = None  # float16 without loss scaling would round small gradients to 0
-        learn.model.train()
-        findings = [*_check_inputs(x), *_check_setup(learn, epochs), *_check_batch(learn, x, y, observations)]
+        set_training_mode(learn)
+        findings = [*_check_inputs(x), *_check_setup(learn, epochs), *_check_statistics(learn, x, y)]
+        findings += _check_batch(learn, x, y, observations)
     return CheckResult(findings, " ".join(observations))
 
 
@@ -141,6 +143,22 @@ def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
             f"With fewer than {FEW_STEPS} steps a schedule changes in large jumps and has no warm-up.",
             f"Use a smaller batch size, or train for {math.ceil(FEW_STEPS / batches)} epochs or more: "
             f"learn.check(epochs) takes the number.",
+            mild=True,
+        )
+
+
+def _check_statistics(learn: Learner, x: Any, y: Any) -> Iterator[Finding]:
+    layers = [
+        layer
+        for layer in learn.model.modules()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and has_trained_statistics(layer)
+    ]
+    if losses := compare_statistics(learn, layers, x, y):
+        yield Finding(
+            f"The loss is {losses[0]:.3g} with the batch statistics of BatchNorm layers, and {losses[1]:.3g} with "
+            f"their running statistics.",
+            "Training uses batch statistics, validation and predictions use running statistics.",
+            statistics_cure(learn),
             mild=True,
         )
 

@@ -33,6 +33,7 @@ from minifast.learner.running import RunOptions
 from minifast.metrics.base import as_metric
 from minifast.models import initialise
 from minifast.schedules.annealing import Schedule
+from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
 from minifast.training.groups import check_groups, freeze_to, split_model, spread
 from minifast.training.optimizer import AdamW, OptimWrapper
@@ -70,7 +71,9 @@ class Learner:
             ``add_metrics(last_metrics, value)`` at the end of an epoch.
         wd: weight decay, decoupled from the gradient: one number or one per layer group.
         bn_wd: apply weight decay to normalisation layers and biases too.
-        train_bn: train the BatchNorm layers of frozen layer groups.
+        train_bn: how BatchNorm layers of frozen layer groups train. None freezes them completely: parameters and
+            running statistics stay constant, and the layers normalize by running statistics. True trains them, the
+            default of fastai v1. False freezes their parameters only, as in fastai v1.
         path: the folder for files. By default ``data.path``.
         model_dir: the folder in ``path`` for ``save``, ``load`` and checkpoints.
         callback_fns: functions that make a callback from a learner. Each fit calls them again.
@@ -102,7 +105,7 @@ class Learner:
         metrics: Collection[Any] | Callable[..., Any] | None = None,
         wd: float | Sequence[float] = 1e-2,
         bn_wd: bool = True,
-        train_bn: bool = True,
+        train_bn: bool | None = None,
         path: str | Path | None = None,
         model_dir: str | Path = "models",
         callback_fns: Collection[Callable[..., Callback]] | Callable[..., Callback] | None = None,
@@ -388,8 +391,9 @@ class Learner:
     def freeze_to(self, n: int) -> Learner:
         """Freeze the layer groups before group ``n``, unfreeze the others, and return the learner.
 
-        BatchNorm layers of frozen groups keep training if ``train_bn`` is True, as in fastai v1; ``BnFreeze`` stops
-        their running statistics too. The optimizer keeps its state, where fastai v1 makes a new one. Frozen parameters
+        BatchNorm layers of frozen groups are frozen too, running statistics included, unless you gave the learner
+        ``train_bn=True``, the default of fastai v1. A frozen backbone then needs no gradients, and training sees the
+        same features as validation. The optimizer keeps its state, where fastai v1 makes a new one. Frozen parameters
         get no steps and no weight decay.
 
         Args:
@@ -398,7 +402,9 @@ class Learner:
         Raises:
             ValueError: there is no group ``n``.
         """
-        freeze_to(self.layer_groups, n, self.train_bn)
+        freeze_to(self.layer_groups, n, bool(self.train_bn))
+        if self.train_bn is None:
+            hold_frozen_statistics(self.model, self.layer_groups)  # for a call during a fit
         return self
 
     def freeze(self) -> Learner:

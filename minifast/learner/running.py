@@ -17,6 +17,7 @@ from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
+from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, LearnerCallback, check_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import per_group
@@ -199,6 +200,8 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     for checkpointer in checkpointers:
         others = [callback for callback in callbacks if not isinstance(callback, (NaNGuard, LastFiniteWeights))]
         checkpointer.attach(state, [*others, *metrics])
+    reports = not (learn.silent or recorder.silent)
+    batchnorm = batchnorm_steps(learn.model) if reports else {}
     before = {name: learn.opt.read(name) for name in learn.opt.names}
     dispatcher = Dispatcher(state, callbacks, metrics)
     learn.history.append(recorder)
@@ -223,6 +226,10 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         for name in {name for callback in callbacks for name in callback.controls} & before.keys():
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])
+    if batchnorm and recorder.losses:
+        line = statistics_warning(learn, batchnorm, state.last_input, state.last_target, recorder.losses[0])
+        if line:
+            print(line)
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:

@@ -9,6 +9,7 @@ import torch
 from minifast.errors import EmptyEpochError
 from minifast.losses import is_summed, loss_weight
 from minifast.training.averages import WeightedMean
+from minifast.training.batchnorm import set_training_mode
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.state import State
 from minifast.utils.tensors import as_arguments, as_pair
@@ -31,7 +32,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         dispatch.jump_to_epoch()
         while state.epoch < state.n_epochs and not state.stop_training:
             state.begin_epoch()
-            learn.model.train()
+            set_training_mode(learn)
             dispatch("on_epoch_begin", metrics=True)
             for batch in bar.track(state.batches(learn.data.train_dl)):
                 one_batch(learn, *as_pair(batch), dispatch)

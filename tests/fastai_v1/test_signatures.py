@@ -225,7 +225,7 @@ LEARNER = {
     "metrics": None,
     "wd": 1e-2,
     "bn_wd": True,
-    "train_bn": True,
+    "train_bn": None,  # True in fastai v1
     "path": None,
     "model_dir": "models",
     "callback_fns": None,

@@ -166,11 +166,12 @@ def test_groups_before_the_nth_are_frozen(n, with_bn, without):
         assert trained(learn.model) == wanted
 
 
-def test_freeze_and_unfreeze():
-    learn = make_learner()
+@pytest.mark.parametrize(("train_bn", "expected"), [(None, LAST), (False, LAST), (True, [*BN, *INNER_BN, *LAST])])
+def test_freeze_and_unfreeze(train_bn, expected):
+    learn = make_learner(train_bn=train_bn)
     everything = trained(learn.model)
     learn.freeze()
-    assert trained(learn.model) == [*BN, *INNER_BN, *LAST]
+    assert trained(learn.model) == expected
     learn.unfreeze()
     assert trained(learn.model) == everything
 
@@ -232,14 +233,14 @@ def test_bn_freeze_holds_the_statistics_of_frozen_ones_only():
 def test_bn_freeze_leaves_trained_ones_and_those_without_parameters_alone():
     torch.manual_seed(0)
     model = nn.Sequential(nn.BatchNorm1d(10), nn.BatchNorm1d(10, affine=False), nn.Linear(10, 2))
-    learn = Learner(toy_data(), model, callback_fns=[BnFreeze], silent=True).split([model[2]])
+    learn = Learner(toy_data(), model, callback_fns=[BnFreeze], train_bn=True, silent=True).split([model[2]])
     learn.freeze()
     learn.fit(1, 1e-2)
     assert all(model[i].running_mean.any() for i in (0, 1))
 
 
 def test_the_optimizer_keeps_its_state_over_freezing():
-    learn = make_learner()
+    learn = make_learner(train_bn=True)
     learn.fit(1, 1e-2)
     learn.freeze()
     opt = learn.opt

@@ -384,13 +384,33 @@ def test_cnn_learner_splits_freezes_and_initializes(weights):
     frozen = [module for module in body.modules() if isinstance(module, nn.Conv2d)]
     assert not any(conv.weight.requires_grad for conv in frozen)
     norms = [module for module in learn.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    assert all(norm.weight.requires_grad for norm in norms)
+    assert [norm.weight.requires_grad for norm in norms] == [False] * 20 + [True] * 2  # those of the head
     assert head[-1].out_features == 2
     linear = head[4].weight
     assert linear.std().item() == pytest.approx((2 / linear.shape[1]) ** 0.5, rel=0.02)  # Kaiming normal
     assert head[4].bias.eq(0).all()
     without_bn = cnn_learner(make_data(), models.resnet18, pretrained=weights, train_bn=False, silent=True)
     assert not any(parameter.requires_grad for parameter in without_bn.model[0].parameters())
+    with_bn = cnn_learner(make_data(), models.resnet18, pretrained=weights, train_bn=True, silent=True)
+    norms = [module for module in with_bn.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    assert all(norm.weight.requires_grad for norm in norms)
+
+
+def test_frozen_backbone_stays_bitwise_identical_and_builds_no_graph(weights):
+    learn = cnn_learner(make_data(), models.resnet18, pretrained=weights, silent=True)
+    body = learn.model[0]
+    before = {name: value.clone() for name, value in body.state_dict().items()}
+    outputs: list[torch.Tensor] = []
+    hook = body.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    learn.fit_one_cycle(1, 1e-3)
+    hook.remove()
+    assert len(outputs) == 4
+    assert not any(output.requires_grad for output in outputs)
+    assert outputs[0].allclose(outputs[2], rtol=1e-4, atol=1e-5)  # training sees the features of validation
+    assert all(torch.equal(before[name], value) for name, value in body.state_dict().items())
+    learn.unfreeze()
+    learn.fit_one_cycle(1, 1e-3)
+    assert not any(torch.equal(before[name], value) for name, value in body.state_dict().items())
 
 
 def test_cnn_learner_without_pretrained_weights_freezes_nothing(capsys):
