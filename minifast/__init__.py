@@ -60,11 +60,7 @@ from minifast.diagnostics import Interpretation as Interpretation
 from minifast.diagnostics import model_sizes as model_sizes
 from minifast.diagnostics import model_summary as model_summary
 from minifast.diagnostics import num_features_model as num_features_model
-from minifast.errors import CallbackError as CallbackError
-from minifast.errors import DataError as DataError
-from minifast.errors import DownloadError as DownloadError
-from minifast.errors import FileFormatError as FileFormatError
-from minifast.errors import MinifastError, NonFiniteLossError
+from minifast.errors import CallbackError, DataError, DownloadError, FileFormatError, MinifastError, NonFiniteLossError
 from minifast.history import History
 from minifast.history import read_history as read_history
 from minifast.hooks import Hook as Hook
@@ -142,13 +138,17 @@ __all__ = [
     "BnFreeze",
     "CSVLogger",
     "Callback",
+    "CallbackError",
     "ClassificationInterpretation",
     "ConfusionMatrix",
     "DataBunch",
+    "DataError",
     "DatasetType",
+    "DownloadError",
     "EMACallback",
     "EarlyStoppingCallback",
     "FBeta",
+    "FileFormatError",
     "GradientClipping",
     "History",
     "ImageDataBunch",
