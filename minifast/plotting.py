@@ -202,15 +202,17 @@ def plot_matrix(
     names = [shorten(label, MAX_LABEL) for label in labels]
     size = max(4.0, min(10.0, 0.8 * cell))
     flat = max(map(len, names)) * CHAR_WIDTH * size <= 0.9 * cell
-    ax.set_xticks(range(n), names, rotation=0 if flat else 90, fontsize=size)
-    ax.set_yticks(range(n), names, fontsize=size)
+    step = max(1, math.ceil(1.25 * size / cell)) if 0.8 * cell < size else 1  # with many classes not all labels fit
+    ax.set_xticks(range(0, n, step), names[::step], rotation=0 if flat else 90, fontsize=size)
+    ax.set_yticks(range(0, n, step), names[::step], fontsize=size)
     ax.set_xlabel("predicted")
     ax.set_ylabel("actual")
     ax.set_title(title)
     if texts is None:
         return
-    size, n_fit = fit_font([text for row in texts for text in row], 0.9 * cell, smallest=4.0)
-    if max(len(text) for row in texts for text in row) > n_fit:
+    longest = max((text for row in texts for text in row), key=len)
+    size, n_fit = fit_font([longest], 0.9 * cell, smallest=4.0)
+    if len(longest) > n_fit or len(longest) * CHAR_WIDTH * size > cell:
         return
     shades = image.to_rgba(np.asarray(values, float))[..., :3] @ [0.299, 0.587, 0.114]  # perceived lightness
     for i, row in enumerate(texts):

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minifast.errors import DataError
+from minifast.metrics.base import may_be_header
 from minifast.training.callback import LearnerCallback
 from minifast.utils import files
 from minifast.utils.checks import import_optional
@@ -56,13 +57,19 @@ class CSVLogger(LearnerCallback):
             pass
         self._before = files.read_rows(self.path) if self.append else []
         names = self.learn.recorder.names
-        if self._before and self._before[0] != names:
-            raise DataError(
-                f"{self.path} has the columns {', '.join(self._before[0])}, and this fit has {', '.join(names)}; give "
-                f"another `filename`, or leave out `append`."
-            )
+        if self._before and not may_be_header(self._before[0], names):
+            self._refuse()
+
+    def _refuse(self) -> None:
+        raise DataError(
+            f"{self.path} has the columns {', '.join(self._before[0])}, and this fit has "
+            f"{', '.join(self.learn.recorder.names)}; give another `filename`, or leave out `append`."
+        )
 
     def on_epoch_end(self) -> None:
         """Write all rows, atomically."""
         recorder = self.learn.recorder
+        validated = recorder.val_losses[-1] is not None
+        if self._before and validated and self._before[0] != recorder.names:
+            self._refuse()
         files.write_rows([*(self._before or [recorder.names]), *recorder.rows], self.path)

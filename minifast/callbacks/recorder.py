@@ -12,8 +12,10 @@ from minifast import plotting
 from minifast.errors import MinifastError
 from minifast.finder.result import FinderResult
 from minifast.finder.rules import cut
+from minifast.metrics.base import RESERVED, distinct, expand_all
 from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
+from minifast.utils.text import cell, clock
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -38,28 +40,6 @@ def as_plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(name): as_plain(element) for name, element in value.items()}
     return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
-
-
-def cell(value: Any) -> str:
-    """Return a value as the table shows it.
-
-    >>> cell(3), cell(0.5), cell(None), cell([0.5, 1.0])
-    ('3', '0.500000', '#na#', '[0.500000, 1.000000]')
-    """
-    if isinstance(value, list):
-        return f"[{', '.join(map(cell, value))}]"
-    return "#na#" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
-
-
-def clock(seconds: float) -> str:
-    """Return a duration in seconds as ``mm:ss``, or as ``h:mm:ss`` from one hour on.
-
-    >>> clock(65), clock(3661)
-    ('01:05', '1:01:01')
-    """
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
 
 
 class Recorder(LearnerCallback):
@@ -105,6 +85,8 @@ class Recorder(LearnerCallback):
         self._without_momentum = ""
         self._several_groups = False
         self._losses = Losses()
+        self._columns: list[str] = []  # of the metrics, as they declare them
+        self._expanded: list[str] = []  # the same, with one for each of several values
         self._added_names: list[str] = []
 
     @property
@@ -151,6 +133,7 @@ class Recorder(LearnerCallback):
     def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
         """Print the header."""
         self.pbar = pbar
+        self._columns = self._expanded = list(metrics_names)
         self.metrics_names = [*metrics_names, *self._added_names]
         self._losses = raw_losses
         self._without_momentum = self.learn.opt.without_momentum
@@ -176,12 +159,46 @@ class Recorder(LearnerCallback):
         val_loss, *values = map(as_number, last_metrics)
         self.nb_batches.append(num_batch)
         self.val_losses.append(val_loss)
-        if values:
+        recorded = bool(values)
+        values = self._expand(values, validated=val_loss is not None)
+        if recorded:
             self.metrics.append(values)
-        missing = [None] * (len(self.metrics_names) - len(values))
-        row = [epoch, self.losses[-1] if self.losses else None, val_loss, *values, *missing]
+        row = [epoch, self.losses[-1] if self.losses else None, val_loss, *values]
         self.rows.append([*row, *self._seconds()])
         self._write(self.rows[-1])
+
+    def _expand(self, values: list[Any], validated: bool) -> list[Any]:
+        """Return a value for each of ``metrics_names``, which may grow by the columns of several values."""
+        n = len(self._columns)
+        if not validated and len(values) <= len(self._added_names):
+            values = [None] * n + values  # only callbacks added values
+        own, added = values[:n], values[n:]
+        if all(value is None for value in own):
+            own = [None] * len(self._expanded)
+        else:
+            names, own = expand_all(self._columns, own)
+            if names != self._expanded:
+                self._change_columns(names)
+        if len(added) > len(self._added_names):
+            expand_all([*self._columns, *self._added_names], values)  # raises
+        return [*own, *added, *[None] * (len(self._added_names) - len(added))]
+
+    def _change_columns(self, names: list[str]) -> None:
+        """Show several values of a metric in a column each, from the first epoch that has them."""
+        old = len(self._expanded)
+        if any(value is not None for row in self.rows for value in row[3 : 3 + old]):
+            raise MinifastError(
+                f"The metrics have the values {', '.join(names)} in this epoch, and had {', '.join(self._expanded)} "
+                f"before; return the same values in each epoch."
+            )
+        self._expanded = names
+        self.metrics_names = distinct([*names, *self._added_names], RESERVED)
+        for values in self.metrics:
+            values[:old] = [None] * len(names)
+        for row in self.rows:
+            row[3 : 3 + old] = [None] * len(names)
+        if not self.silent:
+            self.pbar.write(self.names, table=True)
 
     def format_stats(self, stats: Sequence[Any]) -> None:
         """Print an additional row in the table, with the ``time`` column added; nothing is recorded.
@@ -208,12 +225,18 @@ class Recorder(LearnerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as lists of numbers."""
-        return {name: list(getattr(self, name)) for name in RECORDED}
+        return {**{name: list(getattr(self, name)) for name in RECORDED}, "expanded": list(self._expanded)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a record, and print its rows."""
         self._losses.restore(state["raw_losses"])
-        vars(self).update({name: values for name, values in state.items() if name != "raw_losses"})
+        vars(self).update({name: state[name] for name in RECORDED if name != "raw_losses"})
+        expanded = state.get("expanded", self._expanded)
+        if expanded != self._expanded:
+            self._expanded = list(expanded)
+            self.metrics_names = distinct([*expanded, *self._added_names], RESERVED)
+            if not self.silent:
+                self.pbar.write(self.names, table=True)
         for row in self.rows:
             self._write(row)
 
@@ -221,7 +244,8 @@ class Recorder(LearnerCallback):
         """Return the whole record as numbers, texts, lists and dicts, for ``Recorder.from_dict``."""
         result = self.finder_result
         found = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
-        values = {"call": self.call, "names": self.names, **self.state_dict(), "losses": list(self.losses)}
+        record = {name: list(getattr(self, name)) for name in RECORDED}
+        values = {"call": self.call, "names": self.names, **record, "losses": list(self.losses)}
         return as_plain({**values, "without_momentum": self._without_momentum, "found": found})  # type: ignore[no-any-return]
 
     @classmethod

@@ -12,9 +12,12 @@ from minifast import plotting
 from minifast.data.bunch import DatasetType
 from minifast.data.resume import load_loader_state, loader_state, preserve_loader
 from minifast.errors import DataError
-from minifast.metrics.confusion import count_pairs
+from minifast.losses import activation_name
+from minifast.metrics.confusion import PairCounts
+from minifast.metrics.loss_options import threshold_of
 from minifast.utils.checks import check_count
 from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.shapes import binary_targets
 from minifast.utils.tensors import count_samples
 from minifast.utils.text import text_table
 
@@ -28,20 +31,20 @@ if TYPE_CHECKING:
 
 
 class Interpretation:
-    """Predictions, targets and the loss of each item of a part of the data, in the order in which they were predicted.
+    """Hold the predictions, targets and losses of a part of the data, in the order of prediction.
 
     Args:
         learn: the learner.
-        preds: predictions, a row an item.
-        y_true: targets, a row an item.
-        losses: the loss of each item.
-        ds_type: the part.
+        preds: predictions, one row per sample.
+        y_true: targets, one row per sample.
+        losses: the loss of each sample, ``(n,)``.
+        ds_type: the part of the data. Default: the validation set.
 
     >>> from minifast import DataBunch, Learner, simple_ann
     >>> batch = (torch.randn(8, 4), torch.randn(8, 1))
     >>> data = DataBunch([batch], [batch], device="cpu", loss_func=torch.nn.MSELoss())
-    >>> found = Interpretation.from_learner(Learner(data, simple_ann(4, 1)))
-    >>> losses, indices = found.top_losses(3)
+    >>> interpretation = Interpretation.from_learner(Learner(data, simple_ann(4, 1)))
+    >>> losses, indices = interpretation.top_losses(3)
     >>> len(indices)
     3
     """
@@ -59,7 +62,7 @@ class Interpretation:
         self.y_true = y_true
         self.losses = losses
         self.ds_type = ds_type
-        self._begin = self._place()
+        self._start = self._data_order()
 
     @classmethod
     def from_learner(
@@ -68,60 +71,96 @@ class Interpretation:
         ds_type: DatasetType = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
     ) -> Self:
-        """Predict a part of the data and return what there is to know of it; the order of the data stays as it was.
+        """Predict a part of the data and return its interpretation; the data order does not change.
 
         Args:
             learn: the learner.
-            ds_type: the part.
-            activ: what turns outputs into predictions, see ``Learner.get_preds``.
+            ds_type: the part of the data. Default: the validation set.
+            activ: the function that turns outputs into predictions, see ``Learner.get_preds``.
+
+        Raises:
+            DataError: if the samples have several outputs or targets, or outputs of different shapes.
         """
         preds, y_true, losses = learn.get_preds(ds_type, activ, with_loss=True)
-        return cls(learn, preds, y_true, losses.reshape(len(preds), -1).mean(dim=1), ds_type)
+        if not isinstance(preds, Tensor) or not isinstance(y_true, Tensor) or not isinstance(losses, Tensor):
+            raise DataError(
+                "The batches have outputs of different shapes, which have no common loss per sample; use get_preds, "
+                "which returns a list with one tensor per batch."
+            )
+        losses = losses.reshape(len(preds), -1).mean(dim=1)
+        return cls(learn, preds, y_true, losses, ds_type, **cls._options(learn, activ))
+
+    @classmethod
+    def _options(cls, learn: Learner, activ: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:
+        return {}
 
     def top_losses(self, k: int | None = None, largest: bool = True) -> tuple[Tensor, Tensor]:
-        """Return the ``k`` largest losses (by default all), or the smallest, and the numbers of their items.
+        """Return the largest losses, or the smallest, and the indices of their samples.
 
-        An item's number is its row in ``preds``, ``y_true`` and ``losses``.
+        Args:
+            k: how many to return. Default: all.
+            largest: return the largest losses; otherwise the smallest.
+
+        Returns:
+            The losses ``(k,)``, sorted, and the rows ``(k,)`` in ``preds``, ``y_true`` and ``losses``.
         """
         n = len(self.losses)
         values, indices = self.losses.topk(n if k is None else min(check_count("k", k), n), largest=largest)
         return values, indices
 
     def inputs(self, indices: Tensor) -> list[Any]:
-        """Return the items of these numbers as the model takes them, by going over the data once more.
+        """Return the inputs of the samples of these indices, by reading the data once more.
 
-        None stands for one that is no tensor.
+        Args:
+            indices: rows in ``preds``.
+
+        Returns:
+            One tensor per index, as the model takes it, on the CPU; None for inputs that are not a single tensor.
         """
         loader = self.learn.data.dl(self.ds_type)
-        wanted, found, first = indices.tolist(), {}, 0
+        numbers, samples, first = indices.tolist(), {}, 0
         with preserve_loader(loader):
-            position, generators = self._begin
+            position, generators = self._start
             load_loader_state(loader, position)
             set_rng_states(generators)
             for x, y in loader:
-                for i in wanted:
+                for i in numbers:
                     if first <= i < first + count_samples(y):
-                        found[i] = x[i - first].cpu() if isinstance(x, Tensor) else None
+                        samples[i] = x[i - first].cpu() if isinstance(x, Tensor) else None
                 first += count_samples(y)
-                if len(found) == len(wanted):
+                if len(samples) == len(numbers):
                     break
-        return [found[i] for i in wanted]
+        return [samples[i] for i in numbers]
 
-    def _place(self) -> tuple[Any, Any]:
+    def _data_order(self) -> tuple[Any, Any]:
         return loader_state(self.learn.data.dl(self.ds_type)), get_rng_states()
 
 
 class ClassificationInterpretation(Interpretation):
-    """What a classifier gets wrong; ``pred_class`` are the numbers of the classes that it predicts.
+    """Interpret a classifier: its top losses, its confusion matrix, and the classes it confuses most.
+
+    A single output per sample is that of two classes; ``preds`` then becomes the probabilities of both, ``(n, 2)``.
+
+    Args:
+        learn: the learner.
+        preds: predictions ``(n, classes)``, or ``(n,)`` or ``(n, 1)`` for two classes.
+        y_true: class numbers ``(n,)`` or ``(n, 1)``; floats 0 and 1 are allowed for a single output.
+        losses: the loss of each sample, ``(n,)``.
+        ds_type: the part of the data. Default: the validation set.
+        threshold: the single prediction above which class 1 is predicted. Default: what follows from the loss.
+
+    Attributes:
+        pred_class: the predicted class numbers ``(n,)``.
+        classes: the names of the classes.
 
     Raises:
-        DataError: the targets are no class numbers, or the predictions have no column for each class.
+        DataError: if the targets are not class numbers, or the predictions do not have one column per class.
 
     >>> from minifast import DataBunch, Learner, simple_ann
     >>> batch = (torch.randn(8, 4), torch.tensor([0, 1] * 4))
     >>> data = DataBunch([batch], [batch], device="cpu", classes=["cat", "dog"])
-    >>> found = ClassificationInterpretation.from_learner(Learner(data, simple_ann(4, 2)))
-    >>> found.confusion_matrix().sum(axis=1)
+    >>> interpretation = ClassificationInterpretation.from_learner(Learner(data, simple_ann(4, 2)))
+    >>> interpretation.confusion_matrix().sum(axis=1)
     array([4, 4])
     """
 
@@ -132,26 +171,50 @@ class ClassificationInterpretation(Interpretation):
         y_true: Tensor,
         losses: Tensor,
         ds_type: DatasetType = DatasetType.Valid,
+        threshold: float | None = None,
     ) -> None:
         super().__init__(learn, preds, y_true, losses, ds_type)
+        if preds.numel() == len(preds) == y_true.numel():
+            threshold = threshold_of(learn.loss_func) if threshold is None else threshold
+            chosen = (preds.flatten() > threshold).long()
+            positive = preds.flatten() if threshold > 0 else preds.flatten().sigmoid()
+            self.preds = preds = torch.stack([1 - positive, positive], dim=1)
+            self.y_true = y_true = binary_targets(y_true.flatten())
+        else:
+            chosen = preds.argmax(dim=-1)
         if preds.ndim != 2 or y_true.is_floating_point() or y_true.numel() != len(preds):
             raise DataError(
                 f"The predictions have the shape {tuple(preds.shape)} and the targets {tuple(y_true.shape)}, "
-                f"{y_true.dtype}; classes are told apart by predictions (n, classes) and whole numbers (n,). "
-                f"Interpretation, without Classification, takes any."
+                f"{y_true.dtype}; a classifier needs predictions (n, classes) and class numbers (n,). Use "
+                f"Interpretation, which accepts any shapes."
             )
         self.y_true = y_true.flatten()
-        self.pred_class = preds.argmax(dim=1)
+        self.pred_class = chosen
         classes = range(preds.shape[1]) if learn.data.classes is None else learn.data.classes
         if len(classes) != preds.shape[1]:
             raise DataError(
-                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; give it one for each."
+                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; make the last layer "
+                f"{len(classes)} wide."
             )
         self.classes = [str(name) for name in classes]
 
     def confusion_matrix(self, slice_size: int = 1) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """Return the counts ``[actual, predicted]``; ``slice_size``, as fastai v1 has it, does nothing."""
-        return count_pairs(self.pred_class, self.y_true, len(self.classes)).numpy()
+        """Return the counts ``[actual, predicted]``, ``(classes, classes)``.
+
+        Args:
+            slice_size: ignored; an argument of fastai v1.
+        """
+        return self._counts().table().numpy()
+
+    @classmethod
+    def _options(cls, learn: Learner, activ: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:
+        named = activ is not None and activation_name(learn.loss_func) not in ("softmax", "exp")
+        return {"threshold": threshold_of(learn.loss_func, activ)} if named else {}
+
+    def _counts(self) -> PairCounts:
+        counts = PairCounts(len(self.classes))
+        counts.add(self.pred_class, self.y_true)
+        return counts
 
     def plot_confusion_matrix(
         self,
@@ -166,19 +229,22 @@ class ClassificationInterpretation(Interpretation):
         dpi: float | None = None,
         ax: Any = None,
     ) -> Figure | None:
-        """Draw the counts, a row for each actual class and a column for each predicted one.
+        """Plot the confusion matrix, a row for each actual class and a column for each predicted class.
 
         Args:
-            normalize: draw the share of each row instead; that of a class without items is 0.
+            normalize: plot shares of the rows; a class without samples has the share 0.
             title: the title.
-            cmap: matplotlib's colours.
-            slice_size: nothing, as fastai v1 has it.
-            norm_dec: decimals of the shares.
-            plot_txt: write the numbers into the cells, where they are not too small to read.
+            cmap: the colormap of matplotlib.
+            slice_size: ignored; an argument of fastai v1.
+            norm_dec: the number of decimals of the shares.
+            plot_txt: write the numbers into the cells, where they are large enough to read.
             return_fig: return the figure.
-            figsize: width and height in inches; by default they grow with the classes.
-            dpi: dots an inch.
-            ax: the axes to draw on.
+            figsize: width and height in inches; by default they grow with the number of classes.
+            dpi: dots per inch.
+            ax: the axes to plot on; by default new ones.
+
+        Returns:
+            The figure with ``return_fig``, otherwise None.
         """
         counts = self.confusion_matrix()
         shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
@@ -193,15 +259,20 @@ class ClassificationInterpretation(Interpretation):
         return plotting.finish(axes, return_fig)
 
     def most_confused(self, min_val: int = 1, slice_size: int = 1) -> list[tuple[str, str, int]]:
-        """Return (actual, predicted, count) of wrong answers given ``min_val`` times or more, the most frequent first.
+        """Return the most frequent errors.
 
-        ``slice_size``, as fastai v1 has it, does nothing.
+        Args:
+            min_val: the smallest number of errors to list. Default: 1.
+            slice_size: ignored; an argument of fastai v1.
+
+        Returns:
+            (actual class, predicted class, count) of each pair of classes, the most frequent first.
         """
-        counts = self.confusion_matrix()
-        np.fill_diagonal(counts, 0)
-        pairs = [(int(n), i, j) for (i, j), n in np.ndenumerate(counts) if n >= max(min_val, 1)]
-        pairs.sort(key=lambda pair: -pair[0])
-        return [(self.classes[i], self.classes[j], n) for n, i, j in pairs]
+        actual, predicted, counts = self._counts().pairs()
+        errors = ((actual != predicted) & (counts >= max(min_val, 1))).nonzero()[:, 0]
+        order = errors[counts[errors].argsort(descending=True, stable=True)]
+        rows = zip(actual[order].tolist(), predicted[order].tolist(), counts[order].tolist(), strict=True)
+        return [(self.classes[i], self.classes[j], n) for i, j, n in rows]
 
     def plot_top_losses(
         self,
@@ -211,16 +282,20 @@ class ClassificationInterpretation(Interpretation):
         show_text: bool = True,
         return_fig: bool | None = None,
     ) -> Figure | None:
-        """Draw the ``k`` items with the largest losses, or the smallest; of items that are no pictures, print a table.
+        """Show the samples with the largest losses, or the smallest: images in a figure, others in a printed table.
 
-        Over each stand the predicted and the actual class, the loss, and the probability of the actual class.
+        The title of each image is the predicted class, the actual class, the loss and the probability of the actual
+        class.
 
         Args:
-            k: how many.
-            largest: the largest losses, not the smallest.
-            figsize: width and height in inches; by default it grows with ``k``.
-            show_text: write the heading.
-            return_fig: return the figure; a table has none.
+            k: the number of samples.
+            largest: show the largest losses; otherwise the smallest.
+            figsize: width and height in inches; by default they grow with ``k``.
+            show_text: write a heading that explains the titles.
+            return_fig: return the figure.
+
+        Returns:
+            The figure with ``return_fig``; None for a table.
         """
         losses, indices = self.top_losses(k, largest)
         inputs = self.inputs(indices)
@@ -229,12 +304,12 @@ class ClassificationInterpretation(Interpretation):
             actual = int(self.y_true[i])
             names = [self.classes[int(self.pred_class[i])], self.classes[actual]]
             rows.append([*names, f"{loss:.2f}", f"{self.preds[i, actual]:.2f}"])
-        pictures = self.learn.data.to_images(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
-        if pictures is None:
+        images = self.learn.data.to_images(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
+        if images is None:
             numbered = [[str(i), *row] for i, row in zip(indices.tolist(), rows, strict=True)]
             print(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))
             return None
         titles = [f"{predicted}\n{actual}\n{loss} / {share}" for predicted, actual, loss, share in rows]
         heading = "prediction\nactual\nloss / probability" if show_text else ""
-        figure = plotting.plot_images(pictures, titles, figsize, heading=heading)
+        figure = plotting.plot_images(images, titles, figsize, heading=heading)
         return plotting.finish(figure.axes, return_fig)

@@ -15,7 +15,7 @@ from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.errors import DataError
 from minifast.losses import activation_name, activation_of, is_cross_entropy, sample_losses
-from minifast.metrics.base import as_metric, columns_of
+from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.training import loop
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.dispatcher import Dispatcher
@@ -61,7 +61,9 @@ def as_float32(values: Tensor) -> Tensor:
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
     dl = learn.dl() if dl is None else dl
-    wrapped = [as_metric(metric) for metric in (learn.metrics if metrics is None else as_list(metrics))]
+    wrapped = [
+        as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
+    ]
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     dispatch = Dispatcher(state, active_callbacks(learn), wrapped)
     with preserve_randomness(learn, dl), eval_mode(learn.model):
@@ -72,7 +74,8 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
             raise DataError("There is no batch to validate on; give data with at least one sample.")
         state.last_metrics = [loss]
         dispatch("on_epoch_end", metrics=True, callbacks=False)
-    return [*map(as_number, state.last_metrics)]
+    loss, *values = map(as_number, state.last_metrics)
+    return [loss, *(expand_all(state.metrics_names, values)[1] if values else [])]
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:

@@ -190,7 +190,7 @@ def callbacks_for_run(learn: Learner, *first: Callback, observers: bool = True) 
 
 def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Recorder, on_nan: str) -> None:
     """Call the training loop with the recorder in the history, and leave the learner usable however it ends."""
-    metrics = [as_metric(metric) for metric in learn.metrics]
+    metrics = [as_metric(metric, learn.loss_func) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
     for callback in callbacks:
         if isinstance(callback, LearnerCallback):

@@ -3,7 +3,6 @@
 Loss functions live in ``minifast.losses``; plots of what a model gets wrong live in ``minifast.diagnostics``.
 """
 
-from minifast.metrics.base import AverageMetric, add_metrics
 from minifast.metrics.confusion import ConfusionMatrix, FBeta, KappaScore, MatthewsCorreff, Precision, Recall
 from minifast.metrics.functions import accuracy, accuracy_thresh, dice, error_rate, fbeta, top_k_accuracy
 from minifast.metrics.ranking import AUROC, auc_roc_score
@@ -24,6 +23,7 @@ from minifast.metrics.regression import (
     rmse,
     root_mean_squared_error,
 )
+from minifast.metrics.wrappers import AverageMetric, add_metrics
 
 __all__ = [
     "AUROC",

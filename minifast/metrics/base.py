@@ -1,170 +1,202 @@
-"""What every metric needs: averages over the validation set, names and columns."""
+"""Metrics as callbacks, the names of their columns, and the direction of better."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from minifast.errors import CallbackError
 from minifast.metrics.functions import accuracy, accuracy_thresh, dice, error_rate, fbeta, top_k_accuracy
-from minifast.training.averages import WeightedMean
-from minifast.training.callback import Callback, snake_case
+from minifast.metrics.wrappers import AverageMetric, UpdatedMetric, name_of, without_arguments
+from minifast.training.callback import Callback
 from minifast.utils.checks import did_you_mean
-from minifast.utils.tensors import as_arguments, count_samples, to_cpu
 
-Function = TypeVar("Function", bound=Callable[..., Any])
-
-
-def add_metrics(last_metrics: Sequence[Any], mets: Any) -> dict[str, list[Any]]:
-    """Return what a metric's ``on_epoch_end`` hands back: ``last_metrics`` with its value, or values, at the end.
-
-    >>> add_metrics([0.5], 0.9)
-    {'last_metrics': [0.5, 0.9]}
-    """
-    return {"last_metrics": [*last_metrics, *as_arguments(mets)]}
-
-
-class AverageMetric(Callback):
-    """The mean of ``func(output, *targets)`` over the validation set, each batch weighted by its number of items.
-
-    The sum stays on the device and is read once an epoch.
-    """
-
-    def __init__(self, func: Callable[..., Any]) -> None:
-        self.func = func
-        self.name = name_of(func)
-
-    def on_epoch_begin(self) -> None:
-        """Start the sum."""
-        self.mean = WeightedMean()
-
-    def on_batch_end(self, last_output: Any, last_target: Any) -> None:
-        """Add a batch."""
-        self.mean.add(self.func(last_output, *as_arguments(last_target)), count_samples(last_target))
-
-    def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
-        """Hand back the mean."""
-        return add_metrics(last_metrics, self.mean.read())
-
-
-class UpdatedMetric(Callback):
-    """An object with ``reset``, ``update(output, *targets)`` and ``compute`` as a metric, such as any of torchmetrics.
-
-    It is moved to the device of the outputs at the first batch of a validation and is empty again after the last. A
-    collection of torchmetrics gives a column each.
-    """
-
-    def __init__(self, metric: Any) -> None:
-        self.metric = metric
-        self._begun = False
-
-    @property
-    def columns(self) -> list[str]:
-        """The names of the values that it adds."""
-        if not isinstance(self.metric, nn.ModuleDict):
-            return [name_of(self.metric)]
-        return [snake_case(name) if name == type(one).__name__ else name for name, one in self.metric.items()]
-
-    def on_epoch_begin(self) -> None:
-        """Expect a first batch; a run that validates nothing leaves the object alone."""
-        self._begun = False
-
-    def on_batch_end(self, last_output: Any, last_target: Any) -> None:
-        """Add a batch."""
-        if not self._begun:
-            self._begun = True
-            self.metric.reset()
-            if isinstance(last_output, Tensor) and hasattr(self.metric, "to"):
-                self.metric.to(last_output.device)
-        self.metric.update(last_output, *as_arguments(last_target))
-
-    def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
-        """Hand back the values, plain numbers or lists of such, and forget the batches."""
-        several = isinstance(self.metric, nn.ModuleDict)
-        members = list(self.metric.values()) if several else [self.metric]
-        if not self._begun:
-            return add_metrics(last_metrics, [None] * len(members))
-        values = [as_plain(one.compute()) for one in members]
-        self.metric.reset()
-        return add_metrics(last_metrics, values)
-
-
-def as_plain(value: Any) -> Any:
-    """Return a metric's value without tensors: a number, or a list where there are several.
-
-    >>> import torch
-    >>> as_plain(torch.tensor(0.5)), as_plain(torch.tensor([0.5, 1.0])), as_plain({"cat": torch.tensor(1)})
-    (0.5, [0.5, 1.0], [1])
-    """
-    if isinstance(value, dict):
-        return [as_plain(one) for one in value.values()]
-    if isinstance(value, (list, tuple)):
-        return [as_plain(one) for one in value]
-    if isinstance(value, Tensor):
-        return to_cpu(value).tolist()
-    return value
-
-
-def over_all(measure: Callable[[], Callback]) -> Callable[[Function], Function]:
-    """Mark a function that is no mean over items: as a metric it is ``measure()``, over all predictions at once."""
-
-    def mark(function: Function) -> Function:
-        vars(function)["over_all"] = measure
-        return function
-
-    return mark
-
-
-def name_of(metric: Any) -> str:
-    """Return the name of a metric's column: its ``name``, its function's name, or its class's in snake case.
-
-    >>> name_of(accuracy), name_of(partial(accuracy))
-    ('accuracy', 'accuracy')
-    """
-    if isinstance(getattr(metric, "name", None), str):
-        return str(metric.name)
-    if isinstance(metric, partial):
-        return name_of(metric.func)
-    return str(getattr(metric, "__name__", snake_case(type(metric).__name__)))
+RESERVED = ("epoch", "train_loss", "valid_loss", "time")  # other columns of the table
 
 
 def columns_of(metrics: Sequence[Any]) -> list[str]:
-    """Return the names of all values that metrics add to a row of the table, mostly one each.
+    """Return the columns of metrics, mostly one each, all with different names.
+
+    Of several metrics with one name, a ``partial`` is told apart by its arguments and any other by a number.
 
     >>> columns_of([accuracy, error_rate])
     ['accuracy', 'error_rate']
+    >>> columns_of([partial(top_k_accuracy, k=2), partial(top_k_accuracy, k=3), accuracy, accuracy])
+    ['top_k_accuracy_k_2', 'top_k_accuracy_k_3', 'accuracy', 'accuracy_2']
     """
-    names: list[str] = []
+    return [name for name, _ in named_metrics(metrics)]
+
+
+def named_metrics(metrics: Sequence[Any]) -> list[tuple[str, Any]]:
+    """Return the name of each column and the function or object that its value comes from."""
+    columns: list[tuple[str, Any]] = []
     for metric in map(as_metric, metrics):
-        own = hasattr(type(metric), "columns")
-        names += metric.columns if own else [name_of(metric)]  # type: ignore[attr-defined]
-    return names
+        if isinstance(metric, UpdatedMetric):
+            columns += zip(metric.columns, metric.members, strict=True)
+        elif hasattr(type(metric), "columns"):
+            columns += [(name, metric) for name in metric.columns]  # type: ignore[attr-defined]
+        else:
+            columns.append((name_of(metric), metric.func if isinstance(metric, AverageMetric) else metric))
+    names = [name for name, _ in columns]
+    for i, (name, source) in enumerate(columns):
+        if names.count(name) > 1 and isinstance(source, partial):
+            columns[i] = ("_".join([name, *_describe_arguments(source)]), source)
+    return list(zip(distinct([name for name, _ in columns], RESERVED), (source for _, source in columns), strict=True))
 
 
-def as_metric(metric: Any) -> Callback:
-    """Return a metric as a callback.
+def distinct(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
+    """Return names with a number behind each that is reserved or occurs before.
 
-    A function is averaged over the batches, or measured over all predictions if it is one of those of minifast's that
-    are no mean; an object with ``reset``, ``update`` and ``compute`` does its own sums; a callback is taken as it is.
+    >>> distinct(["loss", "loss", "time"], reserved=["time"])
+    ['loss', 'loss_2', 'time_2']
+    """
+    used, result = set(reserved), list[str]()
+    taken = used | set(names)
+    for name in names:
+        choice, number = name, 2
+        while choice in used or (choice != name and choice in taken):
+            choice, number = f"{name}_{number}", number + 1
+        used.add(choice)
+        result.append(choice)
+    return result
+
+
+def expand(column: str, value: Any) -> tuple[list[str], list[Any]]:
+    """Return a column and its value; a list or dict of numbers has one column for each.
+
+    A list of lists, such as a confusion matrix, stays the value of one column.
+
+    >>> expand("recall", {"cat": 0.5, "dog": 1.0}), expand("recall", [0.5, 1.0]), expand("recall", 0.5)
+    ((['recall_cat', 'recall_dog'], [0.5, 1.0]), (['recall_0', 'recall_1'], [0.5, 1.0]), (['recall'], [0.5]))
+    """
+    if isinstance(value, dict) and value:
+        names, values = [f"{column}_{key}" for key in value], list(value.values())
+    elif isinstance(value, list) and value and not any(isinstance(element, (list, dict)) for element in value):
+        names, values = [f"{column}_{i}" if len(value) > 1 else column for i in range(len(value))], value
+    else:
+        return [column], [value]
+    return names, values
+
+
+def expand_all(columns: Sequence[str], values: Sequence[Any]) -> tuple[list[str], list[Any]]:
+    """Return the columns and values of metrics after ``expand``, with distinct names.
 
     Raises:
-        TypeError: it is none of these, or a class where an instance is wanted.
+        CallbackError: if there are not as many values as columns.
     """
+    if len(values) != len(columns):
+        raise CallbackError(
+            f"The metrics returned {len(values)} values for the columns {', '.join(columns) or '(none)'}; give a "
+            f"metric callback with another number of values than one an attribute `columns`, a list of their names."
+        )
+    names: list[str] = []
+    numbers: list[Any] = []
+    for column, value in zip(columns, values, strict=True):
+        more_names, more_numbers = expand(column, value)
+        names += more_names
+        numbers += more_numbers
+    return distinct(names, RESERVED), numbers
+
+
+def may_become(name: str, columns: Sequence[str]) -> bool:
+    """Whether ``name`` is one of ``columns``, or may be one of several values of it."""
+    return any(name == column or name.startswith(f"{column}_") for column in columns)
+
+
+def may_be_header(header: Sequence[str], columns: Sequence[str]) -> bool:
+    """Whether a table with ``columns`` may have this header after ``expand_all``."""
+    rest = list(header)
+    for column in columns:
+        if rest[:1] == [column]:
+            del rest[0]
+        elif rest and rest[0].startswith(f"{column}_"):
+            while rest and rest[0].startswith(f"{column}_"):
+                del rest[0]
+        else:
+            return False
+    return not rest
+
+
+def direction_of(name: str, metrics: Sequence[Any]) -> str | None:
+    """Return ``"max"`` if the metric of column ``name`` is better when higher, ``"min"`` when lower, None if unknown.
+
+    A metric states it in an attribute ``higher_is_better``, as those of torchmetrics and minifast do. torch's losses
+    are better when lower.
+
+    Args:
+        name: a column of ``columns_of(metrics)``, or one of several values of it.
+        metrics: the learner's metrics.
+
+    >>> direction_of("accuracy", [accuracy]), direction_of("f", [lambda output, target: 0.0])
+    ('max', None)
+    """
+    columns = dict(named_metrics(metrics))
+    column = max((column for column in columns if may_become(name, [column])), key=len, default=None)
+    if column is None:
+        return None
+    for source in _sources(columns[column]):
+        higher = getattr(source, "higher_is_better", None)
+        if isinstance(higher, bool):
+            return "max" if higher else "min"
+        if isinstance(source, nn.modules.loss._Loss):
+            return "min"
+    return None
+
+
+def _sources(metric: Any) -> Iterator[Any]:
+    """Yield a metric, the function without bound arguments, and the metric inside of a wrapper."""
+    yield metric
+    for name in ("func", "metric", "_base_metric", "base_metric"):
+        inner = getattr(metric, name, None)
+        if inner is not None:
+            yield from _sources(inner)
+
+
+def _describe_arguments(function: partial[Any]) -> list[str]:
+    return [*map(str, function.args), *(f"{name}_{value}" for name, value in function.keywords.items())]
+
+
+def as_metric(metric: Any, loss_func: Any = None) -> Callback:
+    """Return a metric as a callback.
+
+    A function is averaged over the batches, or computed over all predictions if it is one of minifast's that is not a
+    mean; an object with ``reset``, ``update`` and ``compute`` accumulates by itself; a callback is returned unchanged.
+
+    Args:
+        metric: the metric.
+        loss_func: the loss of the learner; minifast's accuracies ignore the targets that it ignores.
+
+    Raises:
+        TypeError: if it is none of these, or a class instead of an instance.
+    """
+    wrapped: Any = _wrap(metric)
+    if loss_func is not None and hasattr(type(wrapped), "follow_loss"):
+        wrapped.follow_loss(loss_func)
+    return wrapped  # type: ignore[no-any-return]
+
+
+def _wrap(metric: Any) -> Any:
     if isinstance(metric, type):
-        raise TypeError(f"metrics holds the class {metric.__name__}; give an instance of it: {metric.__name__}().")
+        raise TypeError(
+            f"`metrics` must hold instances, got the class {metric.__name__}; give an instance of it: "
+            f"{metric.__name__}()."
+        )
     if isinstance(metric, Callback):
         return metric
     if all(hasattr(metric, name) for name in ("reset", "update", "compute")):
         return UpdatedMetric(metric)
     if not callable(metric):
-        known = [one.__name__ for one in (accuracy, error_rate, top_k_accuracy, accuracy_thresh, fbeta, dice)]
+        known = [function.__name__ for function in (accuracy, error_rate, top_k_accuracy, accuracy_thresh, fbeta, dice)]
         hint = did_you_mean(metric, known) if isinstance(metric, str) else ""
-        raise TypeError(f"metrics holds {metric!r}, which is not callable; give a function of (output, target).{hint}")
-    measure = getattr(metric.func if isinstance(metric, partial) else metric, "over_all", None)
-    if measure is None:
+        raise TypeError(
+            f"`metrics` must hold functions of (output, target), got {metric!r}, which is not callable.{hint}"
+        )
+    over_all = getattr(without_arguments(metric), "over_all", None)
+    if over_all is None:
         return AverageMetric(metric)
-    made: Any = measure()
+    made = over_all()
     made.name = name_of(metric)
-    return made  # type: ignore[no-any-return]
+    return made

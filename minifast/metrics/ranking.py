@@ -8,33 +8,37 @@ import torch
 from torch import Tensor
 
 from minifast.errors import DataError
-from minifast.metrics.base import add_metrics, over_all
+from minifast.metrics.functions import mark
+from minifast.metrics.wrappers import add_metrics
 from minifast.training.callback import Callback
+from minifast.utils.shapes import binary_targets
 from minifast.utils.tensors import to_cpu
 
 
 class AUROC(Callback):
-    """The area under the ROC curve of two classes, over the whole validation set.
+    """Compute the area under the ROC curve of two classes, over the whole validation set.
 
-    Outputs are ``(n, 2)``, or one number an item that is higher for the second class. Of each item the score and the
-    target are kept until the end of the epoch.
+    Outputs are ``(n, 2)``, or one number per sample that is higher for class 1. Targets are 0 and 1. The score and the
+    target of each sample stay in memory until the end of the epoch.
     """
+
+    higher_is_better = True
 
     def __init__(self) -> None:
         self._scores: list[Tensor] = []
         self._targets: list[Tensor] = []
 
     def on_epoch_begin(self) -> None:
-        """Start anew."""
+        """Forget all scores."""
         self._scores, self._targets = [], []
 
     def on_batch_end(self, last_output: Tensor, last_target: Tensor) -> None:
         """Add a batch."""
         self._scores.append(_scores_of(last_output))
-        self._targets.append(last_target.flatten())
+        self._targets.append(_targets_of(last_target, len(last_output)))
 
     def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
-        """Hand back the value."""
+        """Return the value."""
         scores, targets = self._scores, self._targets
         self._scores, self._targets = [], []
         area = auc_roc_score(torch.cat(scores), torch.cat(targets)) if scores else None
@@ -43,31 +47,45 @@ class AUROC(Callback):
 
 def _scores_of(outputs: Tensor) -> Tensor:
     if outputs.ndim == 2 and outputs.shape[1] == 2:
-        return outputs[:, 1] - outputs[:, 0]  # in the order of softmax's probabilities, without their rounding to 1
+        return outputs[:, 1] - outputs[:, 0]  # orders as softmax does, but does not round to 1
     if outputs.numel() != len(outputs):
         raise DataError(
-            f"The area under the ROC curve is one of two classes, and the outputs have the shape "
-            f"{tuple(outputs.shape)}; torchmetrics has MulticlassAUROC and MultilabelAUROC."
+            f"The area under the ROC curve is defined for two classes, outputs (n, 2) or (n,), got "
+            f"{tuple(outputs.shape)}; use MulticlassAUROC or MultilabelAUROC of torchmetrics."
         )
     return outputs.flatten()
 
 
-@over_all(AUROC)
-def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
-    """Return the area under the ROC curve: how often an item of class 1 has a higher output than one of class 0.
+def _targets_of(targets: Tensor, n: int) -> Tensor:
+    if targets.numel() != n or len(targets) != n:
+        raise DataError(
+            f"The area under the ROC curve needs one target per sample, (n,), got {tuple(targets.shape)} for {n} "
+            f"samples; give class numbers 0 and 1."
+        )
+    return targets.flatten()
 
-    As a metric it is taken over all predictions at once. It is NaN where all items are of one class.
+
+@mark(over_all=AUROC, higher_is_better=True)
+def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
+    """Return the area under the ROC curve: how often a sample of class 1 has a higher output than one of class 0.
+
+    As a metric of a learner it is computed over all predictions. It is NaN if all samples are of one class.
 
     Args:
-        input: outputs ``(n, 2)``, or scores ``(n,)``.
-        targ: zeros and ones ``(n,)``.
+        input: outputs ``(n, 2)``, or scores ``(n,)`` or ``(n, 1)``.
+        targ: zeros and ones ``(n,)`` or ``(n, 1)``.
+
+    Raises:
+        DataError: if the shapes do not fit, or targets are outside of [0, 1].
 
     >>> auc_roc_score(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.7500, dtype=torch.float64)
     """
-    positive = to_cpu(targ.flatten()).bool()
+    positive = binary_targets(to_cpu(_targets_of(targ, len(input)))).bool()
     scores: Any = to_cpu(_scores_of(input))
     _, places, ties = scores.unique(return_inverse=True, return_counts=True)
-    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[places]  # from 1 on, equal scores share their mean
+    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[
+        places
+    ]  # from 1; equal scores share the mean of their ranks
     n, n_positive = len(positive), positive.sum()
     return (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))

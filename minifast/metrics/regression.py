@@ -1,4 +1,4 @@
-"""Metrics of numbers: means of differences, and those that are no mean, over all predictions at once."""
+"""Regression metrics: means over the batches, and metrics computed over the whole validation set."""
 
 from __future__ import annotations
 
@@ -8,28 +8,29 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from minifast.errors import DataError
-from minifast.metrics.base import add_metrics, over_all
+from minifast.metrics.functions import count_numbers, mark
+from minifast.metrics.wrappers import add_metrics
 from minifast.training.callback import Callback
+from minifast.utils.shapes import match_shapes
 from minifast.utils.tensors import to_cpu
 
 
 def flat(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
-    """Return outputs and targets laid flat, so that ``(n, 1)`` and ``(n,)`` fit each other.
+    """Return outputs and targets of one shape, but for dimensions of size 1, as vectors of floats."""
+    pred, targ = match_shapes(pred, targ)
+    return pred.flatten(), targ.flatten() if targ.is_floating_point() else targ.flatten().to(pred.dtype)
+
+
+@mark(higher_is_better=False, count=count_numbers)
+def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
+    """Return the mean of the squared differences, also called ``mse``.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
 
     Raises:
-        DataError: they are not equally many.
-    """
-    if pred.numel() != targ.numel():
-        raise DataError(
-            f"The outputs have the shape {tuple(pred.shape)} and the targets {tuple(targ.shape)}; this metric compares "
-            f"them number by number, so they must be equally many."
-        )
-    return pred.flatten(), targ.flatten()
-
-
-def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the mean of the squared differences; also called ``mse``.
+        DataError: if the shapes differ.
 
     >>> mse(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0]))
     tensor(2.)
@@ -37,8 +38,16 @@ def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
     return functional.mse_loss(*flat(pred, targ))
 
 
+@mark(higher_is_better=False, count=count_numbers)
 def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the mean of the absolute differences; also called ``mae``.
+    """Return the mean of the absolute differences, also called ``mae``.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
+
+    Raises:
+        DataError: if the shapes differ.
 
     >>> mae(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor(1.)
@@ -46,8 +55,16 @@ def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
     return functional.l1_loss(*flat(pred, targ))
 
 
+@mark(higher_is_better=False, count=count_numbers)
 def mean_squared_logarithmic_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the mean of the squared differences of log(1 + x), for numbers above -1; also called ``msle``.
+    """Return the mean of the squared differences of log(1 + x), also called ``msle``.
+
+    Args:
+        pred: outputs above -1.
+        targ: targets above -1, of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
+
+    Raises:
+        DataError: if the shapes differ.
 
     >>> msle(torch.tensor([0.0]), torch.tensor([1.0]))
     tensor(0.4805)
@@ -57,7 +74,7 @@ def mean_squared_logarithmic_error(pred: Tensor, targ: Tensor) -> Tensor:
 
 
 def moments(errors: Tensor, targets: Tensor) -> Tensor:
-    """Return the count of numbers, then of errors and of targets the mean and the sum of squared deviations from it."""
+    """Return five numbers: the count, then mean and sum of squared deviations of the errors, and of the targets."""
     exact = torch.float32 if errors.device.type == "mps" else torch.float64
     both = torch.stack([errors, targets]).to(exact)
     means = both.mean(dim=1)
@@ -65,18 +82,18 @@ def moments(errors: Tensor, targets: Tensor) -> Tensor:
     return torch.cat([means.new_tensor([both.shape[1]]), torch.stack([means, deviations], dim=1).flatten()])
 
 
-def concatenate(parts: Tensor) -> Tensor:
-    """Return the moments of all from those of the parts, a row each: deviations inside the parts and between them."""
+def combine_moments(parts: Tensor) -> Tensor:
+    """Return the moments of all numbers from those of the parts, one row each."""
     counts, means, deviations = parts[:, :1], parts[:, 1::2], parts[:, 2::2]
     mean = (counts * means).sum(dim=0) / counts.sum()
     total = deviations.sum(dim=0) + (counts * (means - mean).square()).sum(dim=0)
     return torch.cat([counts.sum(dim=0), torch.stack([mean, total], dim=1).flatten()])
 
 
-class RMSE(Callback):
-    """The root of the mean squared error over the whole validation set.
+class MomentMetric(Callback):
+    """The base of metrics that are a function of the moments of errors and targets.
 
-    Of each batch five numbers are kept, on its device, and joined at the end of the epoch.
+    Five numbers of each batch stay on its device and are combined at the end of the epoch.
     """
 
     def __init__(self) -> None:
@@ -88,10 +105,10 @@ class RMSE(Callback):
 
     def value(self, moments: Tensor) -> Tensor:
         """Return the metric from the moments of errors and targets."""
-        return (_squares(moments) / moments[0]).sqrt()
+        raise NotImplementedError
 
     def at_once(self, pred: Tensor, targ: Tensor) -> Tensor:
-        """Return the metric of one batch alone."""
+        """Return the metric of one batch."""
         return self.value(self._moments(pred, targ)).to(pred.dtype)
 
     def _moments(self, pred: Tensor, targ: Tensor) -> Tensor:
@@ -99,7 +116,7 @@ class RMSE(Callback):
         return moments(self.errors(pred, targ), targ)
 
     def on_epoch_begin(self) -> None:
-        """Start anew."""
+        """Forget all batches."""
         self._parts = []
 
     def on_batch_end(self, last_output: Tensor, last_target: Tensor) -> None:
@@ -107,34 +124,48 @@ class RMSE(Callback):
         self._parts.append(self._moments(last_output, last_target))
 
     def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
-        """Hand back the value."""
+        """Return the value."""
         parts, self._parts = self._parts, []
         if not parts:
             return add_metrics(last_metrics, None)
-        return add_metrics(last_metrics, self.value(concatenate(to_cpu(torch.stack(parts)).double())).item())
+        return add_metrics(last_metrics, self.value(combine_moments(to_cpu(torch.stack(parts)).double())).item())
+
+
+class RMSE(MomentMetric):
+    """Compute the root mean squared error over the whole validation set."""
+
+    higher_is_better = False
+
+    def value(self, moments: Tensor) -> Tensor:
+        """Return the metric from the moments of errors and targets."""
+        return (_squares(moments) / moments[0]).sqrt()
 
 
 class ExpRMSPE(RMSE):
-    """The root mean squared relative error of targets that are logarithms, over the whole validation set."""
+    """Compute the root mean squared relative error of targets that are logarithms, over the whole validation set."""
 
     def errors(self, pred: Tensor, targ: Tensor) -> Tensor:
         """Return (exp t - exp p) / exp t of each number."""
         return -torch.expm1(pred - targ)
 
 
-class R2Score(RMSE):
-    """The share of the targets' variance that the predictions explain, over the whole validation set.
+class R2Score(MomentMetric):
+    """Compute the share of the targets' variance that the predictions explain, over the whole validation set.
 
     That is 1 - (sum of squared errors) / (sum of the targets' squared deviations from their mean).
     """
+
+    higher_is_better = True
 
     def value(self, moments: Tensor) -> Tensor:
         """Return the metric from the moments of errors and targets."""
         return 1 - _squares(moments) / moments[4]
 
 
-class ExplainedVariance(RMSE):
-    """1 - (variance of the errors) / (variance of the targets), over the whole validation set."""
+class ExplainedVariance(MomentMetric):
+    """Compute 1 - (variance of the errors) / (variance of the targets), over the whole validation set."""
+
+    higher_is_better = True
 
     def value(self, moments: Tensor) -> Tensor:
         """Return the metric from the moments of errors and targets."""
@@ -145,11 +176,15 @@ def _squares(moments: Tensor) -> Tensor:
     return moments[2] + moments[0] * moments[1].square()
 
 
-@over_all(RMSE)
+@mark(over_all=RMSE, higher_is_better=False)
 def root_mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the root of the mean squared error; also called ``rmse``.
+    """Return the root mean squared error, also called ``rmse``.
 
-    As a metric it is taken over all predictions at once; the mean over the batches, as in fastai v1, would be less.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches, which is less.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
 
     >>> rmse(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 2.0]))
     tensor(1.4142)
@@ -157,11 +192,15 @@ def root_mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
     return RMSE().at_once(pred, targ)
 
 
-@over_all(ExpRMSPE)
+@mark(over_all=ExpRMSPE, higher_is_better=False)
 def exp_rmspe(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the root mean squared relative error of predictions and targets that are logarithms.
+    """Return the root mean squared relative error of outputs and targets that are logarithms.
 
-    As a metric it is taken over all predictions at once, not averaged over the batches as in fastai v1.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
 
     >>> exp_rmspe(torch.tensor([0.0]), torch.tensor([2.0]).log())
     tensor(0.5000)
@@ -169,11 +208,15 @@ def exp_rmspe(pred: Tensor, targ: Tensor) -> Tensor:
     return ExpRMSPE().at_once(pred, targ)
 
 
-@over_all(R2Score)
+@mark(over_all=R2Score, higher_is_better=True)
 def r2_score(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the coefficient of determination: 1 is best, 0 is that of always predicting the mean.
+    """Return the coefficient of determination: 1 is perfect, 0 is as good as predicting the mean.
 
-    As a metric it is taken over all predictions at once, not averaged over the batches as in fastai v1.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
 
     >>> r2_score(torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
     tensor(0.5000)
@@ -181,11 +224,15 @@ def r2_score(pred: Tensor, targ: Tensor) -> Tensor:
     return R2Score().at_once(pred, targ)
 
 
-@over_all(ExplainedVariance)
+@mark(over_all=ExplainedVariance, higher_is_better=True)
 def explained_variance(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return 1 - variance of the errors / variance of the targets; an error that is everywhere the same costs nothing.
+    """Return 1 - (variance of the errors) / (variance of the targets), which a constant error does not change.
 
-    As a metric it is taken over all predictions at once, not averaged over the batches as in fastai v1.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches.
+
+    Args:
+        pred: outputs.
+        targ: targets of the same shape; ``(n,)`` fits outputs ``(n, 1)``.
 
     >>> explained_variance(torch.tensor([2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, 3.0]))
     tensor(1.)
@@ -194,12 +241,6 @@ def explained_variance(pred: Tensor, targ: Tensor) -> Tensor:
 
 
 mse = mean_squared_error
-
-
 mae = mean_absolute_error
-
-
 msle = mean_squared_logarithmic_error
-
-
 rmse = root_mean_squared_error

@@ -1,8 +1,9 @@
-"""Tables as text."""
+"""Tables and their cells as text."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 
 def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
@@ -22,3 +23,25 @@ def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def cell(value: Any) -> str:
+    """Return a value as the table shows it.
+
+    >>> cell(3), cell(0.5), cell(None), cell([0.5, 1.0])
+    ('3', '0.500000', '#na#', '[0.500000, 1.000000]')
+    """
+    if isinstance(value, list):
+        return f"[{', '.join(map(cell, value))}]"
+    return "#na#" if value is None else f"{value:.6f}" if isinstance(value, float) else str(value)
+
+
+def clock(seconds: float) -> str:
+    """Return a duration in seconds as ``mm:ss``, or as ``h:mm:ss`` from one hour on.
+
+    >>> clock(65), clock(3661)
+    ('01:05', '1:01:01')
+    """
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 import minifast
 from minifast import Callback, LearnerCallback, MinifastError, Recorder, SmoothenValue, accuracy, error_rate
-from minifast.callbacks.recorder import cell, clock
+from minifast.utils.text import cell, clock
 
 ROOT = Path(minifast.__file__).parents[1]
 

@@ -157,7 +157,7 @@ def test_predictions_may_be_of_another_activation():
 def test_what_are_no_classes_is_refused_with_the_way_out():
     items = TensorDataset(torch.randn(10, 4), torch.randn(10, 3))
     data = DataBunch(DataLoader(items, 4), DataLoader(items, 4), device="cpu")
-    with pytest.raises(DataError, match=r"predictions have the shape \(10, 3\).*Interpretation, without Classif"):
+    with pytest.raises(DataError, match=r"predictions have the shape \(10, 3\).*Use Interpretation, which"):
         Learner(data, simple_ann(4, 3), silent=True).interpret()
 
 

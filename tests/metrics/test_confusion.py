@@ -23,7 +23,7 @@ from minifast import (
     simple_ann,
 )
 from minifast.errors import DataError
-from minifast.metrics.confusion import count_pairs
+from minifast.metrics.confusion import PairCounts
 
 
 def answers(classes, n=200, seed=0):
@@ -60,8 +60,9 @@ def test_the_matrix_counts_actual_by_predicted(classes):
 
 
 def test_targets_that_are_no_class_are_not_counted():
-    found = count_pairs(torch.tensor([0, 1, 1, 0]), torch.tensor([0, -100, 1, 2]), 2)
-    assert found.tolist() == [[1, 0], [0, 1]]
+    counts = PairCounts(2)
+    counts.add(torch.tensor([0, 1, 1, 0]), torch.tensor([0, -100, 1, 2]))
+    assert counts.table().tolist() == [[1, 0], [0, 1]]
 
 
 def test_the_matrix_has_no_column_and_shifts_none():
@@ -133,7 +134,7 @@ def test_binary_of_more_classes_warns_and_is_the_mean_of_the_classes():
     ("make", "said"),
     [
         (lambda: Precision("binray"), r"`average` must be one of 'binary', 'micro', 'macro', 'weighted', got 'binray'"),
-        (lambda: Recall(pos_label=2), r"pos_label is 2; it must be 0 or 1"),
+        (lambda: Recall(pos_label=2), r"`pos_label` must be 0 or 1, got 2"),
         (lambda: FBeta(eps=0), r"`eps` must be positive, got 0"),
         (lambda: KappaScore("cubic"), r"`weights` must be one of 'linear', 'quadratic', got 'cubic'"),
     ],
@@ -143,10 +144,15 @@ def test_what_means_nothing_is_refused_when_the_metric_is_made(make, said):
         make()
 
 
-@pytest.mark.parametrize("outputs", [torch.zeros(4), torch.zeros(4, 1)])
-def test_one_output_is_refused_with_what_takes_it(outputs):
-    with pytest.raises(DataError, match=r"Recall takes an output for each class.*torchmetrics.*BinaryPrecision"):
-        over(Recall(), outputs, torch.zeros(4))
+@pytest.mark.parametrize("shape", [(4,), (4, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_single_output_is_a_logit_of_two_classes(shape, dtype):
+    outputs, targets = torch.tensor([-1.0, 2.0, 0.5, 0.1]), torch.tensor([0, 1, 0, 1])
+    for actual in (targets.to(dtype), targets.to(dtype)[:, None]):
+        assert over(Recall(), outputs.view(shape), actual) == 1
+        assert over(Precision(), outputs.view(shape), actual) == pytest.approx(2 / 3)
+    with pytest.raises(DataError, match=r"targets range from 0 to 2, but a single output per target tells two"):
+        over(Recall(), outputs.view(shape), targets * 2)
 
 
 # --- agreement
@@ -193,7 +199,7 @@ def test_scores_that_softmax_would_round_to_1_keep_their_order():
 
 
 def test_the_area_of_more_classes_is_refused():
-    with pytest.raises(DataError, match=r"one of two classes.*\(64, 3\).*MulticlassAUROC"):
+    with pytest.raises(DataError, match=r"two classes.*\(64, 3\).*MulticlassAUROC"):
         over(AUROC(), *answers(3))
 
 
@@ -214,14 +220,16 @@ def test_table_record_and_validate_agree_with_all_predictions_at_once(n):
     assert learn.validate()[1:] == learn.recorder.metrics[-1] == learn.recorder.rows[-1][3:-1]
 
 
-def test_the_score_of_each_class_is_one_column_and_a_line_each(capsys):
+def test_the_score_of_each_class_has_its_own_column(capsys):
     learn = toy_learner(metrics=[Precision(average=None), accuracy], silent=False)
     learn.fit(2)
-    assert learn.recorder.metrics_names == ["precision", "accuracy"]
-    assert all(len(values[0]) == 2 for values in learn.recorder.metrics)
-    assert "[" in capsys.readouterr().out.splitlines()[-1]
+    names = ["precision_0", "precision_1", "accuracy"]
+    assert learn.recorder.metrics_names == names
+    assert all(len(values) == 3 for values in learn.recorder.metrics)
+    assert [line.split()[3:-1] for line in capsys.readouterr().out.splitlines() if "precision_0" in line] == [names]
     figure = learn.recorder.plot_metrics(return_fig=True)
-    assert [len(ax.lines) for ax in figure.axes] == [2, 1]
+    assert [len(ax.lines) for ax in figure.axes] == [1, 1, 1]
+    assert learn.validate()[1:] == learn.recorder.metrics[-1]
 
 
 def test_a_finder_run_leaves_the_counts_of_the_last_epoch():

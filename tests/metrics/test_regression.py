@@ -29,7 +29,7 @@ from minifast import (
 )
 from minifast.errors import DataError
 from minifast.metrics.base import as_metric
-from minifast.metrics.regression import concatenate, moments
+from minifast.metrics.regression import combine_moments, moments
 
 
 def numbers(n=50, shift=0.0, seed=0):
@@ -95,7 +95,8 @@ def test_over_uneven_batches_a_metric_is_that_of_all_predictions(n):
     learn.fit(1)
     pred, targ = learn.get_preds()
     wanted = [function(pred, targ).item() for _, _, function in OVER_ALL]
-    assert learn.recorder.metrics_names == [name for _, name, _ in OVER_ALL]
+    names = [name for _, name, _ in OVER_ALL]
+    assert learn.recorder.metrics_names == [*names[:5], *(f"{name}_2" for name in names[5:])]
     assert learn.recorder.metrics[-1] == pytest.approx(wanted, rel=1e-4)
     assert learn.validate()[1:] == learn.recorder.metrics[-1]
     assert learn.recorder.rows[-1][3:-1] == learn.recorder.metrics[-1]
@@ -118,7 +119,7 @@ def test_the_last_epoch_is_measured_alone():
 def test_targets_far_from_zero_lose_nothing():
     pred, targ = numbers(1000, shift=1e4)
     parts = [moments(t.double() - p[:, 0], t) for p, t in zip(pred.split(64), targ.split(64), strict=True)]
-    found = R2Score().value(concatenate(torch.stack(parts))).item()
+    found = R2Score().value(combine_moments(torch.stack(parts))).item()
     pred, targ = pred[:, 0].double(), targ.double()
     wanted = 1 - (targ - pred).square().sum() / (targ - targ.mean()).square().sum()
     assert found == pytest.approx(wanted.item(), rel=1e-9)
@@ -141,7 +142,9 @@ def test_targets_that_are_all_the_same_have_nothing_to_explain():
 
 @pytest.mark.parametrize("metric", [mse, mae, msle, rmse, r2_score, explained_variance, exp_rmspe])
 def test_outputs_and_targets_that_do_not_fit_are_an_error_in_words(metric):
-    with pytest.raises(DataError, match=r"outputs have the shape \(4, 2\) and the targets \(4,\).*equally many"):
+    with pytest.raises(
+        DataError, match=r"outputs have the shape \(4, 2\) and the targets \(4,\).*broadcast; give both the same shape"
+    ):
         metric(torch.zeros(4, 2), torch.zeros(4))
 
 

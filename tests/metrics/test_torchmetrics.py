@@ -84,15 +84,18 @@ def test_a_collection_may_stand_alone():
     assert len(learn.recorder.metrics[0]) == 2
 
 
-def test_several_values_stand_in_one_column():
+def test_several_values_have_a_column_each_and_a_matrix_one():
     each = of_two("Precision", average="none")
     labelled = torchmetrics.ClasswiseWrapper(of_two("Recall", average="none"), labels=["cat", "dog"])
     learn = toy_learner(metrics=[each, of_two("ConfusionMatrix"), labelled])
     learn.fit(1)
-    ((first, matrix, second),) = learn.recorder.metrics
-    assert [len(first), len(second)] == [2, 2]
+    ((_, _, matrix, _, _),) = learn.recorder.metrics
     assert [sum(row) for row in matrix] == [30, 30]
-    assert learn.recorder.metrics_names == ["multiclass_precision", "multiclass_confusion_matrix", "classwise_wrapper"]
+    assert learn.recorder.metrics_names == [
+        *("multiclass_precision_0", "multiclass_precision_1", "multiclass_confusion_matrix"),
+        *("classwise_wrapper_multiclassrecall_cat", "classwise_wrapper_multiclassrecall_dog"),
+    ]
+    assert learn.validate()[1:] == learn.recorder.metrics[-1]
 
 
 def test_nothing_is_left_in_a_metric_after_fit_or_validate():
