@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: pages that live outside ``docs`` (notebooks, measurements) become pages of the site."""
+"""Hooks of mkdocs: pages that live outside ``docs`` (notebooks, benchmarks) become pages of the site."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {
     **{notebook: f"tutorials/{notebook.name}" for notebook in sorted((ROOT / "nbs").glob("*.ipynb"))},
     **{image: f"images/{image.name}" for image in sorted((ROOT / "nbs" / "images").glob("*.png"))},
-    ROOT / "benchmarks" / "README.md": "explanation/measurements.md",
+    ROOT / "benchmarks" / "README.md": "explanation/benchmarks.md",
 }
 
 
@@ -33,8 +33,11 @@ def on_nav(nav: Any, files: Any, **_: Any) -> Any:
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:
-    """Point links between notebooks at their pages."""
+    """Point links between notebooks at their pages, and mark code blocks that are errors, which wrap."""
+    html = re.sub(
+        r'<div class="highlight">(<pre><span></span><code>\w+Error: )', r'<div class="highlight error">\1', html
+    )
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     html = re.sub(r'href="(\w+)\.ipynb(#[^"]*)?"', r'href="../\1/\2"', html)
-    return html.replace('href="../benchmarks/README.md"', 'href="../../explanation/measurements/"')
+    return html.replace('href="../benchmarks/README.md"', 'href="../../explanation/benchmarks/"')

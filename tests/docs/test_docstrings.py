@@ -111,14 +111,14 @@ def test_the_page_of_the_learner_has_all_of_its_methods():
 def test_each_page_is_in_the_table_of_contents():
     contents = (ROOT / "mkdocs.yml").read_text().partition("\nnav:\n")[2]
     pages = {str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md")}
-    assert set(re.findall(r"[\w/]+\.md", contents)) == pages | {"explanation/measurements.md"}
+    assert set(re.findall(r"[\w/]+\.md", contents)) == pages | {"explanation/benchmarks.md"}
 
 
 def test_links_between_pages_lead_somewhere():
     elsewhere = {"tutorials": ROOT / "nbs", "images": ROOT / "nbs" / "images"}
     for page in DOCS.rglob("*.md"):
         for link in re.findall(r"\]\(([^)# ]+)[^)]*\)", page.read_text()):
-            if link.startswith("http") or link.endswith("measurements.md"):
+            if link.startswith("http") or link.endswith("benchmarks.md"):
                 continue
             target = (page.parent / link).resolve()
             target = elsewhere.get(target.parent.name, target.parent) / target.name if not target.exists() else target

@@ -112,6 +112,19 @@ def test_the_table_of_guarantees_names_the_tests_behind_each():
     assert all(int(cases) > 0 for _, cases, _ in rows)
 
 
+def test_the_figures_of_speed_are_those_of_the_benchmarks():
+    measured = dict(
+        re.findall(
+            r"^\| (.*?) \| [^|]* \| [^|]* \| ([\d.]+) \|", (ROOT / "benchmarks/README.md").read_text(), re.MULTILINE
+        )
+    )
+    table = re.findall(r"^\| (.*?) \| ([\d.]+) \|$", (DOCS / "explanation/performance.md").read_text(), re.MULTILINE)
+    assert len(table) >= 7
+    assert [(row, measured.get(row)) for row, _ in table] == table  # after new measurements, write them here too
+    rounded = {f"{float(ratio):.2f} ×" for _, ratio in table}
+    assert set(re.findall(r"\d\.\d\d ×", README)) <= rounded
+
+
 def test_the_table_of_schedules_is_filled_in():
     seeds = block("docs/explanation/schedules.md", "seeds")
     assert len(re.findall(r"\| 0\.\d{4} ± 0\.\d{4} ", seeds)) == 30
