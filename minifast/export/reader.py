@@ -1,4 +1,4 @@
-"""Read an exported file, without running code from it."""
+"""Check the content of an exported file and build its loss, without running code from it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from minifast.utils.tensors import is_plain
 
 
 class MissingLoss(nn.Module):
-    """Stands for a loss that a file does not hold; it says so when somebody asks for losses."""
+    """Stand for a loss that is not in the file; it raises an error when a loss is computed."""
 
     def __init__(self, called: str, activation: str) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class MissingLoss(nn.Module):
         self.activation = activation
 
     def forward(self, *_: Any) -> Tensor:
-        """Say that the loss is missing."""
+        """Raise an error that names the loss."""
         raise MinifastError(
-            f"The export does not hold the loss {self.called}, which is none that minifast knows; set learn.loss_func."
+            f"The export does not hold the loss {self.called}, because minifast does not know it; set learn.loss_func."
         )
 
 
 def check_archive(file: Path | IO[bytes]) -> None:
-    """Refuse a file of which a part is not what was written, by its checksums, at which torch does not look."""
+    """Raise a FileFormatError if a checksum in the file is wrong; torch does not check them."""
     begin = 0 if isinstance(file, Path) else file.tell()
     damaged = None
     try:
@@ -39,41 +39,39 @@ def check_archive(file: Path | IO[bytes]) -> None:
             damaged = archive.testzip()
     except PermissionError:
         raise
-    except Exception:  # a broken directory meets zipfile with errors of every kind; torch's reader says what it is
+    except Exception:  # zipfile raises errors of many types for damaged archives; torch's reader reports them
         damaged = None
     if damaged is not None:
-        raise FileFormatError(f"{file} is damaged; take another copy of it.")
+        raise FileFormatError(f"{file} is damaged; use another copy of it.")
     if not isinstance(file, Path):
         file.seek(begin)
 
 
-def check_format(kept: Any, file: Any) -> dict[str, Any]:
-    """Return what a file holds, if ``export`` wrote it."""
-    if not isinstance(kept, dict) or kept.get("format") != FORMAT:
-        saved = isinstance(kept, dict) and (is_with_opt(kept) or all(map(torch.is_tensor, kept.values())))
-        way_out = (
-            "learn.save wrote it: make the learner and call learn.load" if saved else "write one with learn.export()"
-        )
-        raise FileFormatError(f"{file} is no export; {way_out}.")
-    if kept.get("version") != VERSION:
+def check_format(content: Any, file: Any) -> dict[str, Any]:
+    """Return the content of a file if ``export`` wrote it in this format."""
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        is_saved = isinstance(content, dict) and (is_with_opt(content) or all(map(torch.is_tensor, content.values())))
+        hint = "learn.save wrote it: make the learner and call learn.load" if is_saved else "learn.export() writes one"
+        raise FileFormatError(f"{file} is not an export; {hint}.")
+    if content.get("version") != VERSION:
         raise FileFormatError(
-            f"{file} is an export in format {kept.get('version')}, and this minifast reads format {VERSION}; "
-            f"use the version that wrote it, with torch {kept.get('torch')}, or export again with this one."
+            f"{file} is an export in format {content.get('version')}, but this version of minifast reads format "
+            f"{VERSION}; use the version that wrote it, with torch {content.get('torch')}, or export again."
         )
-    missing = {"pictures", "classes", "loss"} - set(kept)
-    whole = isinstance(kept.get("model"), ModelWithTransforms)
-    if missing or not (whole or "program" in kept):
-        raise FileFormatError(f"{file} lacks {', '.join(sorted(missing)) or 'its model'}; export again.")
-    return kept
+    missing = {"pictures", "classes", "loss"} - set(content)
+    is_pickled = isinstance(content.get("model"), ModelWithTransforms)
+    if missing or not (is_pickled or "program" in content):
+        raise FileFormatError(f"{file} has no {', '.join(sorted(missing)) or 'model'}; export again.")
+    return content
 
 
-def build_loss(kept: dict[str, Any]) -> nn.Module:
+def build_loss(description: dict[str, Any]) -> nn.Module:
     """Return the loss that a file describes."""
-    kind = LOSSES.get(str(kept["name"]))
-    if kind is None:
-        return MissingLoss(str(kept["called"]), kept["activation"])
-    loss = kind()
-    for name, value in kept["settings"].items():
+    loss_class = LOSSES.get(str(description["name"]))
+    if loss_class is None:
+        return MissingLoss(str(description["called"]), description["activation"])
+    loss = loss_class()
+    for name, value in description["settings"].items():
         if name in {*vars(loss), *loss._buffers} and is_plain(value):
             setattr(loss, name, value)
     return loss

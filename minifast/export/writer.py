@@ -1,4 +1,4 @@
-"""A trained model leaves: as a file that predicts anywhere, as ONNX, as torch's own export."""
+"""Write a trained model for inference: as minifast's own file, as ONNX, or with torch.export."""
 
 from __future__ import annotations
 
@@ -29,21 +29,15 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 FORMAT = "minifast export"
-
-
 VERSION = 1
-
-
 LOSSES: dict[str, type[nn.Module]] = {
-    one.__name__: one
-    for one in (
+    loss.__name__: loss
+    for loss in (
         nn.CrossEntropyLoss, nn.NLLLoss, nn.BCEWithLogitsLoss, nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss,
         nn.HuberLoss, MSELossFlat, LabelSmoothingCrossEntropy,
     )
 }  # fmt: skip
-
-
-FUNCTIONS = {
+LOSS_FUNCTIONS = {
     "CrossEntropyLoss": functional.cross_entropy,
     "NLLLoss": functional.nll_loss,
     "BCEWithLogitsLoss": functional.binary_cross_entropy_with_logits,
@@ -54,16 +48,16 @@ FUNCTIONS = {
 
 
 class ModelWithTransforms(nn.Module):
-    """A model with what its data do to each batch before, such as normalising."""
+    """A model after the batch transforms of its data, such as normalisation."""
 
     def __init__(self, model: nn.Module, tfms: list[Any]) -> None:
         super().__init__()
         self.model = model
-        # What Seeded adds is for transforms that draw random numbers, which no program does.
-        self.tfms = [own for tfm in tfms for own in (tfm.tfms if isinstance(tfm, Seeded) else [tfm])]
+        # Seeded only manages random numbers, which a program does not have.
+        self.tfms = [part for tfm in tfms for part in (tfm.tfms if isinstance(tfm, Seeded) else [tfm])]
 
     def forward(self, *inputs: Any) -> Any:
-        """Return the output for inputs as the data set has them."""
+        """Return the output for the inputs of a batch as the dataset returns them."""
         x: Any = inputs[0] if len(inputs) == 1 else inputs
         for tfm in self.tfms:
             x, _ = tfm((x, None))
@@ -71,11 +65,11 @@ class ModelWithTransforms(nn.Module):
 
     def to_cpu(self) -> ModelWithTransforms:
         """Return a copy on the CPU, in evaluation mode."""
-        twin = copy.deepcopy(self).cpu().eval()
-        for tfm in twin.tfms:
-            held = getattr(tfm, "__dict__", {})
-            held.update({name: value.cpu() for name, value in held.items() if isinstance(value, Tensor)})
-        return twin
+        copied = copy.deepcopy(self).cpu().eval()
+        for tfm in copied.tfms:
+            attributes = getattr(tfm, "__dict__", {})
+            attributes.update({name: value.cpu() for name, value in attributes.items() if isinstance(value, Tensor)})
+        return copied
 
 
 def uncompiled(learn: Learner) -> nn.Module:
@@ -89,22 +83,20 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
     target = learn.path / file if isinstance(file, (str, Path)) else file
     model = uncompiled(learn)
     inputs = [x.cpu() for x in as_arguments(raw_inputs(learn.data))]
-    pictures = isinstance(learn.data, ImageDataBunch)
-    kept: dict[str, Any] = {
+    classes = learn.data.classes
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "torch": str(torch.__version__),
-        "pictures": list(inputs[0].shape[2:]) if pictures else None,
-        "classes": None
-        if learn.data.classes is None
-        else [one if is_plain(one) else str(one) for one in learn.data.classes],
+        "pictures": list(inputs[0].shape[2:]) if isinstance(learn.data, ImageDataBunch) else None,  # the image size
+        "classes": None if classes is None else [name if is_plain(name) else str(name) for name in classes],
         "loss": describe_loss(learn.loss_func),
     }
     with eval_mode(learn.model):
         whole = ModelWithTransforms(model, (learn.data.valid_dl or learn.data.train_dl).tfms).to_cpu()
     if pickle:
         try:
-            files.write(kept | {"model": whole}, target)
+            files.write(content | {"model": whole}, target)
         except (pickles.PicklingError, AttributeError, TypeError) as error:
             raise MinifastError(f"{type(model).__name__} cannot be pickled: {error}.") from error
         return target
@@ -113,18 +105,18 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         program = trace(whole, inputs, name)
     except MinifastError as error:
         raise MinifastError(
-            f"{error} Keep it with learn.save; or write it with learn.export(pickle=True), which load_learner "
-            f"reads with trust=True only, since reading that runs code."
+            f"{error} Save it with learn.save, or pickle it with learn.export(pickle=True), which load_learner reads "
+            f"with trust=True only, because reading it runs code."
         ) from error
     with torch.no_grad():
         for n in {1, len(inputs[0])}:
-            wanted, got = (one(*(x[:n] for x in inputs)) for one in (whole, program))
-            if wanted.shape != got.shape or not close(got, wanted):
+            expected, output = (module(*(x[:n] for x in inputs)) for module in (whole, program))
+            if expected.shape != output.shape or not is_close(output, expected):
                 raise MinifastError(
-                    f"The exported {name} predicts otherwise than {name} itself for a batch of {n}, so nothing was "
-                    f"written; it draws random numbers, or does something else that torch.export does not follow."
+                    f"The exported {name} and {name} itself have different outputs for a batch of {n}, so no file was "
+                    f"written. The model may use random numbers, or something else that torch.export cannot trace."
                 )
-    files.write(kept | {"program": program.plain()}, target)
+    files.write(content | {"program": program.plain()}, target)
     return target
 
 
@@ -136,7 +128,7 @@ def to_pt2(learn: Learner, file: str | Path | IO[bytes]) -> torch.export.Exporte
         if not isinstance(file, (str, Path)):
             torch.export.save(program, file)
             return program
-        with files.replacing(learn.path / file) as beside, beside.open("wb") as stream:
+        with files.replacing(learn.path / file) as temporary, temporary.open("wb") as stream:
             torch.export.save(program, stream)
     return program
 
@@ -148,48 +140,50 @@ def to_onnx(learn: Learner, file: str | Path) -> Path:
     model = uncompiled(learn)
     inputs = [x.cpu() for x in as_arguments(model_inputs(learn.data))]
     with eval_mode(model):
-        twin = copy.deepcopy(model).cpu()
-    found = exported(twin, inputs)
+        cpu_model = copy.deepcopy(model).cpu()
+    program = exported(cpu_model, inputs)
     try:
         with torch_is_quiet():
-            written = torch.onnx.export(found, dynamo=True, verbose=False)
-    except Exception as error:  # whatever torch's exporter meets
+            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+    except Exception as error:  # torch's exporter raises errors of many types
         raise MinifastError(
             f"torch cannot write {type(model).__name__} as ONNX: {' '.join(str(error).split())[:300]}"
         ) from error
-    if written is None:
-        raise MinifastError(f"torch wrote nothing for {type(model).__name__}.")
+    if onnx_program is None:
+        raise MinifastError(f"torch wrote no ONNX file for {type(model).__name__}.")
     target = learn.path / file
-    with files.replacing(target) as beside:
-        written.save(str(beside))
+    with files.replacing(target) as temporary:
+        onnx_program.save(str(temporary))
         if importlib.util.find_spec("onnxruntime") is not None:
-            check_onnx(beside, twin, inputs)
+            check_onnx(temporary, cpu_model, inputs)
     return target
 
 
 def check_onnx(file: Path, model: nn.Module, inputs: list[Tensor]) -> None:
-    """Refuse an ONNX file that predicts otherwise than the model."""
+    """Raise a MinifastError if the outputs of an ONNX file differ from the model's."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
-    names = [one.name for one in session.get_inputs()]
+    names = [argument.name for argument in session.get_inputs()]
     with torch.no_grad():
         for n in {1, len(inputs[0])}:
-            wanted = as_arguments(model(*(x[:n] for x in inputs)))
-            got = session.run(None, {name: x[:n].numpy() for name, x in zip(names, inputs, strict=True)})
-            if not all(close(torch.from_numpy(one), other) for one, other in zip(got, wanted, strict=True)):
-                raise MinifastError(f"onnxruntime predicts otherwise than {type(model).__name__}; nothing was written.")
+            expected = as_arguments(model(*(x[:n] for x in inputs)))
+            outputs = session.run(None, {name: x[:n].numpy() for name, x in zip(names, inputs, strict=True)})
+            if not all(is_close(torch.from_numpy(a), b) for a, b in zip(outputs, expected, strict=True)):
+                raise MinifastError(
+                    f"onnxruntime and {type(model).__name__} itself have different outputs, so no file was written."
+                )
 
 
-def close(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs are the same but for rounding, of which half precision has more."""
-    share = 1e-3 if b.dtype in (torch.float32, torch.float64) else 5e-2
+def is_close(a: Tensor, b: Tensor) -> bool:
+    """Whether two outputs are equal up to rounding, with a larger tolerance for half precision."""
+    tolerance = 1e-3 if b.dtype in (torch.float32, torch.float64) else 5e-2
     scale = float(b.abs().nan_to_num().max()) if b.numel() else 0.0
-    return torch.allclose(a.float(), b.float(), rtol=share, atol=share * scale, equal_nan=True)
+    return torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
 def raw_inputs(data: DataBunch) -> Any:
-    """Return the inputs of a batch before the data's transforms; pictures are floats in [0, 1]."""
+    """Return the inputs of a batch before the batch transforms; images are floats in [0, 1]."""
     loader = data.valid_dl or data.train_dl
     tfms, loader.tfms = loader.tfms, []
     try:
@@ -200,17 +194,19 @@ def raw_inputs(data: DataBunch) -> Any:
 
 
 def model_inputs(data: DataBunch) -> Any:
-    """Return the inputs of a batch as the model takes them."""
+    """Return the inputs of a batch as the model takes them, after the batch transforms."""
     x, _ = data.one_batch(DatasetType.Valid if data.valid_dl else DatasetType.Train, denorm=False, cpu=False)
-    if not all(isinstance(one, Tensor) for one in as_arguments(x)):
-        raise DataError("The inputs are no tensors, or a tuple or list of them, so the model cannot be exported.")
+    if not all(isinstance(value, Tensor) for value in as_arguments(x)):
+        raise DataError("To export the model, its inputs must be a tensor, or a tuple or list of tensors.")
     return x
 
 
 def describe_loss(loss_func: Any) -> dict[str, Any]:
-    """Return what a file keeps of a loss: its name with how it is set where it is known, and its activation."""
+    """Return a loss in plain values: its name and settings if it is known, and its activation."""
     loss_func = unwrap_mixup(loss_func)
-    name = next((name for name in LOSSES if loss_func is FUNCTIONS.get(name) or type(loss_func) is LOSSES[name]), None)
+    name = next(
+        (name for name in LOSSES if loss_func is LOSS_FUNCTIONS.get(name) or type(loss_func) is LOSSES[name]), None
+    )
     settings = {}
     if name and isinstance(loss_func, nn.Module):
         settings = settings_of(loss_func) | {key: value.cpu() for key, value in loss_func.named_buffers()}

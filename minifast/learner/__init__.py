@@ -1,7 +1,7 @@
-"""The Learner: one class with every public method, each of which calls the package that does the work.
+"""The Learner: one class with every public method; each method calls the package that does the work.
 
-``running.py`` prepares a run around the loop, ``fitting.py`` holds the ways to train, ``predicting.py`` inference, and
-``loading.py`` builds a learner from an export.
+``running.py`` runs the training loop with its callbacks and checkpoint, ``fitting.py`` holds the ways to train,
+``predicting.py`` inference, and ``loading.py`` builds a learner from an exported file.
 """
 
 from minifast.learner.learner import Learner, fit_one_cycle, lr_find

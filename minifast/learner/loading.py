@@ -1,4 +1,4 @@
-"""Load an exported learner."""
+"""Build a learner for inference from an exported file."""
 
 from __future__ import annotations
 
@@ -28,23 +28,24 @@ def load_learner(
     bs: int = 64,
     trust: bool = False,
 ) -> Learner:
-    """Return a learner that predicts with what ``learn.export`` wrote; reading the file runs no code in it.
+    """Return a learner for inference from a file of ``learn.export``; reading the file runs no code in it.
 
-    ``predict`` takes pictures and tensors as before, and ``get_preds(DatasetType.Test)`` predicts ``test``. There are
-    no training data in it; metrics and callbacks are not kept.
+    ``predict`` takes images and tensors as before, and ``get_preds(DatasetType.Test)`` predicts ``test``. The learner
+    has no training data, metrics or callbacks.
 
     Args:
         path: the folder of the file, or the file itself.
-        file: its name, or an open file.
-        test: what to predict: a folder of pictures (those in its folders too, sorted by name), a list of picture
-            files, or a loader of batches, with targets or without.
-        device: where to predict; by default the GPU if there is one.
-        bs: pictures a batch of ``test``.
-        trust: read a file that ``export(pickle=True)`` wrote, which runs the code in it: only one whose maker you know.
+        file: the file's name, or an open file.
+        test: the data to predict: a folder of images (searched recursively, sorted by name), a list of image files, or
+            a loader of batches with or without targets.
+        device: the device of the model. By default the GPU if there is one.
+        bs: the batch size for images in ``test``.
+        trust: read a file of ``export(pickle=True)``, which runs the code in it. Use it only for files from someone you
+            trust.
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileFormatError: it is cut off, holds code, or was written by something else than ``export``.
+        FileFormatError: the file is incomplete, holds code, or was not written by ``export``.
 
     >>> load_learner("models")
     Traceback (most recent call last):
@@ -55,39 +56,40 @@ def load_learner(
     if isinstance(file, (str, Path)):
         target: Any = path if path.is_file() else path / file
         if not target.is_file():
-            there = sorted(one.name for one in target.parent.glob("*.pkl")) if target.parent.is_dir() else []
-            found = f"its folder has {', '.join(there)}" if there else "learn.export() writes one"
-            raise FileNotFoundError(f"There is no file {target}; {found}.")
+            exports = sorted(export.name for export in target.parent.glob("*.pkl")) if target.parent.is_dir() else []
+            hint = f"its folder has {', '.join(exports)}" if exports else "learn.export() writes one"
+            raise FileNotFoundError(f"There is no file {target}; {hint}.")
         path = target.parent
     else:
         target = file
     check_archive(target)
-    kept = check_format(files.read(target, trust=trust), target)
-    model = kept["model"] if "model" in kept else Program(kept["program"])
-    size, classes = kept["pictures"], kept["classes"]
-    kind = DataBunch if size is None else ImageDataBunch
-    loss_func = build_loss(kept["loss"])
-    data = kind([], None, loader_for(test, size, bs, device), device, path=path, classes=classes, loss_func=loss_func)
+    content = check_format(files.read(target, trust=trust), target)
+    model = content["model"] if "model" in content else Program(content["program"])
+    size, classes = content["pictures"], content["classes"]
+    data_class = DataBunch if size is None else ImageDataBunch
+    loss_func = build_loss(content["loss"])
+    test_dl = make_test_loader(test, size, bs, device)
+    data = data_class([], None, test_dl, device, path=path, classes=classes, loss_func=loss_func)
     if isinstance(data, ImageDataBunch):
         data.size = tuple(size)
     return Learner(data, model.eval(), loss_func=loss_func.to(data.device))
 
 
-def loader_for(test: Any, size: Sequence[int] | None, bs: int, device: torch.device | str | None) -> Any:
-    """Return the loader of what is to be predicted, or None."""
-    files_given = isinstance(test, (list, tuple)) and all(isinstance(one, (str, Path)) for one in test)
-    if not files_given and not isinstance(test, (str, Path)):
+def make_test_loader(test: Any, size: Sequence[int] | None, bs: int, device: torch.device | str | None) -> Any:
+    """Return the loader of the data to predict, or None."""
+    is_file_list = isinstance(test, (list, tuple)) and all(isinstance(file, (str, Path)) for file in test)
+    if not is_file_list and not isinstance(test, (str, Path)):
         return test
     if size is None:
-        raise DataError("This model was trained on other things than pictures; give test a loader of batches.")
+        raise DataError("The model was not trained on images, so `test` must be a loader of batches.")
     height, width = size
-    pictures = ImageFiles("to predict", (height, width))
+    images = ImageFiles("to predict", (height, width))
     if isinstance(test, (str, Path)):
         if not Path(test).is_dir():
-            raise DataError(f"There is no folder {test}; give test a folder of pictures, or a list of files.")
-        pictures.add(list_images(test, recurse=True), 0)
+            raise DataError(f"There is no folder {test}; `test` must be a folder of images or a list of files.")
+        images.add(list_images(test, recurse=True), 0)
     else:
-        pictures.add([(str(one), 0, 0) for one in test], 0)
-    if not len(pictures):
-        raise DataError("There are no pictures in test; give a folder or a list with at least one.")
-    return file_loader(pictures, bs, False, 0, 0, device)
+        images.add([(str(file), 0, 0) for file in test], 0)
+    if not len(images):
+        raise DataError("There are no images in `test`; give a folder or a list with at least one.")
+    return file_loader(images, bs, False, 0, 0, device)

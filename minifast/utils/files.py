@@ -107,6 +107,11 @@ def read(
             f"made it, load it with trust=True, which runs the code in it."
         ) from error
     except (AttributeError, ImportError) as error:
+        if "minifast." in str(error):
+            raise FileFormatError(
+                f"{file} was pickled by another version of minifast ({error}); load it with that version, and write it "
+                f"again with learn.save or learn.export, whose files do not depend on the version."
+            ) from error
         raise FileFormatError(f"{file} needs a class that is not here: {error}; import or define it first.") from error
     except Exception as error:  # torch raises errors of many types for damaged files
         raise FileFormatError(f"{file} cannot be read: it is truncated or damaged; use another copy of it.") from error

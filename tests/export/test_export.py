@@ -1,4 +1,4 @@
-"""Models that leave: exports that run no code, ONNX and torch's own, and what is said where that fails."""
+"""Exported models: files that run no code, ONNX and torch.export, their errors, and predictions."""
 
 from __future__ import annotations
 
@@ -34,15 +34,15 @@ from minifast.export.graph import Program, trace
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+def images(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
     for i, name in enumerate(("cat", "dog")):
         write_images(folder / "train" / name, 8, (12, 10), "RGB", seed=i)
         write_images(folder / "valid" / name, 3, (12, 10), "L", seed=9 + i)
     return folder
 
 
-def picture_learner(folder: Path, **options) -> Learner:
+def image_learner(folder: Path, **options) -> Learner:
     torch.manual_seed(0)
     data = ImageDataBunch.from_folder(folder, bs=8, device="cpu", seed=1, **options).normalize()
     learn = Learner(data, simple_cnn((3, 8, 2), bn=True), metrics=[accuracy], silent=True)
@@ -53,31 +53,33 @@ def picture_learner(folder: Path, **options) -> Learner:
 # --- export and load_learner
 
 
-@pytest.mark.parametrize("memory", [2**31, 0])  # from memory, and read as needed
-def test_a_loaded_learner_predicts_as_the_one_that_was_exported(pictures, tmp_path, memory):
-    learn = picture_learner(pictures, memory=memory, num_workers=0)
+@pytest.mark.parametrize("memory", [2**31, 0])  # images in memory, and read from files
+def test_a_loaded_learner_predicts_like_the_exported_one(images, tmp_path, memory):
+    learn = image_learner(images, memory=memory, num_workers=0)
     learn.path = tmp_path
     before = {name: value.clone() for name, value in learn.model.state_dict().items()}
     assert learn.export() == tmp_path / "export.pkl"
     assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
-    loaded = load_learner(tmp_path, test=pictures / "valid", device="cpu")
+    loaded = load_learner(tmp_path, test=images / "valid", device="cpu")
     assert loaded.data.classes == ["cat", "dog"]
-    wanted = learn.get_preds()[0]
+    expected = learn.get_preds()[0]
     got, targets = loaded.get_preds(DatasetType.Test)
-    assert torch.allclose(got, wanted, atol=1e-6)
+    assert torch.allclose(got, expected, atol=1e-6)
     assert targets.tolist() == [0] * 6
-    file = pictures / "valid" / "dog" / "1.png"
+    file = images / "valid" / "dog" / "1.png"
     for item in (file, Image.open(file)):
         category, number, probabilities = loaded.predict(item)
-        expected = learn.predict(item)
-        assert (category, number) == expected[:2]
-        assert torch.allclose(probabilities, expected[2], atol=1e-6)
-    some = [pictures / "valid" / "dog" / f"{i}.png" for i in (2, 0)]
-    chosen, _ = load_learner(tmp_path / "export.pkl", test=some, bs=1, device="cpu").get_preds(DatasetType.Test)
-    assert torch.allclose(chosen, wanted[[5, 3]], atol=1e-6)
+        prediction = learn.predict(item)
+        assert (category, number) == prediction[:2]
+        assert torch.allclose(probabilities, prediction[2], atol=1e-6)
+    two_files = [images / "valid" / "dog" / f"{i}.png" for i in (2, 0)]
+    predictions, _ = load_learner(tmp_path / "export.pkl", test=two_files, bs=1, device="cpu").get_preds(
+        DatasetType.Test
+    )
+    assert torch.allclose(predictions, expected[[5, 3]], atol=1e-6)
 
 
-def test_the_file_holds_tensors_and_plain_values_and_needs_no_class(tmp_path):
+def test_the_file_holds_plain_values_and_does_not_need_the_models_class(tmp_path):
     class Mine(nn.Module):
         def __init__(self):
             super().__init__()
@@ -90,8 +92,8 @@ def test_the_file_holds_tensors_and_plain_values_and_needs_no_class(tmp_path):
     file = io.BytesIO()
     learn.export(file)
     file.seek(0)
-    kept = torch.load(file, weights_only=True)
-    assert [name for name, _, _ in kept["program"]["steps"]][-2:] == ["aten.tanh.default", "aten.mul.Tensor"]
+    content = torch.load(file, weights_only=True)
+    assert [name for name, _, _ in content["program"]["steps"]][-2:] == ["aten.tanh.default", "aten.mul.Tensor"]
     file.seek(0)
     x = torch.randn(10)
     assert torch.equal(load_learner(".", file, device="cpu").predict(x)[2], learn.predict(x)[2])
@@ -106,7 +108,7 @@ def test_batches_may_have_any_size(tmp_path):
         assert torch.equal(loaded.model(x), learn.model(x))
 
 
-def test_a_model_of_two_inputs_leaves(tmp_path):
+def test_a_model_with_two_inputs_is_exported(tmp_path):
     class Two(nn.Module):
         def __init__(self):
             super().__init__()
@@ -131,16 +133,16 @@ def test_a_model_of_two_inputs_leaves(tmp_path):
         LabelSmoothingCrossEntropy(eps=0.3),
     ],
 )
-def test_losses_are_kept(loss, tmp_path):
+def test_losses_are_in_the_file(loss, tmp_path):
     learn = toy_learner(loss_func=loss, path=tmp_path)
     learn.export()
     batches = list(learn.data.valid_dl)
     loaded = load_learner(tmp_path, test=batches, device="cpu")
     both = zip(loaded.get_preds(DatasetType.Test, with_loss=True), learn.get_preds(with_loss=True), strict=True)
-    assert all(torch.allclose(got, wanted) for got, wanted in both)
+    assert all(torch.allclose(got, expected) for got, expected in both)
 
 
-def test_a_loss_of_ones_own_is_named_where_it_is_missed_and_its_activation_kept(tmp_path):
+def test_an_unknown_loss_is_named_when_it_is_needed_and_its_activation_works(tmp_path):
     class Focal(nn.CrossEntropyLoss):
         pass
 
@@ -154,32 +156,32 @@ def test_a_loss_of_ones_own_is_named_where_it_is_missed_and_its_activation_kept(
     assert len(loaded.validate(list(learn.data.valid_dl), metrics=[accuracy])) == 2
 
 
-def test_pictures_are_brought_to_the_size_and_other_items_refused(pictures, tmp_path):
-    learn = picture_learner(pictures, size=8)
+def test_images_are_resized_and_other_shapes_raise(images, tmp_path):
+    learn = image_learner(images, size=8)
     learn.path = tmp_path
     learn.export()
     loaded = load_learner(tmp_path, device="cpu")
     write_images(tmp_path / "big", 1, (50, 40), "RGB")
     big = tmp_path / "big" / "0.png"
     assert torch.allclose(loaded.predict(big)[2], learn.predict(big)[2], atol=1e-6)
-    with pytest.raises(DataError, match=r"takes items of shape 3 × 8 × 8.*was given one of shape 3 × 9 × 9"):
+    with pytest.raises(DataError, match=r"takes samples of shape 3 × 8 × 8, got 3 × 9 × 9"):
         loaded.predict(torch.rand(3, 9, 9))
 
 
-def test_a_loaded_learner_does_not_train(tmp_path):
+def test_a_loaded_learner_cannot_train(tmp_path):
     learn = toy_learner(path=tmp_path)
     learn.export()
     loaded = load_learner(tmp_path, device="cpu")
     for train in (lambda: loaded.fit(1), loaded.lr_find, lambda: loaded.fit_one_cycle(1)):
         with pytest.raises(
-            ValueError, match="A model from load_learner only predicts; save and load are for training on"
+            ValueError, match="A model from load_learner only predicts; use save and load to continue training"
         ):
             train()
     with pytest.raises(DataError, match="no test part"):
         loaded.get_preds(DatasetType.Test)
 
 
-def test_a_loaded_learner_is_exported_again(tmp_path):
+def test_an_exported_program_can_be_exported_again(tmp_path):
     learn = toy_learner(path=tmp_path)
     learn.export()
     program = load_learner(tmp_path, device="cpu").model
@@ -188,7 +190,7 @@ def test_a_loaded_learner_is_exported_again(tmp_path):
     assert torch.equal(again(x), learn.model(x))
 
 
-# --- what cannot leave
+# --- models that cannot be exported
 
 
 class Branches(nn.Module):
@@ -229,23 +231,23 @@ class OneSize(Branches):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        (Branches, "torch.export cannot follow Branches: Could not guard on data-dependent"),
-        (OneSize, "torch.export cannot follow OneSize: Constraints violated"),
-        (Noisy, "The exported Noisy predicts otherwise than Noisy itself"),
-        (Counts, "Counts changes what it holds while it predicts"),
-        (Pair, "Pair returns a tuple, list or dict; a program returns one tensor"),
+        (Branches, "torch.export cannot trace Branches: Could not guard on data-dependent"),
+        (OneSize, "torch.export cannot trace OneSize: Constraints violated"),
+        (Noisy, "The exported Noisy and Noisy itself have different outputs"),
+        (Counts, "Counts changes its own state during inference"),
+        (Pair, "Pair returns a tuple, list or dict, but an exported model must return one tensor"),
     ],
 )
-def test_a_model_that_no_program_can_be_is_named_and_nothing_written(model, words, tmp_path, capfd):
+def test_a_model_without_a_program_raises_and_nothing_is_written(model, words, tmp_path, capfd):
     learn = Learner(toy_data(), model(), path=tmp_path)
     with pytest.raises(MinifastError, match=words):
         learn.export()
     assert list(tmp_path.iterdir()) == []
-    said = capfd.readouterr()
-    assert (said.out, said.err) == ("", "")
+    captured = capfd.readouterr()
+    assert (captured.out, captured.err) == ("", "")
 
 
-def test_pickle_is_for_those_who_ask_twice(tmp_path):
+def test_pickle_needs_an_option_to_write_and_one_to_read(tmp_path):
     learn = Learner(toy_data(), Branches(), path=tmp_path)
     with pytest.raises(
         MinifastError, match=r"learn.export\(pickle=True\), which load_learner reads with trust=True only"
@@ -258,27 +260,27 @@ def test_pickle_is_for_those_who_ask_twice(tmp_path):
     assert torch.equal(load_learner(tmp_path, trust=True, device="cpu").predict(x)[2], learn.predict(x)[2])
 
 
-def test_what_cannot_be_pickled_either_is_said(tmp_path):
+def test_a_learner_that_cannot_be_pickled_raises(tmp_path):
     learn = toy_learner(path=tmp_path)
     learn.data.add_tfm(lambda batch: batch)
     with pytest.raises(MinifastError, match="Sequential cannot be pickled"):
         learn.export(pickle=True)
     assert list(tmp_path.iterdir()) == []
-    learn.export()  # which the lambda does not hinder
+    learn.export()  # the lambda can be traced
 
 
-# --- what a stranger may send
+# --- untrusted files
 
 
-class Runs:
+class RunsCode:
     def __reduce__(self):
         return os.mkdir, ("ran",)
 
 
 def test_code_in_an_export_is_not_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    torch.save({"format": "minifast export", "version": 1, "program": Runs()}, "export.pkl")
-    Path("raw.pkl").write_bytes(pickle.dumps(Runs()))
+    torch.save({"format": "minifast export", "version": 1, "program": RunsCode()}, "export.pkl")
+    Path("raw.pkl").write_bytes(pickle.dumps(RunsCode()))
     for file in ("export.pkl", "raw.pkl"):
         with pytest.raises(FileFormatError):
             load_learner(".", file)
@@ -293,7 +295,7 @@ def test_code_in_an_export_is_not_run(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_a_program_names_core_operators_only(name):
-    with pytest.raises(FileFormatError, match="none of torch's core operators"):
+    with pytest.raises(FileFormatError, match="not one of torch's core operators"):
         Program({"inputs": [([2], "float32")], "tensors": [], "steps": [(name, [], {})], "output": 0})
 
 
@@ -313,17 +315,17 @@ def test_a_program_names_core_operators_only(name):
         {"tensors": None},
     ],
 )
-def test_a_program_that_is_none_is_refused(broken):
+def test_an_invalid_program_raises(broken):
     whole = {"inputs": [([2], "float32")], "tensors": [], "steps": [], "output": 0}
     assert torch.equal(Program(whole)(torch.ones(3, 2)), torch.ones(3, 2))
-    with pytest.raises(FileFormatError, match=r"no model that learn.export wrote"):
+    with pytest.raises(FileFormatError, match=r"not a model of learn.export"):
         Program(whole | broken)
 
 
-# --- files that are not what they should be
+# --- wrong files
 
 
-def test_missing_foreign_old_and_cut_files_are_named(tmp_path):
+def test_missing_foreign_old_and_truncated_files_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*export.pkl; learn.export\(\) writes one"):
         load_learner(tmp_path)
     learn = toy_learner(path=tmp_path)
@@ -331,29 +333,31 @@ def test_missing_foreign_old_and_cut_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*exprot.pkl; its folder has export.pkl"):
         load_learner(tmp_path, "exprot.pkl")
     learn.save("saved")
-    with pytest.raises(FileFormatError, match=r"saved.pth is no export; learn.save wrote it: .* call learn.load"):
+    with pytest.raises(FileFormatError, match=r"saved.pth is not an export; learn.save wrote it: .* call learn.load"):
         load_learner(tmp_path / "models", "saved.pth")
     torch.save([1], tmp_path / "list.pkl")
-    with pytest.raises(FileFormatError, match=r"list.pkl is no export; write one with learn.export\(\)"):
+    with pytest.raises(FileFormatError, match=r"list.pkl is not an export; learn.export\(\) writes one"):
         load_learner(tmp_path, "list.pkl")
-    kept = torch.load(tmp_path / "export.pkl", weights_only=True)
-    torch.save(kept | {"version": 2, "torch": "3.1"}, tmp_path / "new.pkl")
-    with pytest.raises(FileFormatError, match=r"in format 2, and this minifast reads format 1; .*with torch 3.1"):
+    content = torch.load(tmp_path / "export.pkl", weights_only=True)
+    torch.save(content | {"version": 2, "torch": "3.1"}, tmp_path / "new.pkl")
+    with pytest.raises(
+        FileFormatError, match=r"in format 2, but this version of minifast reads format 1; .*with torch 3.1"
+    ):
         load_learner(tmp_path, "new.pkl")
-    torch.save({name: value for name, value in kept.items() if name != "loss"}, tmp_path / "part.pkl")
-    with pytest.raises(FileFormatError, match=r"part.pkl lacks loss; export again"):
+    torch.save({name: value for name, value in content.items() if name != "loss"}, tmp_path / "part.pkl")
+    with pytest.raises(FileFormatError, match=r"part.pkl has no loss; export again"):
         load_learner(tmp_path, "part.pkl")
-    content = (tmp_path / "export.pkl").read_bytes()
+    data = (tmp_path / "export.pkl").read_bytes()
     for share in (0.1, 0.5, 0.9, 0.999):
-        (tmp_path / "cut.pkl").write_bytes(content[: int(share * len(content))])
+        (tmp_path / "cut.pkl").write_bytes(data[: int(share * len(data))])
         with pytest.raises(FileFormatError, match=r"cut\.pkl"):
             load_learner(tmp_path, "cut.pkl")
 
 
-def test_a_damaged_file_is_refused_or_predicts_as_before(tmp_path):
+def test_a_damaged_file_raises_or_predicts_the_same(tmp_path):
     learn = toy_learner(path=tmp_path)
     content = learn.export().read_bytes()
-    x, refused = torch.randn(4, 10), 0
+    x, n_errors = torch.randn(4, 10), 0
     places = range(300, len(content) - 100, len(content) // 40)
     for place in places:
         damaged = bytearray(content)
@@ -361,19 +365,19 @@ def test_a_damaged_file_is_refused_or_predicts_as_before(tmp_path):
         try:
             assert torch.equal(load_learner(".", io.BytesIO(damaged), device="cpu").model(x), learn.model(x))
         except FileFormatError:
-            refused += 1
-    assert refused > len(places) / 2  # the rest hits the space that torch leaves between tensors
+            n_errors += 1
+    assert n_errors > len(places) / 2  # other places are the padding between tensors
 
 
-def test_what_is_to_be_predicted_must_be_there(pictures, tmp_path):
-    learn = picture_learner(pictures)
+def test_missing_or_broken_images_raise(images, tmp_path):
+    learn = image_learner(images)
     learn.path = tmp_path
     learn.export()
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")
     for test, words in (
         ("nowhere", "There is no folder nowhere"),
-        ([], "There are no pictures in test"),
+        ([], "There are no images in `test`"),
         (["no.png"], r"There is no file no\.png"),
         ([broken], "broken.png is not a readable image"),
     ):
@@ -381,17 +385,17 @@ def test_what_is_to_be_predicted_must_be_there(pictures, tmp_path):
             load_learner(tmp_path, test=test, device="cpu").get_preds(DatasetType.Test)
 
 
-def test_folders_are_for_pictures(tmp_path):
+def test_a_folder_needs_a_model_for_images(tmp_path):
     toy_learner(path=tmp_path).export()
-    with pytest.raises(DataError, match="trained on other things than pictures; give test a loader"):
+    with pytest.raises(DataError, match="The model was not trained on images, so `test` must be a loader"):
         load_learner(tmp_path, test=tmp_path)
 
 
-# --- torch's own export, and ONNX
+# --- torch.export and ONNX
 
 
-def test_pt2_is_torchs_own(pictures, tmp_path):
-    learn = picture_learner(pictures)
+def test_pt2_files_are_read_by_torch(images, tmp_path):
+    learn = image_learner(images)
     learn.path = tmp_path
     learn.to_pt2("model.pt2")
     module = torch.export.load(tmp_path / "model.pt2").module()
@@ -399,17 +403,17 @@ def test_pt2_is_torchs_own(pictures, tmp_path):
         x = torch.rand(n, 3, 10, 12)
         learn.model.eval()
         assert torch.allclose(module(x), learn.model(x), atol=1e-6)
-    with pytest.raises(MinifastError, match="cannot follow Branches"):
+    with pytest.raises(MinifastError, match="cannot trace Branches"):
         Learner(toy_data(), Branches(), path=tmp_path).to_pt2("b.pt2")
     assert not (tmp_path / "b.pt2").exists()
 
 
-def test_onnx_predicts_as_the_model(pictures, tmp_path):
+def test_onnx_predicts_like_the_model(images, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install onnx onnxscript onnxruntime")
     import onnxruntime
 
-    learn = picture_learner(pictures)
+    learn = image_learner(images)
     learn.path = tmp_path
     file = learn.to_onnx("model.onnx")
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -418,10 +422,10 @@ def test_onnx_predicts_as_the_model(pictures, tmp_path):
     for n in (1, 7):
         x = torch.rand(n, 3, 10, 12)
         assert torch.allclose(torch.from_numpy(session.run(None, {name: x.numpy()})[0]), learn.model(x), atol=1e-5)
-    assert {one.name for one in tmp_path.iterdir()} - {"home"} == {"model.onnx"}
+    assert {file.name for file in tmp_path.iterdir()} - {"home"} == {"model.onnx"}
 
 
-def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
+def test_onnx_without_its_packages_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(
         ImportError, match=r'ONNX needs a package .*install it with: python -m pip install "minifast\[onnx\]"'
@@ -429,22 +433,22 @@ def test_onnx_without_its_packages_says_what_to_install(tmp_path, monkeypatch):
         toy_learner(path=tmp_path).to_onnx("model.onnx")
 
 
-def test_a_model_that_leaves_while_items_are_mixed_has_the_loss_itself(tmp_path):
-    class Leaves(Callback):
+def test_an_export_during_mixup_has_the_original_loss(tmp_path):
+    class Exports(Callback):
         def on_batch_end(self, train, num_batch):
             if train and num_batch == 1:
                 learn.export()
 
     learn = toy_learner(path=tmp_path).mixup()
-    learn.fit(1, callbacks=Leaves())
+    learn.fit(1, callbacks=Exports())
     assert type(load_learner(tmp_path).loss_func) is nn.CrossEntropyLoss
 
 
-def test_what_validation_does_to_pictures_comes_along(pictures, tmp_path):
+def test_the_validation_transforms_are_in_the_file(images, tmp_path):
     def dark(batch):
         return batch[0] / 2, batch[1]
 
-    learn = picture_learner(pictures, ds_tfms=(None, dark))
+    learn = image_learner(images, ds_tfms=(None, dark))
     learn.path = tmp_path
     learn.export()
     x = torch.rand(3, 10, 12)
@@ -454,7 +458,7 @@ def test_what_validation_does_to_pictures_comes_along(pictures, tmp_path):
 # --- predictions
 
 
-def test_a_test_part_needs_no_targets():
+def test_a_test_set_needs_no_targets():
     items = toy_data().valid_ds.tensors[0]
     for test in (DataLoader(TensorDataset(items), 20), DataLoader(items, 20), [(items, torch.ones(60))]):
         data = DataBunch(toy_data().train_dl, test_dl=test, device="cpu")
@@ -475,7 +479,7 @@ def test_activ_and_n_batch():
     assert torch.equal(targets, learn.data.valid_ds.tensors[1][:40])
 
 
-def test_an_item_may_have_several_classes():
+def test_a_sample_may_have_several_classes():
     items = [(torch.randn(4, 10), torch.rand(4, 3).round())] * 2
     data = DataBunch(items, items, device="cpu", classes=["a", "b", "c"], loss_func=nn.BCEWithLogitsLoss())
     learn = Learner(data, simple_ann(10, 3))
@@ -487,7 +491,7 @@ def test_an_item_may_have_several_classes():
     assert torch.allclose(probabilities, torch.tensor([2.0, -2.0, 3.0]).sigmoid())
 
 
-def test_a_loss_may_say_its_activation():
+def test_a_loss_may_name_its_activation():
     class Mine(nn.Module):
         activation = "sigmoid"
 
