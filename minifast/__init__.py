@@ -1,12 +1,13 @@
-"""A Learner for PyTorch: ``lr_find``, ``fit_one_cycle`` and ``plot_lr`` over a training loop that fits on one screen.
+"""A Learner for PyTorch with ``lr_find``, ``fit_one_cycle`` and ``plot_lr``, over a training loop of one page.
 
-``from minifast import *`` brings the names below. Each stands in the package of its idea too, with others that are
-typed less often: ``minifast.callbacks``, ``minifast.metrics``, ``minifast.schedules``, ``minifast.data``, ...
+``from minifast import *`` imports the names of ``__all__``. Each name is in the package of its topic too, with others
+that you type less often: ``minifast.callbacks``, ``minifast.metrics``, ``minifast.schedules``, ``minifast.data``, ...
 """
 
 from typing import Any
 
 from minifast import models, schedules
+from minifast.callbacks import EMA as EMA
 from minifast.callbacks import (
     AccumulateScheduler,
     ActivationStats,
@@ -33,8 +34,16 @@ from minifast.callbacks import (
     TorchScheduler,
     TrackerCallback,
 )
+from minifast.callbacks import EarlyStopping as EarlyStopping
 from minifast.callbacks import GeneralScheduler as GeneralScheduler
+from minifast.callbacks import GradientAccumulation as GradientAccumulation
 from minifast.callbacks import HookCallback as HookCallback
+from minifast.callbacks import MixUp as MixUp
+from minifast.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
+from minifast.callbacks import SaveModel as SaveModel
+from minifast.callbacks import TensorBoard as TensorBoard
+from minifast.callbacks import TerminateOnNaN as TerminateOnNaN
+from minifast.callbacks import Tracker as Tracker
 from minifast.callbacks import TrainingPhase as TrainingPhase
 from minifast.callbacks import one_cycle_scheduler as one_cycle_scheduler
 from minifast.checkpoint import RunCheckpoint
@@ -215,7 +224,7 @@ __all__ = [
     "warm_restarts",
 ]
 
-# Names that left this package in version 0.2, with the package where they stand now.
+# Names that moved to another package in version 0.2.
 _MOVED = {
     "SCHEDULES": "schedules",
     "constant": "schedules",
@@ -240,7 +249,7 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a name that has moved, with a warning that says where it stands now."""
+    """Return a moved name with a DeprecationWarning that names its package."""
     if name not in _MOVED:
         raise AttributeError(f"module 'minifast' has no attribute {name!r}")
     import importlib

@@ -1,7 +1,8 @@
-"""Callbacks: everything that acts on events of the training loop, one idea a file.
+"""Callbacks: classes that act on the events of the training loop, one per file.
 
-The base classes and the table of events live in ``minifast.training``. Checkpoints of a run are written by a callback
-in ``minifast.checkpoint.run``.
+The base classes and the table of events are in ``minifast.training``; the callback that checkpoints a run is in
+``minifast.checkpoint.run``. Callbacks with fastai v1's names ``XCallback`` are also available as ``X``, and
+``AccumulateScheduler`` as ``GradientAccumulation``.
 """
 
 from minifast.callbacks.accumulation import AccumulateScheduler
@@ -27,33 +28,52 @@ from minifast.callbacks.stoppers import StopAfterNBatches, TerminateOnNaNCallbac
 from minifast.callbacks.tensorboard import TensorBoardCallback
 from minifast.training.callback import Callback, LearnerCallback
 
+EMA = EMACallback
+EarlyStopping = EarlyStoppingCallback
+GradientAccumulation = AccumulateScheduler
+MixUp = MixUpCallback
+ReduceLROnPlateau = ReduceLROnPlateauCallback
+SaveModel = SaveModelCallback
+TensorBoard = TensorBoardCallback
+TerminateOnNaN = TerminateOnNaNCallback
+Tracker = TrackerCallback
+
 __all__ = [
+    "EMA",
     "AccumulateScheduler",
     "ActivationStats",
     "BnFreeze",
     "CSVLogger",
     "Callback",
     "EMACallback",
+    "EarlyStopping",
     "EarlyStoppingCallback",
     "GeneralScheduler",
+    "GradientAccumulation",
     "GradientClipping",
     "HookCallback",
     "LRFinder",
     "LearnerCallback",
     "LearningRateScheduler",
+    "MixUp",
     "MixUpCallback",
     "MixedPrecision",
     "OneCycleScheduler",
     "Recorder",
+    "ReduceLROnPlateau",
     "ReduceLROnPlateauCallback",
+    "SaveModel",
     "SaveModelCallback",
     "ScheduledParameters",
     "Scheduler",
     "ShowGraph",
     "StopAfterNBatches",
+    "TensorBoard",
     "TensorBoardCallback",
+    "TerminateOnNaN",
     "TerminateOnNaNCallback",
     "TorchScheduler",
+    "Tracker",
     "TrackerCallback",
     "TrainingPhase",
     "one_cycle_scheduler",

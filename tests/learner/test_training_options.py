@@ -1,4 +1,4 @@
-"""Clipping, accumulation, half precision, mixing, averaging and compilation: kept, taken up again, put back."""
+"""Gradient clipping, accumulation, mixed precision, Mixup, EMA and compilation: resume, restore, combine."""
 
 from __future__ import annotations
 
@@ -16,58 +16,59 @@ from minifast import (
     Learner,
     MixedPrecision,
     MixUpCallback,
+    RunCheckpoint,
     accuracy,
 )
 from minifast.training import EVENTS
 
-HOW = {
+OPTIONS = {
     "clipping": lambda learn: learn.clip_grad(0.05),
     "accumulation": lambda learn: learn.callbacks.append(AccumulateScheduler(n_step=2)),
     "accumulation without tails": lambda learn: learn.callbacks.append(AccumulateScheduler(n_step=2, drop_last=True)),
     "float16": lambda learn: learn.to_fp16(loss_scale=2.0**21, max_noskip=2),  # some steps overflow
     "bfloat16": lambda learn: learn.to_bf16(),
-    "mixing": lambda learn: learn.mixup(),
-    "averaging": lambda learn: learn.callbacks.append(EMACallback(decay=0.9)),
+    "mixup": lambda learn: learn.mixup(),
+    "ema": lambda learn: learn.callbacks.append(EMACallback(decay=0.9)),
 }
 
 
-def everything(learn: Learner) -> None:
-    for name in ("clipping", "accumulation", "float16", "mixing", "averaging"):
-        HOW[name](learn)
+def add_all(learn: Learner) -> None:
+    for name in ("clipping", "accumulation", "float16", "mixup", "ema"):
+        OPTIONS[name](learn)
 
 
-HOW["everything"] = everything
+OPTIONS["all"] = add_all
 
 
-def learner(how: str, path) -> Learner:
+def learner(option: str, path) -> Learner:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(10, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 2))
     learn = Learner(toy_data(100, 20, shuffle=True), model, metrics=[accuracy], path=path, silent=True)
-    HOW[how](learn)
+    OPTIONS[option](learn)
     return learn
 
 
 def outcome(learn: Learner) -> list:
     recorder = learn.recorder
     state = learn.opt.opt.state_dict()["state"]
-    numbers = [value for one in state.values() for value in one.values() if isinstance(value, torch.Tensor)]
-    tensors = [*learn.model.state_dict().values(), *learn.model.buffers(), *numbers]
+    moments = [value for values in state.values() for value in values.values() if isinstance(value, torch.Tensor)]
+    tensors = [*learn.model.state_dict().values(), *learn.model.buffers(), *moments]
     lists = [recorder.lrs, recorder.moms, list(recorder.raw_losses), recorder.val_losses, recorder.metrics]
-    return [*(one.tolist() for one in tensors), *lists]
+    return [*(tensor.tolist() for tensor in tensors), *lists]
 
 
-@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("option", OPTIONS)
 @pytest.mark.parametrize("batch", [1, 4, 5, 7, 13])
-def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, how, batch) -> None:
-    alone = learner(how, tmp_path / "alone")
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, option, batch) -> None:
+    alone = learner(option, tmp_path / "alone")
     alone.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None))
     with pytest.raises(OSError, match="gone"):
-        learner(how, tmp_path).fit_one_cycle(3, 1e-2, callbacks=FailsAt(batch), checkpoint="run", every=1)
-    again = learner(how, tmp_path)
+        learner(option, tmp_path).fit_one_cycle(3, 1e-2, callbacks=FailsAt(batch), checkpoint="run", every=1)
+    again = learner(option, tmp_path)
     torch.manual_seed(9)
     again.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
     assert outcome(again) == outcome(alone)
-    finished = learner(how, tmp_path)
+    finished = learner(option, tmp_path)
     finished.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
     assert outcome(finished) == outcome(alone)
 
@@ -81,17 +82,17 @@ def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, how, batc
         (EMACallback(decay=0.9), EMACallback(), "decay=0.9 of EMACallback, and here it is 0.999"),
     ],
 )
-def test_a_run_goes_on_as_it_was_set_only(tmp_path, was, is_, words) -> None:
+def test_a_run_resumes_only_with_the_same_settings(tmp_path, was, is_, words) -> None:
     toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
     toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
     with pytest.raises(CallbackError, match=f"The run was begun with {words}"):
         toy_learner(path=tmp_path).fit(2, callbacks=is_, checkpoint="run")
 
 
-@pytest.mark.parametrize("how", HOW)
-def test_the_finder_leaves_no_trace(tmp_path, how) -> None:
+@pytest.mark.parametrize("option", OPTIONS)
+def test_lr_find_restores_all_state(tmp_path, option) -> None:
     def fitted(find):
-        learn = learner(how, tmp_path)
+        learn = learner(option, tmp_path)
         learn.fit(1, 1e-2)
         if find:
             before = str([callback.state_dict() for callback in learn.callbacks])
@@ -104,7 +105,7 @@ def test_the_finder_leaves_no_trace(tmp_path, how) -> None:
 
 
 class RaisesAt(Callback):
-    """Raises in one event, before others or after them."""
+    """Raise an error in one event, before or after the other callbacks."""
 
     def __init__(self, event: str, order: int) -> None:
         self._order = order
@@ -116,8 +117,8 @@ class RaisesAt(Callback):
 
 @pytest.mark.parametrize("event", EVENTS)
 @pytest.mark.parametrize("order", [-1000, 9_000])
-def test_an_error_in_any_event_puts_all_back(tmp_path, event, order) -> None:
-    learn = learner("everything", tmp_path)
+def test_an_error_in_any_event_restores_loss_and_precision(tmp_path, event, order) -> None:
+    learn = learner("all", tmp_path)
     loss_func, precision = learn.loss_func, learn.precision
     with pytest.raises(OSError, match="gone"):
         learn.fit(2, 1e-2, callbacks=[MixedPrecision(), RaisesAt(event, order)])
@@ -125,28 +126,27 @@ def test_an_error_in_any_event_puts_all_back(tmp_path, event, order) -> None:
     assert learn.precision is precision
     assert not torch.is_autocast_enabled("cpu")
     assert all(parameter.grad is None for parameter in learn.model.parameters())
-    learn.fit(1, 1e-2)  # and it can go on
+    learn.fit(1, 1e-2)  # training is possible again
     assert all(torch.isfinite(parameter).all() for parameter in learn.model.parameters())
 
 
 @pytest.mark.parametrize("event", ["on_backward_end", "on_train_end"])
-def test_an_error_in_one_fit_is_not_in_the_next(tmp_path, event) -> None:
-    """What a callback of the learner holds of a fit that failed is not in the one after."""
-    failed, alone = learner("everything", tmp_path), learner("everything", tmp_path)
+def test_an_error_in_one_fit_does_not_change_the_next(tmp_path, event) -> None:
+    failed, alone = learner("all", tmp_path), learner("all", tmp_path)
     with pytest.raises(OSError, match="gone"):
         failed.fit(1, 1e-2, callbacks=RaisesAt(event, -1000))
     failed.model.load_state_dict(alone.model.state_dict())
-    for one in (failed, alone):
-        one.to_fp16()
-        one.opt = None
-        one.data = toy_data(100, 20)
+    for learn in (failed, alone):
+        learn.to_fp16()
+        learn.opt = None
+        learn.data = toy_data(100, 20)
         torch.manual_seed(0)
-        one.fit(2, 1e-2)
+        learn.fit(2, 1e-2)
     assert outcome(failed) == outcome(alone)
 
 
 @pytest.mark.parametrize("make", [AccumulateScheduler, EMACallback, GradientClipping, MixUpCallback, MixedPrecision])
-def test_each_is_made_by_callback_fns_and_without_a_learner(make) -> None:
+def test_a_callback_may_come_from_callback_fns_or_be_an_instance(make) -> None:
     by_fns = toy_learner(callback_fns=make)
     by_fns.fit(2, 1e-2)
     given = toy_learner(callbacks=make())
@@ -157,7 +157,7 @@ def test_each_is_made_by_callback_fns_and_without_a_learner(make) -> None:
 # --- compilation
 
 
-def test_nothing_is_compiled_again_when_rates_change(tmp_path) -> None:
+def test_a_change_of_the_learning_rate_does_not_recompile(tmp_path) -> None:
     from torch._dynamo.testing import CompileCounter
 
     counter = CompileCounter()
@@ -187,16 +187,16 @@ def equal_weights(a: Learner, b: Learner) -> bool:
 @pytest.mark.parametrize("method", ["to_fp16", "to_bf16"])
 def test_a_compiled_model_follows_the_precision(method) -> None:
     compiled, plain = toy_learner().compile(backend="eager"), toy_learner()
-    for one in (compiled, plain):
-        one.fit(1, 1e-2)
-        getattr(one, method)()
-        one.fit(1, 1e-2)
-        one.to_fp32()
-        one.fit(1, 1e-2)
+    for learn in (compiled, plain):
+        learn.fit(1, 1e-2)
+        getattr(learn, method)()
+        learn.fit(1, 1e-2)
+        learn.to_fp32()
+        learn.fit(1, 1e-2)
     assert outcome(compiled) == outcome(plain)
 
 
-def test_layers_of_a_compiled_model_are_still_seen() -> None:
+def test_the_layers_of_a_compiled_model_are_visible() -> None:
     from minifast import NonFiniteLossError
 
     class Root(nn.Module):
@@ -211,3 +211,95 @@ def test_layers_of_a_compiled_model_are_still_seen() -> None:
     assert "Root" in before
     with pytest.raises(NonFiniteLossError, match=r"first output that is not finite is that of 1 \(Root\)"):
         learn.fit(1, 1e-2)
+
+
+# --- shared arguments, return values and aliases
+
+TRAIN = {
+    "fit": lambda learn, **options: learn.fit(2, 1e-2, **options),
+    "fit_one_cycle": lambda learn, **options: learn.fit_one_cycle(2, 1e-2, **options),
+    "fit_schedule": lambda learn, **options: learn.fit_schedule(2, 1e-2, **options),
+}
+
+
+@pytest.mark.parametrize("method", TRAIN)
+def test_each_way_to_train_returns_its_recorder(method) -> None:
+    learn = toy_learner()
+    recorder = TRAIN[method](learn)
+    assert recorder is learn.recorder is learn.history[-1]
+    assert len(recorder.val_losses) == 2
+    assert TRAIN[method](learn) is not recorder
+
+
+def test_resume_returns_the_recorder(tmp_path) -> None:
+    with pytest.raises(OSError, match="gone"):
+        toy_learner(path=tmp_path).fit(2, 1e-2, callbacks=FailsAt(4), checkpoint="run", every=1)
+    learn = toy_learner(path=tmp_path)
+    assert learn.resume("run", callbacks=FailsAt(None)) is learn.recorder
+    assert len(learn.recorder.val_losses) == 2
+
+
+@pytest.mark.parametrize("method", TRAIN)
+@pytest.mark.parametrize("options", [{"every": 2}, {"resume": False}, {"on_write_error": "stop"}, {}])
+def test_a_run_checkpoint_is_the_same_as_separate_arguments(tmp_path, method, options) -> None:
+    TRAIN[method](toy_learner(path=tmp_path / "a"), checkpoint="run", **options)
+    TRAIN[method](toy_learner(path=tmp_path / "b"), checkpoint=RunCheckpoint("run", **options))
+    a, b = ((tmp_path / name / "models" / "run.checkpoint") for name in "ab")
+    assert a.is_file()
+    assert b.is_file()
+    for path, option in ((a, {"checkpoint": "run", **options}), (b, {"checkpoint": RunCheckpoint("run", **options)})):
+        again = toy_learner(path=path.parents[1])
+        TRAIN[method](again, **option)
+        assert len(again.recorder.val_losses) == 2
+
+
+@pytest.mark.parametrize("method", TRAIN)
+@pytest.mark.parametrize("options", [{"every": 2}, {"resume": False}, {"on_write_error": "stop"}])
+def test_a_run_checkpoint_and_separate_arguments_together_are_an_error(tmp_path, method, options) -> None:
+    learn = toy_learner(path=tmp_path)
+    with pytest.raises(ValueError, match="RunCheckpoint"):
+        TRAIN[method](learn, checkpoint=RunCheckpoint("run"), **options)
+    assert not learn.history
+    assert not list(tmp_path.iterdir())
+
+
+def test_cyc_len_is_another_name_of_epochs() -> None:
+    a, b = toy_learner(), toy_learner()
+    a.fit_one_cycle(epochs=2, max_lr=1e-2)
+    b.fit_one_cycle(cyc_len=2, max_lr=1e-2)
+    assert outcome(a) == outcome(b)
+    figure = a.plot_schedule(cyc_len=2, return_fig=True)
+    assert len(figure.axes[0].lines[0].get_xdata()) == 2 * len(a.data.train_dl)
+    for method in (a.fit_one_cycle, a.plot_schedule):
+        with pytest.raises(TypeError, match="got `cyc_len` and `epochs`, two names of one argument"):
+            method(epochs=2, cyc_len=2)
+
+
+def test_methods_that_change_the_learner_return_it() -> None:
+    learn = toy_learner()
+    assert learn.split(lambda model: [model[3]]) is learn
+    for method in (learn.freeze, learn.unfreeze, learn.clip_grad, learn.mixup, learn.to_fp16, learn.to_bf16):
+        assert method() is learn
+    assert learn.to_fp32().freeze_to(1).init(nn.init.zeros_) is learn
+
+
+def test_callbacks_have_a_name_without_a_suffix_too() -> None:
+    import minifast
+    from minifast import callbacks
+
+    names = ["EMA", "EarlyStopping", "MixUp", "ReduceLROnPlateau", "SaveModel", "TensorBoard", "TerminateOnNaN"]
+    pairs = {name: f"{name}Callback" for name in [*names, "Tracker"]} | {"GradientAccumulation": "AccumulateScheduler"}
+    for name, original in pairs.items():
+        assert getattr(minifast, name) is getattr(callbacks, name) is getattr(callbacks, original)
+        assert getattr(callbacks, name).__name__ == original  # checkpoints store this name
+        assert name not in minifast.__all__
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "value"),
+    [("_watches", "fit_only", True), ("_sets", "controls", ("lr",)), ("_settings", "must_match", ("a",))],
+)
+def test_the_old_names_of_the_callback_protocol_warn_and_work(old, new, value) -> None:
+    with pytest.warns(DeprecationWarning, match=rf"Mine\.{old} is now called {new}; the old name goes in version 0.3"):
+        mine = type("Mine", (Callback,), {old: value})
+    assert getattr(mine, new) == value
