@@ -226,7 +226,8 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
     """Return the loss of a batch and the loss that its two parts add up to, where the two differ; else None.
 
     The parts are a third of the batch and the rest, weighted by ``loss_weight``. Where the losses differ, the weight
-    of ``loss_func`` is not known: a mean over batches then depends on the batch size.
+    of ``loss_func`` is not known: a mean over batches then depends on the batch size. Returns None too where the loss
+    fails on a part.
 
     >>> outputs, targets = torch.arange(6.0), torch.zeros(6)
     >>> batch_size_effect(nn.MSELoss(), outputs, targets) is None
@@ -237,16 +238,19 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
     n = count_samples(targets, inputs)
     if n < 2:
         return None
-    cut = max(1, n // 3)
+    parts = slice(None, max(1, n // 3)), slice(max(1, n // 3), None)
     total = weights = 0.0
-    with torch.no_grad():
-        whole = float(loss_func(outputs, *as_arguments(targets)))
-        for rows in (slice(None, cut), slice(cut, None)):
-            output, target, x = (_take_rows(values, rows, n) for values in (outputs, targets, inputs))
-            weight = float(loss_weight(loss_func, target, x))
-            if weight:
-                total += weight * float(loss_func(output, *as_arguments(target)))
-                weights += weight
+    try:
+        with torch.no_grad():
+            whole = float(loss_func(outputs, *as_arguments(targets)))
+            for rows in parts:
+                output, target, x = (_take_rows(values, rows, n) for values in (outputs, targets, inputs))
+                weight = float(loss_weight(loss_func, target, x))
+                if weight:
+                    total += weight * float(loss_func(output, *as_arguments(target)))
+                    weights += weight
+    except Exception:  # a loss of your own may need the whole batch
+        return None
     combined = total if is_summed(loss_func) else total / weights if weights else whole
     return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.findings import CheckResult, Finding
 from minifast.errors import DataError
-from minifast.losses import activation_name, is_cross_entropy
+from minifast.losses import activation_name, batch_size_effect, is_cross_entropy
 from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
@@ -207,6 +207,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     yield from _check_outputs(learn, output)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
+    yield from _check_loss_weight(learn, output, x, y)
     if not any(p.requires_grad for p in learn.model.parameters()):
         return  # _check_setup reports it
     try:
@@ -300,6 +301,18 @@ def _check_initial_loss(learn: Learner, output: Any, start: float, observations:
             "classes.",
             "The model is confident in wrong answers; the first steps only undo that.",
             "Scale the inputs, or reduce the last layer's initial weights so that its outputs are near 0.",
+        )
+
+
+def _check_loss_weight(learn: Learner, output: Any, x: Any, y: Any) -> Iterator[Finding]:
+    if effect := batch_size_effect(learn.loss_func, output, y, x):
+        yield Finding(
+            "The loss of the batch is {:.4g}, but its two parts, weighted by their samples, give {:.4g}.".format(
+                *effect
+            ),
+            "The loss is not the mean over the samples, so validation loss and accumulated steps depend on batch size.",
+            "Return the mean over the samples, or use torch's loss with weight, ignore_index or reduction='sum' set.",
+            mild=True,
         )
 
 

@@ -1,4 +1,4 @@
-"""Checks of a batch, a model output and a loss before training starts."""
+"""Checks of a batch against the outputs of the model and the loss."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional
 
 from minifast.errors import DataError
-from minifast.losses import is_cross_entropy, unwrap_loss
+from minifast.losses import is_cross_entropy, setting_of, unwrap_loss
 from minifast.utils.checks import shortlist
 from minifast.utils.tensors import as_arguments
 
@@ -17,16 +17,20 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-REAL_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+REGRESSION_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 
 
-REAL_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
+REGRESSION_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
-    """Refuse outputs of another width than there are classes, or of another shape than real targets."""
+    """Compare the outputs of the model with the classes, or with the shape of regression targets.
+
+    Raises:
+        DataError: they do not fit each other.
+    """
     loss_func, target = unwrap_loss(learn.loss_func), as_arguments(target)[0]
-    broadcasts = type(loss_func) in REAL_LOSSES or loss_func in REAL_FUNCTIONS
+    broadcasts = type(loss_func) in REGRESSION_LOSSES or loss_func in REGRESSION_FUNCTIONS
     if broadcasts and getattr(output, "shape", None) != getattr(target, "shape", None):
         raise DataError(
             f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
@@ -43,14 +47,18 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
 
 
 def check_targets(loss_func: Any, output: Any, target: Any) -> None:
-    """Refuse class numbers that the outputs have no place for."""
-    both = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
-    if not both or not is_cross_entropy(loss_func) or target.is_floating_point():
+    """Check that each target is the number of an output, or ignored.
+
+    Raises:
+        DataError: a target is not.
+    """
+    are_tensors = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
+    if not are_tensors or not is_cross_entropy(loss_func) or target.is_floating_point():
         return
     n_outputs = output.shape[1]
-    wanted = target[target != getattr(loss_func, "ignore_index", -100)]
-    if len(wanted) and (wanted.min() < 0 or wanted.max() >= n_outputs):
+    counted = target[target != setting_of(loss_func, "ignore_index", -100)]
+    if len(counted) and (counted.min() < 0 or counted.max() >= n_outputs):
         raise DataError(
-            f"The targets go from {int(wanted.min())} to {int(wanted.max())}, but the model gives {n_outputs} outputs; "
-            f"targets are class numbers from 0 to {n_outputs - 1}."
+            f"The targets go from {int(counted.min())} to {int(counted.max())}, but the model gives {n_outputs} "
+            f"outputs; targets are class numbers from 0 to {n_outputs - 1}."
         )

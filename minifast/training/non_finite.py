@@ -1,4 +1,4 @@
-"""Where numbers stop being finite: the first input, weight, output and gradient that is not."""
+"""Find where numbers stop being finite: the first input, weight, output and gradient that is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from minifast.hooks import Hooks
-from minifast.utils.tensors import as_arguments, read_floats
+from minifast.losses import is_summed, loss_weight
+from minifast.utils.tensors import as_arguments, count_samples, read_floats
 
 
 def is_finite(value: Any) -> bool:
-    """Whether all numbers in a tensor, or in a tuple, list or dict of them, are finite."""
+    """Return whether all numbers in a tensor, or in a tuple, list or dict of tensors, are finite."""
     if isinstance(value, Tensor):
         return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
     if isinstance(value, dict):
@@ -22,79 +23,91 @@ def is_finite(value: Any) -> bool:
     return all(map(is_finite, value)) if isinstance(value, (list, tuple)) else True
 
 
-def first_not_finite(named: Iterable[tuple[str, Any]]) -> str | None:
+def first_not_finite(named_values: Iterable[tuple[str, Any]]) -> str | None:
     """Return the name of the first value that is not finite, or None."""
-    return next((name for name, value in named if not is_finite(value)), None)
+    return next((name for name, value in named_values if not is_finite(value)), None)
 
 
 def all_finite(values: Iterable[Any]) -> bool:
-    """Whether all tensors among ``values`` are finite; a device is waited for once."""
+    """Return whether all tensors among ``values`` are finite; this waits for the device once."""
     flags = [torch.isfinite(value).all() for value in values if isinstance(value, Tensor)]
     return not flags or all(read_floats(torch.stack(flags).float()))
 
 
 @contextmanager
 def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Let a model run as it was before it was compiled, with the hooks that were set since."""
+    """Run a model without its compiled code, so that hooks registered since then are called."""
     modules = [module for module in model.modules() if "_compiled_call_impl" in vars(module)]
-    kept = [module._compiled_call_impl for module in modules]
+    compiled_calls = [module._compiled_call_impl for module in modules]
     for module in modules:
         module._compiled_call_impl = None
     try:
         yield
     finally:
-        for module, compiled in zip(modules, kept, strict=True):
-            module._compiled_call_impl = compiled
+        for module, compiled_call in zip(modules, compiled_calls, strict=True):
+            module._compiled_call_impl = compiled_call
 
 
 @contextmanager
 def first_output(model: nn.Module) -> Iterator[list[str]]:
-    """Yield a list that will hold the first innermost module whose output is not finite, when ``model`` is called.
+    """Yield a list that gets the name of the first innermost module whose output is not finite.
 
     >>> class Explode(nn.Module):
     ...     def forward(self, x):
     ...         return x / 0
     >>> model = nn.Sequential(nn.Linear(2, 2), Explode(), nn.Linear(2, 2))
-    >>> with first_output(model) as found:
+    >>> with first_output(model) as names:
     ...     _ = model(torch.ones(1, 2))
-    >>> found
+    >>> names
     ['1 (Explode)']
     """
     found: list[str] = []
-
     names = {module: name for name, module in model.named_modules()}
 
-    def look(module: nn.Module, _: Any, output: Any) -> None:
+    def check_output(module: nn.Module, _: Any, output: Any) -> None:
         if not found and not is_finite(output):
             found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
-    with Hooks(names, look):
+    with Hooks(names, check_output):
         yield found
 
 
 def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targets: Any) -> Iterator[str]:
-    """Train ``model`` on one batch as far as the gradients, and say in sentences where numbers stop being finite.
+    """Yield sentences that say where numbers stop being finite in one forward and backward pass.
 
-    The batch is run again, which changes running statistics, gradients and generators: keep those before.
+    The pass changes running statistics, gradients and generators; save them before.
+
+    Args:
+        model: the model.
+        loss_func: the loss of (output, *targets).
+        inputs: the inputs of the batch.
+        targets: the targets of the batch.
     """
+    if not count_samples(targets, inputs):
+        yield "The batch's inputs and targets have no samples."
+    elif not is_summed(loss_func) and not loss_weight(loss_func, targets, inputs):
+        yield (
+            "The batch's targets do not count in the loss, which is 0 divided by 0: all are `ignore_index` or of "
+            "classes with a weight of 0. AccumulateScheduler can add such a batch to others."
+        )
     if not is_finite(inputs):
         yield "The batch's inputs hold NaN or infinity."
     if not is_finite(targets):
         yield "The batch's targets hold NaN or infinity."
     weight = first_not_finite(model.named_parameters())
     if weight:
-        yield f"The first weight that is not finite is {weight}; the step before, or an earlier fit, spoilt it."
+        yield f"The first weight that is not finite is {weight}; the last step or an earlier fit made it so."
     buffer = first_not_finite(model.named_buffers())
     if buffer:
-        yield f"The buffer {buffer} is not finite any more, which spoils validation: load a saved model."
+        yield f"The buffer {buffer} is not finite, which makes validation wrong: load a saved model."
     model.zero_grad()
-    with uncompiled(model), first_output(model) as found:
+    with uncompiled(model), first_output(model) as names:
         output = model(*as_arguments(inputs))
-    if found:
-        yield f"The first output that is not finite is that of {found[0]}."
+    if names:
+        yield f"The first output that is not finite is that of {names[0]}."
     loss = loss_func(output, *as_arguments(targets))
-    if not found and not is_finite(loss):
-        yield "All outputs are finite, so it is the loss function that makes the number."
+    if not names and not is_finite(loss):
+        yield "All outputs are finite, so the loss function produces the NaN or infinity."
     loss.backward()
     gradient = first_not_finite((name, p.grad) for name, p in model.named_parameters() if p.grad is not None)
     if gradient:

@@ -484,7 +484,7 @@ def test_bad_weights_are_named() -> None:
     with torch.no_grad():
         model[1].weight[0, 1] = float("inf")
     said = [*diagnose(model, nn.MSELoss(), torch.ones(2, 3), torch.ones(2, 1))]
-    assert said[0].startswith("The first weight that is not finite is 1.weight; the step before")
+    assert said[0].startswith("The first weight that is not finite is 1.weight; the last step")
     assert "The first output that is not finite is that of 1 (Linear)." in said
 
 
@@ -499,7 +499,7 @@ def test_a_model_that_is_well_has_nothing_to_say() -> None:
 
 def test_a_loss_function_that_makes_the_number_is_named() -> None:
     said = [*diagnose(nn.Linear(3, 1), lambda x, y: (x / 0).sum(), torch.ones(2, 3), torch.ones(2, 1))]
-    assert said[0] == "All outputs are finite, so it is the loss function that makes the number."
+    assert said[0] == "All outputs are finite, so the loss function produces the NaN or infinity."
 
 
 @pytest.mark.parametrize("read", [False, True])

@@ -34,6 +34,21 @@ def only_finding(learn: Learner) -> Finding:
     return finding
 
 
+# --- the loss and the size of a batch
+
+
+def test_a_loss_that_depends_on_the_batch_size_is_reported() -> None:
+    def padded(output, target):
+        return nn.functional.cross_entropy(output, target, weight=torch.tensor([1.0, 9.0]))
+
+    found = only_finding(learner(loss_func=padded))
+    assert found.what.startswith("The loss of the batch is")
+    assert "depend on batch size" in found.why
+    assert found.mild
+    weighted = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 9.0]))
+    assert not [finding for finding in learner(loss_func=weighted).check().findings if "parts" in finding.what]
+
+
 # --- no problem
 
 
@@ -165,7 +180,7 @@ def test_a_model_that_fails_on_the_batch():
         (nn.CrossEntropyLoss(reduction="none"), "one number per batch, got shape (10,)."),
         (lambda output, target: 3.0, "one number per batch, got 3.0."),
         (lambda output, target: output.detach().mean(), "The backward pass fails: element 0 of tensors does not"),
-        (lambda output, target: output.mean() / 0, "All outputs are finite, so it is the loss function that"),
+        (lambda output, target: output.mean() / 0, "All outputs are finite, so the loss function produces"),
     ],
 )
 def test_losses_that_do_not_train(loss, what):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from minifast import DataBunch, LabelSmoothingCrossEntropy, Learner
+from minifast import DataBunch, DataError, LabelSmoothingCrossEntropy, Learner, NonFiniteLossError
 from minifast.losses import MixUpLoss, MSELossFlat, batch_size_effect, loss_weight
 from minifast.training.averages import WeightedMean
 
@@ -213,3 +213,62 @@ def test_an_own_loss_of_another_weight_is_seen(loss) -> None:
 
 def test_one_sample_says_nothing() -> None:
     assert batch_size_effect(nn.MSELoss(), torch.zeros(1, 3), torch.ones(1, 3)) is None
+
+
+# --- training
+
+
+def test_a_training_batch_that_counts_nothing_is_named() -> None:
+    x = torch.randn(4, 4)
+    learn = learner_of([(x, torch.full((4,), -100))], None, nn.CrossEntropyLoss(), "class")
+    with pytest.raises(NonFiniteLossError, match="The batch's targets do not count in the loss, which is 0 divided"):
+        learn.fit(1)
+
+
+def test_a_training_batch_without_samples_is_named() -> None:
+    x, y = torch.randn(4, 4), torch.arange(4) % 3
+    learn = learner_of([(x, y), (x[:0], y[:0])], None, nn.CrossEntropyLoss(), "class")
+    with pytest.raises(NonFiniteLossError, match="The batch's inputs and targets have no samples"):
+        learn.fit(1)
+
+
+class Once:
+    """A loader that can be iterated once."""
+
+    def __init__(self, batches) -> None:
+        self.iterator = iter(batches)
+
+    def __len__(self) -> int:
+        return 2
+
+    def __iter__(self):
+        return self.iterator
+
+
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_an_epoch_without_a_batch_is_an_error(part) -> None:
+    batches = [(torch.randn(4, 4), torch.arange(4) % 3)] * 2
+    loaders = [Once(batches), batches] if part == "training" else [batches, Once(batches)]
+    learn = learner_of(*loaders, nn.CrossEntropyLoss(), "class")
+    with pytest.raises(DataError, match=f"The {part} data gave no batch in epoch 1, though the length of the loader"):
+        learn.fit(3)
+    assert len(learn.recorder.val_losses) == 1
+
+
+def test_one_epoch_of_a_loader_that_can_be_iterated_once() -> None:
+    learn = learner_of(Once([(torch.randn(4, 4), torch.arange(4) % 3)] * 2), None, nn.CrossEntropyLoss(), "class")
+    learn.fit(1)
+    assert learn.recorder.nb_batches == [2]
+
+
+@pytest.mark.parametrize("batch", [{"x": 1, "labels": 2}, (1, 2, 3), torch.zeros(2, 4), [torch.zeros(2, 4)]])
+def test_batches_that_are_no_pair_raise_before_the_first_step(batch) -> None:
+    learn = learner_of([batch], None, lambda output, target: output.mean(), "float")
+    before = learn.model.weight.clone()
+    with pytest.raises(DataError, match=r"A training batch is .*; it must be a pair"):
+        learn.fit(1)
+    assert torch.equal(before, learn.model.weight)
+    pair = (torch.zeros(2, 4), torch.zeros(2, 3))
+    learn = learner_of([pair], [batch], nn.MSELoss(), "float")
+    with pytest.raises(DataError, match=r"A validation batch is .*; it must be a pair"):
+        learn.validate()
