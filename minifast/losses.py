@@ -12,15 +12,19 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.utils.checks import check_number, check_word
+from minifast.utils.shapes import match_shapes
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors
 
 
 class MSELossFlat(nn.MSELoss):
-    """Mean squared error of outputs reshaped to the targets' shape, so that (n, 1) and (n,) fit each other."""
+    """Mean squared error of outputs reshaped to the targets' shape, so that (n, 1) and (n,) fit each other.
+
+    Shapes that differ in more than dimensions of size 1 raise a ``DataError``.
+    """
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Return the error."""
-        return super().forward(input.reshape(target.shape), target)
+        return super().forward(*match_shapes(input, target))
 
 
 LOSSES = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # by kind of label

@@ -125,9 +125,9 @@ class Interpretation:
             set_rng_states(generators)
             for x, y in loader:
                 for i in numbers:
-                    if first <= i < first + count_samples(y):
+                    if first <= i < first + count_samples(y, x):
                         samples[i] = x[i - first].cpu() if isinstance(x, Tensor) else None
-                first += count_samples(y)
+                first += count_samples(y, x)
                 if len(samples) == len(numbers):
                     break
         return [samples[i] for i in numbers]

@@ -12,10 +12,12 @@ from torch import Tensor, nn
 from minifast import plotting
 from minifast.callbacks.recorder import as_number
 from minifast.data.bunch import DatasetType
-from minifast.data.loaders import to_device
+from minifast.data.loaders import BatchLoader, DeviceDataLoader, to_device
+from minifast.data.transforms import Seeded
 from minifast.errors import DataError
 from minifast.losses import activation_name, activation_of, is_cross_entropy, sample_losses
 from minifast.metrics.base import as_metric, columns_of, expand_all
+from minifast.metrics.loss_options import loss_options, threshold_of
 from minifast.training import loop
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.dispatcher import Dispatcher
@@ -23,7 +25,7 @@ from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
 from minifast.training.state import State
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import as_list, concatenate, map_tensors
+from minifast.utils.tensors import as_list, concatenate, count_samples, map_tensors
 from minifast.utils.text import text_table
 
 if TYPE_CHECKING:
@@ -37,13 +39,20 @@ class Collector(Callback):
 
     _order = 1000
 
-    def __init__(self, n_batch: int | None = None) -> None:
+    def __init__(self, n_batch: int | None = None, single: bool = False) -> None:
         self.n_batch = n_batch
+        self.single = single
         self.outputs: list[Any] = []
         self.targets: list[Any] = []
+        self.counts: list[int] = []
 
-    def on_batch_end(self, last_output: Any, last_target: Any) -> dict[str, bool] | None:
-        """Store a batch."""
+    def on_batch_end(self, last_output: Any, last_target: Any, last_input: Any) -> dict[str, bool] | None:
+        """Store a batch, and with ``single`` check that it has one tensor of outputs and one of targets."""
+        if self.single and not (isinstance(last_output, Tensor) and isinstance(last_target, Tensor)):
+            raise DataError(
+                "The loss of each sample is undefined for several outputs or targets; leave `with_loss` out."
+            )
+        self.counts.append(count_samples(last_target, last_input))
         self.outputs.append(map_tensors(Tensor.cpu, last_output))
         self.targets.append(map_tensors(Tensor.cpu, last_target))
         return {"stop_epoch": True} if len(self.outputs) == self.n_batch else None
@@ -60,7 +69,7 @@ def as_float32(values: Tensor) -> Tensor:
 
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
-    dl = learn.dl() if dl is None else dl
+    dl = learn.dl() if dl is None else loader_of(learn, dl)
     wrapped = [
         as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
     ]
@@ -76,6 +85,20 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
         dispatch("on_epoch_end", metrics=True, callbacks=False)
     loss, *values = map(as_number, state.last_metrics)
     return [loss, *(expand_all(state.metrics_names, values)[1] if values else [])]
+
+
+def loader_of(learn: Learner, dl: Any) -> Any:
+    """Return a loader that moves and transforms batches as the learner's validation set does."""
+    if not hasattr(dl, "__iter__"):
+        raise DataError(
+            f"`dl` must yield batches (x, y), got a {type(dl).__name__}; give a loader, such as learn.data.train_dl."
+        )
+    if isinstance(dl, BatchLoader):
+        return dl
+    own = learn.data.valid_dl or learn.data.train_dl
+    # Without a validation set the training set tells the transforms, but not its random ones.
+    tfms = [tfm for tfm in own.tfms if learn.data.valid_dl or not isinstance(tfm, Seeded)]
+    return DeviceDataLoader(dl, learn.data.device, tfms)
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:
@@ -95,22 +118,24 @@ def get_preds(
     n_batch: int | None = None,
 ) -> list[Any]:
     """Return the predictions and targets of a part of the data."""
-    collector = Collector(None if n_batch is None else check_count("n_batch", n_batch))
+    collector = Collector(None if n_batch is None else check_count("n_batch", n_batch), single=with_loss)
     dispatch = Dispatcher(State(1, NullProgress()), [*active_callbacks(learn), collector])
     with preserve_randomness(learn), eval_mode(learn.model):
         loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")
-    outputs, targets = concatenate(collector.outputs), concatenate(collector.targets)
+    counts = collector.counts
+    outputs, targets = concatenate(collector.outputs, counts), concatenate(collector.targets, counts)
     predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
     if not with_loss:
         return [predictions, targets]
-    if not isinstance(outputs, Tensor) or not isinstance(targets, Tensor):
-        raise DataError("The loss of each sample is undefined for several outputs or targets; leave `with_loss` out.")
     # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
     loss_func: Any = learn.loss_func
     loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
-    return [predictions, targets, sample_losses(loss_func, outputs, targets)]
+    if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+        return [predictions, targets, sample_losses(loss_func, outputs, targets)]
+    batches = zip(collector.outputs, collector.targets, strict=True)
+    return [predictions, targets, concatenate([sample_losses(loss_func, *batch) for batch in batches], counts)]
 
 
 def pred_batch(
@@ -130,15 +155,35 @@ def pred_batch(
 def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
     """Predict one sample."""
     output = map_tensors(lambda values: values[0], learn.pred_batch(batch=(learn.data.encode(item), None)))
-    if learn.data.classes is None:
-        if not isinstance(output, Tensor) or output.ndim != 1 or not is_cross_entropy(learn.loss_func):
+    classes, loss_func = learn.data.classes, learn.loss_func
+    if not isinstance(output, Tensor) or output.ndim > 1:
+        if isinstance(output, Tensor) and is_cross_entropy(loss_func):
+            number = output.argmax(dim=0)  # of each position
+            return number, number, output
+        return output, output, output
+    if classes is None:
+        if not is_cross_entropy(loss_func):
             return output, output, output
         return int(output.argmax()), output.argmax(), output
-    if activation_name(learn.loss_func) == "sigmoid" and len(output) == len(learn.data.classes):
+    binary = activation_name(loss_func) == "sigmoid" or "thresh" in loss_options(loss_func)
+    if binary and output.shape == (len(classes),):
         chosen = (output > 0.5).float()
-        return [learn.data.classes[int(i)] for i in chosen.nonzero()], chosen, output
-    number = output.argmax()
-    return learn.data.classes[int(number)], number, output
+        return [classes[int(i)] for i in chosen.nonzero()], chosen, output
+    if output.numel() == 1 and len(classes) == 2:
+        number = class_of(loss_func, output)
+    elif output.numel() == len(classes):
+        number = output.argmax()
+    else:
+        raise DataError(
+            f"The model gives {output.numel()} outputs, but the data have {len(classes)} classes; make the last layer "
+            f"{len(classes)} wide."
+        )
+    return classes[int(number)], number, output
+
+
+def class_of(loss_func: Any, prediction: Tensor) -> Tensor:
+    """Return the class number, 0 or 1, of a single prediction."""
+    return (prediction.reshape(()) > threshold_of(loss_func)).long()
 
 
 def show_results(
@@ -149,11 +194,9 @@ def show_results(
     x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False)
     preds = learn.pred_batch(batch=(x, y))
     images = learn.data.to_images(x[: rows**2] if isinstance(x, Tensor) else x)
-    pairs = []
-    for prediction, target in zip(preds[: rows if images is None else rows**2], y.cpu(), strict=False):
-        is_class = not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1
-        predicted = learn.data.label_of(prediction.argmax() if is_class and len(prediction) > 1 else prediction)
-        pairs.append((learn.data.label_of(target.squeeze()), predicted))
+    y, n = to_device(y, torch.device("cpu")), count_samples(y, x)
+    shown = range(min(n, rows if images is None else rows**2))
+    pairs = [describe_pair(learn, sample_of(y, i, n), sample_of(preds, i, n)) for i in shown]
     labelled = ds_type is not DatasetType.Test
     if images is None:
         header = ["sample", *(["target"] if labelled else []), "prediction"]
@@ -161,7 +204,43 @@ def show_results(
         print(text_table([header, *cells]))
         return None
     titles = [f"{target}\n{predicted}" if labelled else predicted for target, predicted in pairs]
-    categories = labelled and not y.is_floating_point()
+    categories = labelled and isinstance(y, Tensor) and (not y.is_floating_point() or has_one_of_two(learn, preds))
     colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in pairs]
     figure = plotting.plot_images(images, titles, None, colors, "target\nprediction" if labelled else "prediction")
     return plotting.finish(figure.axes, return_fig)
+
+
+def has_one_of_two(learn: Learner, preds: Any) -> bool:
+    """Whether the model has a single output for two classes."""
+    two = learn.data.classes is not None and len(learn.data.classes) == 2
+    return two and isinstance(preds, Tensor) and preds.numel() == len(preds)
+
+
+def sample_of(values: Any, i: int, n: int) -> Any:
+    """Return sample ``i`` of a batch of ``n``."""
+    if isinstance(values, (list, tuple)) and len(values) == n and not any(isinstance(v, Tensor) for v in values):
+        return values[i]
+    return map_tensors(lambda tensor: tensor[i] if tensor.ndim and len(tensor) == n else tensor, values)
+
+
+def describe_pair(learn: Learner, target: Any, prediction: Any) -> tuple[str, str]:
+    """Return the target and the prediction of a sample as text."""
+    if not isinstance(target, Tensor) or not isinstance(prediction, Tensor):
+        return describe(learn, target), describe(learn, prediction)
+    if target.numel() == 1 and has_one_of_two(learn, prediction.reshape(1, -1)):
+        prediction, target = class_of(learn.loss_func, prediction), (target.squeeze() > 0.5).long()
+    elif not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1 and len(prediction) > 1:
+        prediction = prediction.argmax()
+    return describe(learn, target.squeeze()), describe(learn, prediction)
+
+
+def describe(learn: Learner, value: Any) -> str:
+    """Return a target or prediction of a sample as text; a large tensor as its shape."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {describe(learn, element)}" for name, element in value.items())
+    if isinstance(value, (list, tuple)):
+        return ", ".join(describe(learn, element) for element in value)
+    if not isinstance(value, Tensor):
+        return str(value)
+    many = 20
+    return learn.data.label_of(value) if value.ndim < 2 or value.numel() <= many else " × ".join(map(str, value.shape))

@@ -119,18 +119,39 @@ def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
     return values
 
 
-def concatenate(batches: Sequence[Any]) -> Any:
+def concatenate(batches: Sequence[Any], counts: Sequence[int]) -> Any:
     """Return several batches as one: tensors are concatenated, also inside tuples, lists and dicts.
 
-    >>> concatenate([(torch.zeros(2), torch.ones(2)), (torch.zeros(1), torch.ones(1))])
+    Tensors that cannot be one, because they have no row per sample or rows of different shapes, stay a list with one
+    for each batch. Other values are a list with one for each sample where a batch has as many, or one for each batch.
+
+    Args:
+        batches: the values of each batch.
+        counts: the number of samples of each batch.
+
+    >>> concatenate([(torch.zeros(2), torch.ones(2)), (torch.zeros(1), torch.ones(1))], [2, 1])
     (tensor([0., 0., 0.]), tensor([1., 1., 1.]))
+    >>> [tuple(values.shape) for values in concatenate([torch.zeros(2, 3), torch.zeros(2, 5)], [2, 2])]
+    [(2, 3), (2, 5)]
     """
     first = batches[0]
-    if isinstance(first, (list, tuple)):
-        return type(first)([concatenate(values) for values in zip(*batches, strict=True)])
-    if isinstance(first, dict):
-        return {name: concatenate([batch[name] for batch in batches]) for name in first}
-    return torch.cat(list(batches))
+    if all(isinstance(batch, Tensor) for batch in batches):
+        rows = all(batch.ndim and len(batch) == n for batch, n in zip(batches, counts, strict=True))
+        joined = rows and all(batch.shape[1:] == first.shape[1:] for batch in batches)
+        return torch.cat(list(batches)) if joined else list(batches)
+    if isinstance(first, dict) and all(batch.keys() == first.keys() for batch in batches):
+        return {name: concatenate([batch[name] for batch in batches], counts) for name in first}
+    if all(isinstance(batch, (list, tuple)) for batch in batches):
+        per_sample = all(
+            len(batch) == n and not any(isinstance(value, Tensor) for value in batch)
+            for batch, n in zip(batches, counts, strict=True)
+        )
+        if per_sample:
+            return [value for batch in batches for value in batch]
+        if all(len(batch) == len(first) for batch in batches):
+            parts = [concatenate(values, counts) for values in zip(*batches, strict=True)]
+            return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return list(batches)
 
 
 def to_cpu(values: Tensor) -> Tensor:
