@@ -18,7 +18,8 @@ from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.groups import check_groups
+from minifast.training.groups import regroup
+from minifast.training.lazy import initialise_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
@@ -43,6 +44,7 @@ FLOAT_TARGET_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.
 def check(learn: Learner, epochs: int) -> CheckResult:
     """Return the problems of a learner, and restore all state that the check changes."""
     observations: list[str] = []
+    initialise_lazy(learn)
     with preserve_learner(learn), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the findings report the same problems
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
@@ -98,15 +100,7 @@ def _check_inputs(x: Any) -> Iterator[Finding]:
 
 def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
     try:
-        check_groups(learn.model, list(learn.layer_groups))
-        optimized = {id(p) for group in learn.opt.opt.param_groups for p in group["params"]} if learn.opt else set()
-        missing = [name for name, p in learn.model.named_parameters() if p.requires_grad and id(p) not in optimized]
-        if learn.opt and missing:
-            yield Finding(
-                f"The optimizer does not hold {shortlist(missing)} of the model.",
-                "The model changed after the optimizer was made, so these parameters would not be trained.",
-                "Make a new Learner, or a new optimizer with learn.create_opt(1e-3).",
-            )
+        learn.layer_groups = regroup(learn.model, learn.layer_groups, learn._group_indices)
     except ValueError as error:
         yield Finding(
             f"The layer groups do not match the model: {_message(error)}",

@@ -29,14 +29,14 @@ from minifast.history import History
 from minifast.learner import fitting, predicting
 from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
-from minifast.learner.running import RunOptions
+from minifast.learner.running import RunOptions, optimizer_groups
 from minifast.metrics.base import as_metric
 from minifast.models import initialise
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
-from minifast.training.groups import check_groups, freeze_to, split_model, spread
-from minifast.training.optimizer import AdamW, OptimWrapper
+from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
+from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count
@@ -103,7 +103,7 @@ class Learner:
         opt_func: Callable[..., torch.optim.Optimizer] = AdamW,
         loss_func: Callable[..., Any] | None = None,
         metrics: Collection[Any] | Callable[..., Any] | None = None,
-        wd: float | Sequence[float] = 1e-2,
+        wd: float | Sequence[float] = DefaultDecay(1e-2),
         bn_wd: bool = True,
         train_bn: bool | None = None,
         path: str | Path | None = None,
@@ -352,9 +352,20 @@ class Learner:
 
     # --- parameter groups
 
-    def create_opt(self, lr: LearningRate, wd: float | Sequence[float] = 0.0) -> None:
+    @property
+    def layer_groups(self) -> list[nn.Module]:
+        """The parts of the model that can have their own learning rates."""
+        return self._layer_groups
+
+    @layer_groups.setter
+    def layer_groups(self, groups: Sequence[nn.Module]) -> None:
+        self._layer_groups = list(groups)
+        self._group_indices = group_indices(self.model, self._layer_groups)
+
+    def create_opt(self, lr: LearningRate, wd: float | Sequence[float] = DefaultDecay(0.0)) -> None:
         """Make a new optimizer ``learn.opt``, without the state of the previous one."""
-        self.opt = OptimWrapper.create(self.opt_func, self.lr_range(lr), self.layer_groups, wd, self.bn_wd)
+        groups = optimizer_groups(self)
+        self.opt = OptimWrapper.create(self.opt_func, self.lr_range(lr), groups, wd, self.bn_wd)
 
     def lr_range(self, lr: LearningRate, name: str = "lr") -> Any:
         """Return a learning rate for all layer groups, or an array with one per group.

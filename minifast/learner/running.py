@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from torch import nn
+
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_guard import LastFiniteWeights, NaNGuard
 from minifast.callbacks.recorder import Recorder
@@ -20,7 +22,8 @@ from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, LearnerCallback, check_callbacks
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.groups import per_group
+from minifast.training.groups import add_loss_parameters, per_group, regroup
+from minifast.training.lazy import initialise_lazy
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
@@ -73,6 +76,7 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
         )
     if len(learn.data.train_dl) == 0:
         raise DataError("The training data have no batch: they have fewer samples than one batch, or none.")
+    groups = optimizer_groups(learn)
     learning_rates = learn.lr_range(lr)
     decay = learn.wd if wd is None else wd
     for value in per_group(decay, len(learn.layer_groups), "wd"):
@@ -80,8 +84,21 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
     if learn.opt is None:
         learn.create_opt(lr, decay)
     else:
+        learn.opt = learn.opt.follow(groups, learn.bn_wd)
         learn.opt.lr = learning_rates
-        learn.opt.wd = decay
+        learn.opt.set_wd(decay)
+
+
+def optimizer_groups(learn: Learner) -> list[nn.Module]:
+    """Return the layer groups to optimize, after changes of the model, with the loss function's parameters."""
+    initialise_lazy(learn)
+    groups = regroup(learn.model, learn.layer_groups, learn._group_indices)
+    if groups is not learn.layer_groups:
+        learn.model.to(learn.data.device)  # the new modules
+        learn.layer_groups = groups
+    if isinstance(learn.loss_func, nn.Module):
+        learn.loss_func.to(learn.data.device)
+    return add_loss_parameters(groups, learn.model, learn.loss_func)
 
 
 def fit(
@@ -129,6 +146,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     """Run the mock training of each finder and restore all state; the recorder of the last one stays."""
     before, recorder = learn.recorder, None
     affecting = [callback for callback in learn.callbacks if not callback.fit_only]
+    initialise_lazy(learn)
     try:
         with preserve_randomness(learn):
             for finder in finders:  # between them the data order moves on, so that each has other batches

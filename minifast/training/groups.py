@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from torch import nn
 
 from minifast.utils.checks import check_count, check_number
+
+NORMS = tuple(
+    kind
+    for kind in (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn, "RMSNorm", None))
+    if kind is not None
+)
+
+
+def split_no_decay(group: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the parameters of a layer group that weight decay applies to, and those that ``bn_wd=False`` exempts.
+
+    Exempt are parameters with fewer than two dimensions, those of normalisation layers, and biases.
+    """
+    exempt: set[int] = set()
+    for module in group.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            is_bias = name == "bias" or name.startswith("bias_") or name.endswith("_bias")
+            if is_bias or parameter.ndim < 2 or isinstance(module, NORMS):
+                exempt.add(id(parameter))
+    parameters = list(group.parameters())
+    return [p for p in parameters if id(p) not in exempt], [p for p in parameters if id(p) in exempt]
 
 
 def check_lr(name: str, value: Any) -> float:
@@ -82,6 +104,95 @@ def check_groups(model: nn.Module, groups: list[nn.Module]) -> list[nn.Module]:
                     f"one learning rate; put all layers that share it into one group."
                 )
     return groups
+
+
+def group_indices(model: nn.Module, groups: Sequence[nn.Module]) -> dict[str, int | None]:
+    """Return the layer group of each parameter by its name in the model; None if it is in no group."""
+    owner = {id(parameter): i for i, group in enumerate(groups) for parameter in group.parameters()}
+    return {name: owner.get(id(parameter)) for name, parameter in model.named_parameters()}
+
+
+def regroup(model: nn.Module, groups: list[nn.Module], indices: dict[str, int | None]) -> list[nn.Module]:
+    """Return the layer groups of a model that changed after they were made; ``groups`` itself if it did not change.
+
+    A new parameter belongs to the group that had a parameter of its name, or else of the closest module around it. A
+    parameter without such a module belongs to the last group.
+
+    Args:
+        model: the model as it is now.
+        groups: the layer groups as they were.
+        indices: what ``group_indices`` returned when they were made.
+
+    Raises:
+        ValueError: ``groups`` left parameters out, or no parameter of several groups can be found again.
+    """
+    owner = {id(parameter): i for i, group in enumerate(groups) for parameter in group.parameters()}
+    parameters = dict(model.named_parameters())
+    ids = {id(parameter) for parameter in parameters.values()}
+    if ids >= owner.keys() and all(id(p) in owner for p in parameters.values() if p.requires_grad):
+        return groups
+    if any(index is None and name in parameters and parameters[name].requires_grad for name, index in indices.items()):
+        return check_groups(model, groups)  # which raises: they never had all parameters
+    if len(groups) == 1:
+        return [model]
+    prefixes: dict[str, int] = {}
+    for name, index in indices.items():
+        if index is not None:
+            parts = name.split(".")
+            for k in range(1, len(parts) + 1):
+                prefix = ".".join(parts[:k])
+                prefixes[prefix] = max(index, prefixes.get(prefix, 0))
+    new_indices: dict[int, int] = {}
+    n_known = 0
+    for name, parameter in parameters.items():
+        parts = name.split(".")
+        known = owner.get(id(parameter), indices.get(name))
+        if known is None:
+            around = (".".join(parts[:k]) for k in range(len(parts), 0, -1))
+            known = next((prefixes[prefix] for prefix in around if prefix in prefixes), None)
+        n_known += known is not None
+        new_indices[id(parameter)] = len(groups) - 1 if known is None else known
+    if not n_known:
+        raise ValueError(
+            f"The model was replaced by one whose parameters match none of the {len(groups)} layer groups; call "
+            f"learn.split to split the new model."
+        )
+    parts_of: list[list[nn.Module]] = [[] for _ in groups]
+    seen: set[int] = set()
+
+    def visit(module: nn.Module) -> None:
+        if id(module) in seen:
+            return
+        seen.add(id(module))
+        inside = {new_indices[id(parameter)] for parameter in module.parameters()}
+        if len(inside) <= 1:
+            parts_of[inside.pop() if inside else 0].append(module)
+            return
+        for parameter in module.parameters(recurse=False):
+            parts_of[new_indices[id(parameter)]].append(nn.ParameterList([parameter]))
+        for child in module.children():
+            visit(child)
+
+    visit(model)
+    return check_groups(model, [nn.Sequential(*parts) for parts in parts_of])
+
+
+def loss_parameters(model: nn.Module, loss_func: Any) -> list[nn.Parameter]:
+    """Return the trainable parameters of a loss function that are not the model's."""
+    while isinstance(loss_func, partial):
+        loss_func = loss_func.func
+    loss = loss_func if isinstance(loss_func, nn.Module) else getattr(loss_func, "__self__", None)
+    if not isinstance(loss, nn.Module):
+        return []
+    own = {id(parameter) for parameter in model.parameters()}
+    return [parameter for parameter in loss.parameters() if parameter.requires_grad and id(parameter) not in own]
+
+
+def add_loss_parameters(groups: Sequence[nn.Module], model: nn.Module, loss_func: Any) -> list[nn.Module]:
+    """Return the layer groups to optimize: those of the model, with the loss function's parameters in the last."""
+    if parameters := loss_parameters(model, loss_func):
+        return [*groups[:-1], nn.ModuleList([groups[-1], nn.ParameterList(parameters)])]
+    return list(groups)
 
 
 def split_model(model: nn.Module, split_on: Any) -> list[nn.Module]:

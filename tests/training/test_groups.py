@@ -306,7 +306,7 @@ def test_decays_of_groups_and_their_exemptions():
     learn.create_opt(1e-2, learn.wd)
     names = {id(parameter): name for name, parameter in learn.model.named_parameters()}
     found = {names[id(p)]: group["weight_decay"] for group in learn.opt.opt.param_groups for p in group["params"]}
-    wanted = {"0.weight": 0.1, "3.scale": 0.2, "3.first.0.weight": 0.2, "3.second.weight": 0.2, "4.weight": 0.3}
+    wanted = {"0.weight": 0.1, "3.first.0.weight": 0.2, "3.second.weight": 0.2, "4.weight": 0.3}
     assert found == {name: wanted.get(name, 0.0) for name in names.values()}
 
 

@@ -1,0 +1,76 @@
+"""Create and copy torch optimizers."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from minifast.training import fast_optimizer
+
+IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")  # settings that depend on the device
+CONTAINERS = (dict, list, set, bytearray, Tensor, torch.Generator)  # what a copy of an optimizer must not share
+
+
+def can_fuse(layer_groups: Sequence[nn.Module]) -> bool:
+    """Whether the parameters may have a fused form; torch raises only at the step if they have not."""
+    modules = [module for layer_group in layer_groups for module in layer_group.modules()]
+    floats = all(p.is_floating_point() for module in modules for p in module.parameters(recurse=False))
+    return floats and not any(getattr(module, "sparse", False) for module in modules)
+
+
+def copy_optimizer(
+    opt: torch.optim.Optimizer, known: dict[int, Any], shared_state: set[Any] | None = None
+) -> torch.optim.Optimizer:
+    """Return a copy of an optimizer and of optimizers inside it; groups and states that they share stay shared.
+
+    Parameters are not copied. The state is copied, or with ``shared_state`` the state of these parameters is shared.
+    """
+    other = object.__new__(type(opt))
+    known[id(opt)] = other
+    if id(opt.param_groups) not in known:
+        known[id(opt.param_groups)] = [dict(group) for group in opt.param_groups]
+        known |= {id(p): p for group in opt.param_groups for p in group["params"]}
+    if id(opt.state) not in known:
+        state = (
+            {p: copy.deepcopy(values) for p, values in opt.state.items()}
+            if shared_state is None
+            else {
+                key: values for key, values in opt.state.items() if key in shared_state or not isinstance(key, Tensor)
+            }
+        )
+        known[id(opt.state)] = defaultdict(dict, state)
+    # A torch scheduler binds `step` to the original; hooks may belong to objects that must not be copied.
+    for name, value in vars(opt).items():
+        if isinstance(value, torch.optim.Optimizer):
+            value = known.get(id(value)) or copy_optimizer(value, known, shared_state)
+        elif name.endswith("_hooks"):
+            value = copy.copy(value)
+        elif isinstance(value, CONTAINERS) and id(value) not in known:
+            with contextlib.suppress(Exception):  # what cannot be copied, such as a lock, is shared
+                value = copy.deepcopy(value, known)
+        if name != "step":
+            other.__dict__[name] = known.get(id(value), value)
+    return other
+
+
+def construct(
+    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[dict[str, Any]], lr: float, fusable: bool
+) -> torch.optim.Optimizer:
+    """Call ``opt_func``, with ``fused=True`` if it takes that and the parameters and their device allow it."""
+    # The fused form is the same arithmetic in one pass over all weights; torch raises on devices without it.
+    arguments = inspect.signature(opt_func).parameters
+    given = opt_func.keywords if isinstance(opt_func, partial) else {}
+    if fusable and "fused" in arguments and not {*IMPLEMENTATION} & {*given}:
+        try:
+            return fast_optimizer.construct_optimizer(opt_func, parameters, lr=lr, fused=True)
+        except RuntimeError:
+            pass
+    return fast_optimizer.construct_optimizer(opt_func, parameters, lr=lr)
