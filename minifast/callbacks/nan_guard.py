@@ -160,12 +160,8 @@ class LastFiniteWeights(LearnerCallback):
         if self._copy is None:
             return None
         where, weights, optimizer = self._copy
-        opt = self.learn.opt
-        scheduled = {name: opt.read(name) for name in ("lr", "mom", "wd") if name != "mom" or opt.has_momentum}
         self.learn.model.load_state_dict(weights)
-        opt.load_state_dict(optimizer)
-        for name, values in scheduled.items():
-            opt.write(name, values)
+        self.learn.opt.load_state_dict(optimizer, keep_scheduled=True)
         return where
 
     def forget(self) -> None:

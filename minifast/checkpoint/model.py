@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from minifast.errors import DataError, MinifastError
+from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.optimizer import OptimizerStateError
 from minifast.utils import files
 
@@ -35,12 +36,21 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
 def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
     """Return what ``Learner.save`` writes: the model's state, with the optimizer's state if there is an optimizer."""
     state = learn.model.state_dict()
-    return {"model": state, "opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else state
+    others = {"opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else {}
+    loss = loss_module(learn.loss_func)
+    if loss is not None and loss_parameters(learn.model, learn.loss_func):  # they are trained too
+        others["loss"] = loss.state_dict()
+    return {"model": state, **others} if others else state
 
 
 def is_with_opt(state: Any) -> bool:
     """Return whether ``state`` holds both a model's and an optimizer's state, as ``model_state`` returns them."""
-    return isinstance(state, dict) and set(state) == {"model", "opt"}
+    return has_parts(state) and "opt" in state
+
+
+def has_parts(state: Any) -> bool:
+    """Return whether ``state`` holds the state of more than a model."""
+    return isinstance(state, dict) and set(state) in ({"model", "opt"}, {"model", "loss"}, {"model", "opt", "loss"})
 
 
 def load_model(
@@ -59,17 +69,22 @@ def load_model(
     if with_opt and not both:
         raise MinifastError(f"{file} holds no optimizer state; load it with with_opt=False.")
     model = learn.model
-    before = copy.deepcopy(model.state_dict())
+    loss = loss_module(learn.loss_func) if has_parts(state) and "loss" in state else None
+    before = copy.deepcopy((model.state_dict(), loss.state_dict() if loss is not None else {}))
     opt = learn.opt
     try:
-        model.load_state_dict(state["model"] if both else state, strict=strict)
+        model.load_state_dict(state["model"] if has_parts(state) else state, strict=strict)
+        if loss is not None:
+            loss.load_state_dict(state["loss"], strict=strict)
         if both and with_opt is not False:
             if opt is None:
                 learn.create_opt(3e-3, learn.wd)
-            learn.opt.load_state_dict(state["opt"])
+            learn.opt.load_state_dict(state["opt"], keep_scheduled=True)
     except (RuntimeError, TypeError, AttributeError, KeyError, OptimizerStateError) as error:
         learn.opt = opt
-        model.load_state_dict(before)
+        model.load_state_dict(before[0])
+        if loss is not None:
+            loss.load_state_dict(before[1])
         if isinstance(error, OptimizerStateError):
             raise DataError(
                 f"{file} holds the state of another optimizer: {error} Load it with with_opt=False."

@@ -22,7 +22,7 @@ from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, LearnerCallback, check_callbacks
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.groups import add_loss_parameters, per_group, regroup
+from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup
 from minifast.training.lazy import initialise_lazy
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
@@ -96,8 +96,9 @@ def optimizer_groups(learn: Learner) -> list[nn.Module]:
     if groups is not learn.layer_groups:
         learn.model.to(learn.data.device)  # the new modules
         learn.layer_groups = groups
-    if isinstance(learn.loss_func, nn.Module):
-        learn.loss_func.to(learn.data.device)
+    loss = loss_module(learn.loss_func)
+    if loss is not None:
+        loss.to(learn.data.device)
     return add_loss_parameters(groups, learn.model, learn.loss_func)
 
 

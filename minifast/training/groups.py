@@ -177,12 +177,18 @@ def regroup(model: nn.Module, groups: list[nn.Module], indices: dict[str, int | 
     return check_groups(model, [nn.Sequential(*parts) for parts in parts_of])
 
 
-def loss_parameters(model: nn.Module, loss_func: Any) -> list[nn.Parameter]:
-    """Return the trainable parameters of a loss function that are not the model's."""
+def loss_module(loss_func: Any) -> nn.Module | None:
+    """Return the module that a loss function is, or is a partial or a method of; None if there is none."""
     while isinstance(loss_func, partial):
         loss_func = loss_func.func
     loss = loss_func if isinstance(loss_func, nn.Module) else getattr(loss_func, "__self__", None)
-    if not isinstance(loss, nn.Module):
+    return loss if isinstance(loss, nn.Module) else None
+
+
+def loss_parameters(model: nn.Module, loss_func: Any) -> list[nn.Parameter]:
+    """Return the trainable parameters of a loss function that are not the model's."""
+    loss = loss_module(loss_func)
+    if loss is None:
         return []
     own = {id(parameter) for parameter in model.parameters()}
     return [parameter for parameter in loss.parameters() if parameter.requires_grad and id(parameter) not in own]

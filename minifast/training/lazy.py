@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from minifast.data.bunch import DatasetType
+from minifast.training.groups import loss_module
 from minifast.training.snapshot import eval_mode, preserve_randomness
 from minifast.utils.tensors import as_arguments
 
@@ -27,10 +28,11 @@ def initialise_lazy(learn: Learner) -> None:
 
     Nothing happens without lazy modules. Generators, the order of data and running statistics stay as they are.
     """
-    if not has_lazy(learn.model) and not has_lazy(learn.loss_func):
+    loss = loss_module(learn.loss_func)
+    if not has_lazy(learn.model) and not has_lazy(loss):
         return
     with preserve_randomness(learn), eval_mode(learn.model), torch.no_grad():
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         output = learn.output_of(x)
-        if has_lazy(learn.loss_func):
+        if has_lazy(loss):
             learn.loss_func(output, *as_arguments(y))

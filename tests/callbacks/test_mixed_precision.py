@@ -268,7 +268,7 @@ def test_half_weights_are_refused_with_the_way_out() -> None:
 
 def test_another_precision_is_another_run(tmp_path) -> None:
     toy_learner(path=tmp_path).to_bf16().fit(1, checkpoint="run")
-    with pytest.raises(MinifastError, match=r"its model has precision = 'torch.bfloat16', and here it is 'absent'"):
+    with pytest.raises(MinifastError, match=r"its model has precision = 'torch.bfloat16', and this run has 'absent'"):
         toy_learner(path=tmp_path).fit(1, checkpoint="run")
 
 

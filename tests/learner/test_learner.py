@@ -849,7 +849,7 @@ def test_saving_and_loading_while_a_fit_runs(tmp_path) -> None:
 def test_optimizers_that_the_loop_cannot_use_are_refused() -> None:
     for make, error, message in (
         (torch.optim.LBFGS, ValueError, "LBFGS needs a closure at each step"),
-        (lambda params, lr: None, TypeError, "opt_func returned None; it must return a torch optimizer"),
+        (lambda params, lr: None, TypeError, "`opt_func` must return a torch optimizer, got None"),
     ):
         with pytest.raises(error, match=message):
             toy_learner(opt_func=make).fit(1)
