@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -13,16 +14,26 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast import plotting
+from minifast.data.checks import check_batch, check_devices, check_loader
 from minifast.data.labels import Labels
-from minifast.data.loaders import BatchLoader, DeviceDataLoader, Transform, batch_of_one, default_device, to_device
-from minifast.data.normalize import Normalize, Stats, channel_view, make_normalize
+from minifast.data.loaders import (
+    BatchLoader,
+    DeviceDataLoader,
+    TensorLoader,
+    Transform,
+    batch_of_one,
+    default_device,
+    scaled,
+    to_device,
+)
+from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize
 from minifast.data.order import EpochOrder
 from minifast.data.resume import preserve_loader
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of, loss_for
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import map_tensors
+from minifast.utils.tensors import as_pair, map_tensors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,17 +86,12 @@ class DataBunch:
         for name, dl in (("train_dl", train_dl), ("valid_dl", valid_dl), ("test_dl", test_dl)):
             if dl is None and name != "train_dl":
                 continue
-            if not hasattr(dl, "__iter__") or not _has_length(dl):
-                raise DataError(
-                    f"`{name}` must have a length and yield batches (x, y), got a {type(dl).__name__}. Give a torch "
-                    f"DataLoader whose data set has a length, or a list of batches."
-                )
-        self.device = torch.device(device) if device is not None else default_device()
-        loaders: list[Any] = [
-            dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
-            for dl in (train_dl, valid_dl, test_dl)
-        ]
-        self.train_dl, self.valid_dl, self.test_dl = loaders
+            check_loader(name, dl)
+        own = [dl.device for dl in (train_dl, valid_dl, test_dl) if isinstance(dl, BatchLoader)]
+        self.device = torch.device(device) if device is not None else own[0] if own else default_device()
+        check_devices(self.device, own)
+        parts = {"training": train_dl, "validation": valid_dl, "test": test_dl}
+        self.train_dl, self.valid_dl, self.test_dl = (self._wrapped(dl, part) for part, dl in parts.items())
         if isinstance(self.test_dl, DeviceDataLoader):
             self.test_dl.may_lack_targets = True
         for tfm in dl_tfms or ():
@@ -140,6 +146,29 @@ class DataBunch:
         train_dl: Any = DataLoader(train_ds, bs, drop_last=len(train_ds) >= bs, **order, **common)
         valid_dl, test_dl = (None if ds is None else DataLoader(ds, val_bs, **common) for ds in (valid_ds, test_ds))
         return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path)
+
+    def _wrapped(self, dl: Any, part: str) -> Any:
+        loader = dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
+        if isinstance(loader, DeviceDataLoader) and loader.part is None:
+            loader.part = part
+        return loader
+
+    def adapt(self, dl: Any) -> Any:
+        """Return a loader of other data that prepares batches as the validation loader does.
+
+        Batches are moved to the device, normalized, and transformed. Loaders of this bunch, and minifast's loaders with
+        transforms, are returned unchanged.
+
+        Args:
+            dl: any iterable of batches ``(x, y)``.
+        """
+        if any(dl is own for own in self.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
+            return dl
+        like = self.train_dl if self.valid_dl is None else self.valid_dl
+        loader = self._wrapped(copy.copy(dl) if isinstance(dl, BatchLoader) else dl, "validation")
+        tfms = [tfm for tfm in like.tfms if self.valid_dl is not None or not isinstance(tfm, Seeded)]
+        loader.tfms = [scaled, *tfms] if isinstance(like, TensorLoader) else tfms
+        return loader
 
     @property
     def c(self) -> int | None:
@@ -208,7 +237,7 @@ class DataBunch:
             batch = next(iter(loader), None)
         if batch is None:
             raise DataError(f"The {ds_type.name.lower()} part of the data has no batch. Give it at least one sample.")
-        x, y = batch
+        x, y = as_pair(batch, ds_type.name.lower())
         if denorm and self.norm is not None:
             x = self.norm.undo(x)
         if detach:
@@ -242,10 +271,7 @@ class DataBunch:
         Raises:
             DataError: if the inputs are not floats ``(n, channels, ...)``.
         """
-        x, _ = self.one_batch(ds_type, denorm=False)
-        if not isinstance(x, Tensor) or x.ndim < 2 or not x.is_floating_point():
-            what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise DataError(f"Statistics need float inputs (n, channels, ...), got {what}.")
+        x = check_channels(self.one_batch(ds_type, denorm=False)[0])
         return [func(channel_view(x), 1) for func in (funcs or (torch.mean, torch.std))]
 
     def sanity_check(self) -> None:
@@ -264,35 +290,29 @@ class DataBunch:
                 raise DataError(
                     f"The {name} part gives no batch: {error} Check its samples and their shapes one by one."
                 ) from error
-            if isinstance(x, Tensor) and not x.isfinite().all():
-                raise DataError(
-                    f"The inputs of the first {name} batch are not all finite. Remove or replace NaN and inf."
-                )
-            class_indices = (
-                self.classes is not None and isinstance(y, Tensor) and y.dtype is torch.int64 and y.ndim == 1
-            )
-            if class_indices and not (int(y.min()) >= 0 and int(y.max()) < len(self.classes or ())):
-                raise DataError(
-                    f"Targets must be class indices from 0 to {(self.c or 0) - 1}, for {self.c} classes; the first "
-                    f"batch of the {name} part has targets from {int(y.min())} to {int(y.max())}."
-                )
+            check_batch(name, x, y, self.classes)
 
     def normalize(self, stats: Stats | None = None) -> DataBunch:
         """Normalize the inputs of all parts: subtract the mean of each channel, divide by its standard deviation.
 
         Args:
-            stats: ``(means, standard deviations)`` such as ``imagenet_stats``; by default those of one training batch.
+            stats: ``(means, standard deviations)`` such as ``imagenet_stats``. By default those of the whole training
+                set if it is in memory (arrays, a torch ``TensorDataset``, a list of batches), else of one batch. A
+                channel with the standard deviation 0 is only centered.
 
         Returns:
             The bunch itself.
 
         Raises:
             MinifastError: if the data are normalized already.
+            DataError: if the inputs are not finite floats ``(n, channels, ...)``, or ``stats`` does not fit them.
         """
         if self.norm is not None:
             raise MinifastError("The data are normalized already. Make a new DataBunch to use other statistics.")
         x, _ = self.one_batch()
-        self.norm = make_normalize(self.batch_stats() if stats is None else stats, x, self.device)
+        with preserve_loader(self.train_dl):
+            values = channel_stats(self.train_dl.in_order() or [(x, None)]) if stats is None else stats
+        self.norm = make_normalize(values, x, self.device)
         self.add_tfm(self.norm)
         return self
 
@@ -306,7 +326,7 @@ class DataBunch:
             DataError: if the sample is not made of tensors with at least one dimension.
         """
         x = batch_of_one(item, self.device)
-        return (self.valid_dl or self.train_dl).transformed((x, None))[0]
+        return (self.train_dl if self.valid_dl is None else self.valid_dl).transformed((x, None))[0]
 
     def show_batch(
         self,
@@ -377,11 +397,3 @@ class DataBunch:
         about = "" if self.labels is None else f"{self.labels}; "
         about += f"classes: {self.classes}; device: {self.device}; path: {self.path}"
         return f"{type(self).__name__}({counts}; {about})"
-
-
-def _has_length(dl: Any) -> bool:
-    try:
-        len(dl)
-    except TypeError:  # a torch DataLoader has a length only if its data set has one
-        return False
-    return True

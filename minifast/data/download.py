@@ -260,7 +260,8 @@ def _download(address: str, file: Path, timeout: float, show: bool, hint: str) -
 
 def _published(address: str) -> tuple[int, str] | None:
     """Return size and hash of an address in ``URLs``, also for its http form, which older code may use."""
-    return ARCHIVES.get(address.removesuffix(".tgz")) or ARCHIVES.get(f"https{address[4:-4]}")
+    name = address.removesuffix(".tgz")
+    return ARCHIVES.get(name) or ARCHIVES.get(name.replace("http:", "https:", 1))
 
 
 def _check(address: str, file: Path, known: tuple[int, str] | None, hint: str) -> None:

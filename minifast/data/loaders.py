@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from minifast.data.order import order_of, resolve_seed
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import map_tensors
+from minifast.utils.tensors import as_pair, count_samples, map_tensors
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
 
@@ -31,6 +32,16 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def is_same_device(a: torch.device, b: torch.device) -> bool:
+    """Whether two devices are the same; a device without an index matches each index.
+
+    >>> cpu, cuda, first = map(torch.device, ("cpu", "cuda", "cuda:0"))
+    >>> is_same_device(cuda, first), is_same_device(cpu, cuda)
+    (True, False)
+    """
+    return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
+
+
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors, and tuples, lists and dicts of them, to ``device``."""
     return map_tensors(lambda x: x if x.device == device else x.to(device, non_blocking=True), values)
@@ -38,11 +49,26 @@ def to_device(values: Any, device: torch.device) -> Any:
 
 def with_targets(batch: Any) -> Any:
     """Return a batch with targets: a batch of inputs alone gets the target 0 for each sample."""
-    alone = isinstance(batch, Tensor) or (isinstance(batch, (list, tuple)) and len(batch) == 1)
-    if not alone:
+    if isinstance(batch, (list, tuple)) and len(batch) == 1:
+        batch = batch[0]
+    elif not isinstance(batch, (Tensor, Mapping)):
         return batch
-    x = batch if isinstance(batch, Tensor) else batch[0]
-    return x, torch.zeros(len(x), dtype=torch.int64)
+    return batch, torch.zeros(count_samples(None, batch), dtype=torch.int64)
+
+
+def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """Return a batch of uint8 images as floats in [0, 1]."""
+    x, y = batch
+    return as_images(x), y
+
+
+def has_length(dl: Any) -> bool:
+    """Whether ``len(dl)`` works; a torch DataLoader has a length only if its data set has one."""
+    try:
+        len(dl)
+    except (TypeError, NotImplementedError):
+        return False
+    return True
 
 
 class BatchLoader:
@@ -70,7 +96,8 @@ class BatchLoader:
 class DeviceDataLoader(BatchLoader):
     """Wrap a loader: move each batch to the device and transform it there.
 
-    All other attributes are those of the wrapped loader.
+    In a DataBunch, batches without samples are skipped with a warning. All other attributes are those of the wrapped
+    loader.
 
     >>> loader = [(torch.zeros(2, 3), torch.tensor([0, 1]))]
     >>> [tuple(x.shape) for x, y in DeviceDataLoader(loader, device="cpu")]
@@ -81,6 +108,7 @@ class DeviceDataLoader(BatchLoader):
         super().__init__(device, tfms)
         self.dl = dl
         self.may_lack_targets = False
+        self.part: str | None = None  # of a DataBunch, such as "training"
 
     def __len__(self) -> int:
         return len(self.dl)
@@ -93,18 +121,57 @@ class DeviceDataLoader(BatchLoader):
 
         Earlier batches are read and dropped; then ``on_start`` is called.
         """
+        expected, n = len(self.dl) if self.part == "training" else None, 0
         try:
             batches = iter(self.dl)
-            for _ in range(first):
-                next(batches, None)
+            while n < first and (batch := next(batches, None)) is not None:
+                n += not self._is_empty(batch)
             if on_start is not None:
                 on_start()
             for batch in batches:
-                full = with_targets(batch) if self.may_lack_targets else batch
-                yield self.transformed(to_device(full, self.device))
+                if self._is_empty(batch):
+                    warnings.warn(f"A {self.part} batch has no samples, and is skipped.", stacklevel=2)
+                    continue
+                n += 1
+                yield self._prepared(batch)
         except DataError as error:  # from a worker process, it holds the whole traceback as text
+            if "DataError: " not in str(error):
+                raise
             # The text has the worker's frames; the traceback would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
+        if self.part == "training" and n and n != expected:
+            warnings.warn(
+                f"The training loader has the length {expected}, but it gave {n} batches. Schedules and resuming need "
+                f"the right length; correct its `__len__`.",
+                stacklevel=2,
+            )
+
+    def in_order(self) -> Iterator[Any] | None:
+        """Yield the batches of all samples in order, if the data set is in memory; else return None."""
+        if isinstance(self.dl, (list, tuple)):
+            return self.batches()
+        dataset = getattr(self.dl, "dataset", None)
+        while isinstance(dataset, Subset):
+            dataset = dataset.dataset
+        if not isinstance(dataset, TensorDataset):
+            return None
+        return self.new(shuffle=False, drop_last=False, num_workers=0).batches() if self.batch_size else self.batches()
+
+    def _prepared(self, batch: Any) -> Any:
+        """Return a batch on the device after all transforms."""
+        batch = to_device(with_targets(batch) if self.may_lack_targets else batch, self.device)
+        try:
+            return self.transformed(batch)
+        except Exception:
+            if self.part is not None:
+                as_pair(batch, self.part)  # transforms fail with unclear errors on a batch that is not a pair
+            raise
+
+    def _is_empty(self, batch: Any) -> bool:
+        """Whether a batch of a DataBunch has no samples, by its first tensor."""
+        while isinstance(batch, (tuple, list)) and batch:
+            batch = batch[0]
+        return self.part is not None and isinstance(batch, Tensor) and batch.ndim > 0 and not batch.shape[0]
 
     @property
     def batch_size(self) -> Any:
@@ -139,7 +206,9 @@ class DeviceDataLoader(BatchLoader):
             del arguments["batch_size"], arguments["drop_last"]
         if kwargs.get("num_workers") == 0:
             del arguments["prefetch_factor"], arguments["persistent_workers"]
-        return DeviceDataLoader(DataLoader(**{**arguments, **kwargs}), self.device, self.tfms)
+        loader = copy.copy(self)
+        loader.dl, loader.tfms = DataLoader(**{**arguments, **kwargs}), list(self.tfms)
+        return loader
 
     def __getattr__(self, name: str) -> Any:
         if name == "dl":  # not set yet while unpickling
@@ -215,6 +284,11 @@ class TensorLoader(BatchLoader):
             on_start()
         for i in range(first, len(self)):
             yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def in_order(self) -> Iterator[Any]:
+        """Yield the batches of all samples in order."""
+        for i in range(0, len(self.x), self.batch_size):
+            yield self._batch(torch.arange(i, min(i + self.batch_size, len(self.x)), device=self.device))
 
     def _batch(self, rows: Tensor) -> Any:
         # Copies, so that a callback may write into a batch. x[rows] takes ten times as long as index_select.

@@ -375,8 +375,8 @@ def test_columns_are_normalized_as_channels_are():
     data = toy_bunch().normalize()
     x = inputs(data.train_dl)
     assert x.shape == (60, 10)
-    first, _ = data.one_batch(denorm=False)
-    assert first.mean(0).tolist() == pytest.approx([0] * 10, abs=1e-6)
+    assert x.mean(0).tolist() == pytest.approx([0] * 10, abs=1e-6)
+    assert x.std(0).tolist() == pytest.approx([1] * 10, abs=1e-6)
     assert data.one_batch()[0].allclose(toy_items().tensors[0][:20], atol=1e-6)
 
 

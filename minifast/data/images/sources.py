@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast.data.images.decoding import ImageFiles, Size, list_images
-from minifast.data.loaders import DeviceDataLoader, TensorLoader, as_images
+from minifast.data.loaders import DeviceDataLoader, TensorLoader, scaled
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean
@@ -169,9 +168,3 @@ def file_loader(
         generator=torch.Generator().manual_seed(seed),  # so that starting workers does not use the global generator
     )
     return DeviceDataLoader(dl, device, [scaled])
-
-
-def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
-    """Return a batch of uint8 images as floats in [0, 1]."""
-    x, y = batch
-    return as_images(x), y

@@ -1,0 +1,43 @@
+"""Checks of loaders and batches before training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minifast.data.loaders import has_length, is_same_device
+from minifast.errors import DataError
+
+
+def check_loader(name: str, dl: Any) -> None:
+    """Raise a DataError if an argument is not an iterable with a length."""
+    if not hasattr(dl, "__iter__") or not has_length(dl):
+        raise DataError(
+            f"`{name}` must have a length and yield batches (x, y), got a {type(dl).__name__}. Give a torch "
+            f"DataLoader whose data set has a length, or a list of batches."
+        )
+
+
+def check_devices(device: torch.device, loaders: Sequence[torch.device]) -> None:
+    """Raise a DataError if a loader is on another device than its DataBunch."""
+    if not all(is_same_device(device, other) for other in loaders):
+        raise DataError(
+            f"All loaders must be on the device of the DataBunch, {device}, got loaders on "
+            f"{', '.join(map(str, loaders))}. Make them with this `device`."
+        )
+
+
+def check_batch(part: str, x: Any, y: Any, classes: Sequence[Any] | None) -> None:
+    """Raise a DataError if inputs are not finite, or targets are not indices of the classes."""
+    if isinstance(x, Tensor) and not x.isfinite().all():
+        raise DataError(f"The inputs of the first {part} batch are not all finite. Remove or replace NaN and inf.")
+    if classes is None or not isinstance(y, Tensor) or y.dtype is not torch.int64 or y.ndim != 1:
+        return
+    if int(y.min()) < 0 or int(y.max()) >= len(classes):
+        raise DataError(
+            f"Targets must be class indices from 0 to {len(classes) - 1}, for {len(classes)} classes; the first batch "
+            f"of the {part} part has targets from {int(y.min())} to {int(y.max())}."
+        )
