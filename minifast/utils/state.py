@@ -73,6 +73,7 @@ def _copy_of(value: Any, in_data: bool) -> Any:
     """Return a copy of an object's own state, or None where it has none."""
     if isinstance(value, Tensor):
         fixed = not value.is_leaf or value.is_inference() or nn.parameter.is_lazy(value) or value.is_meta
+        fixed = fixed or (value.layout is torch.strided and 0 in value.stride())  # expanded, which no one writes to
         if fixed or (in_data and value.numel() > MANY):
             return None
         return _TensorCopy(value.detach().clone(), value.grad, value.requires_grad)

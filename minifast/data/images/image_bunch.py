@@ -342,7 +342,7 @@ class ImageDataBunch(DataBunch):
             if not len(test_set):
                 raise DataError(f"The test folder {folder} has no images. Add some, or leave `test` out.")
             if labels is not None:
-                test_set.labels = torch.zeros_like(labels.targets[:1]).expand(len(test_set), *labels.targets.shape[1:])
+                test_set.labels = labels.targets.new_zeros(len(test_set), *labels.targets.shape[1:])
             parts.append((test_set, None))
         for files, _ in parts[1:]:
             files.reference = train_set.reference_size()
