@@ -1,42 +1,51 @@
-"""What makes a run the run that it is: the model's layers, the data, loss, optimizer and metrics, in plain values."""
+"""Recognize a run: what decides its result, as plain values."""
 
 from __future__ import annotations
 
 import hashlib
+import random
 import re
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
+from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from minifast.data.resume import components
 from minifast.metrics.base import columns_of
+from minifast.utils.state import plain_attributes
 from minifast.utils.tensors import is_plain
+from minifast.utils.walk import SCALARS, attributes_of, changing_attributes
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-SAMPLE = 256  # items of a data set whose checksum stands for all
-
-
-SET_BY_RUNS = {"params", "lr", "momentum", "weight_decay", "fused", "foreach"}
+N_SAMPLED = 256  # samples of a data set that the checksum covers
+SET_BY_RUNS = {  # values of a parameter group that schedules and runs set
+    *("params", "lr", "momentum", "weight_decay", "fused", "foreach"),
+    *("initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum"),
+}
+LOADER_SETTINGS = ("batch_size", "drop_last")  # of a DataLoader; workers and memory do not change the batches
 
 
 def run_fingerprint(learn: Learner) -> dict[str, dict[str, Any]]:
-    """Return what a run must have in common with one that is to go on, by part and name."""
+    """Return what a run and its resumed part must have in common, by part and name."""
     model, opt, data = learn.model, learn.opt.opt, learn.data
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     shapes = {name: list(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
+    layers = [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
     settings = {name: value for name, value in opt.param_groups[0].items() if name not in SET_BY_RUNS}
     if "betas" in settings:
         settings["betas"] = list(settings["betas"][1:])  # the first is the momentum, which schedules set
     precision = {} if learn.precision is None else {"precision": str(learn.precision)}
-    found: dict[str, dict[str, Any]] = {
-        "model": {**shapes, "layers": described(model), "frozen": frozen, **precision},
+    parts: dict[str, dict[str, Any]] = {
+        "model": {**shapes, "layers": layers, "frozen": frozen, **precision},
         "loss": {"function": described(learn.loss_func)},
         "opt": {
             "kind": type(opt).__name__,
@@ -46,31 +55,71 @@ def run_fingerprint(learn: Learner) -> dict[str, dict[str, Any]]:
         },
         "data": {"classes": data.classes},
         "metrics": {"names": columns_of(learn.metrics)},
+        "settings": settings_of_run(learn),
     }
     for name, loader in (("training", data.train_dl), ("validation", data.valid_dl)):
         if loader:
-            items = getattr(loader, "dataset", None)
-            found["data"] |= {
+            samples = getattr(loader, "dataset", None)
+            samples = getattr(loader, "dl", None) if samples is None else samples
+            parts["data"] |= {
                 f"batches of {name}": len(loader),
                 f"loader of {name}": [type(part).__name__ for part in components(loader)],
-                f"checksum of {name} items": checksum(items),
+                f"checksum of {name} samples": checksum(samples),
                 f"transforms of {name}": [described(tfm) for tfm in getattr(loader, "tfms", ())],
             }
-    return {part: {name: one for name, one in values.items() if is_plain(one)} for part, values in found.items()}
+    return {part: {name: v for name, v in values.items() if is_plain(v)} for part, values in parts.items()}
+
+
+def settings_of_run(learn: Learner) -> dict[str, Any]:
+    """Return the plain attributes of model and data that their classes do not change, by path."""
+    roots = {"model": learn.model, "train_dl": learn.data.train_dl, "valid_dl": learn.data.valid_dl}
+    settings = {}
+    for path, owner, name, value, changes in plain_attributes(roots, ("train_dl", "valid_dl"), [learn, learn.data]):
+        is_loaders = isinstance(owner, DataLoader) and name not in LOADER_SETTINGS
+        if not changes and not is_loaders and _is_setting(value):
+            settings[path] = str(Path(*Path(value).parts[-2:])) if isinstance(value, str) else value
+    return settings
+
+
+def _is_setting(value: Any) -> bool:
+    if isinstance(value, (list, tuple, dict)):
+        elements: Collection[Any] = value.values() if isinstance(value, dict) else value
+        return len(elements) <= N_SAMPLED and all(map(_is_setting, elements))
+    return value is not None and type(value) in SCALARS
 
 
 def described(value: Any) -> str:
-    """Return a function's name, or an object's text, without addresses in memory."""
+    """Return a function's name, or an object's class with its settings.
+
+    >>> described(nn.L1Loss(reduction="sum")), described(partial(round, ndigits=2))
+    ("L1Loss({'reduction': 'sum'})", "round((), {'ndigits': 2})")
+    """
     if isinstance(value, partial):
         return f"{described(value.func)}({value.args}, {value.keywords})"
     name = getattr(value, "__qualname__", None)
-    if isinstance(value, nn.modules.loss._Loss):  # their texts do not say how they are set
-        return f"{type(value).__qualname__}({settings_of(value)})"
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", name or repr(value))
+    if name is not None:
+        return str(name)
+    if not hasattr(value, "__dict__"):
+        return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
+    settings: dict[str, Any] = {}
+    changing = changing_attributes(value.__class__) | {"training"}
+    attributes = attributes_of(value) | dict(getattr(value, "_buffers", {}))
+    for key, setting in attributes.items():
+        if key in changing or key.startswith("_") or isinstance(setting, (torch.Generator, random.Random)):
+            continue
+        if isinstance(setting, (list, tuple)) and not _is_setting(setting):
+            settings[key] = [described(element) for element in setting]
+        elif isinstance(setting, (Tensor, np.ndarray)):
+            settings[key] = checksum(setting)
+        elif isinstance(setting, (dict, FunctionType, partial)) and not _is_setting(setting):
+            settings[key] = described(setting)
+        elif _is_setting(setting):
+            settings[key] = setting
+    return f"{type(value).__qualname__}({settings})"
 
 
 def settings_of(loss_func: nn.Module) -> dict[str, Any]:
-    """Return how a loss is set, in plain values.
+    """Return the arguments of a loss function as plain values.
 
     >>> settings_of(nn.L1Loss(reduction="sum"))
     {'training': True, 'reduction': 'sum'}
@@ -78,31 +127,40 @@ def settings_of(loss_func: nn.Module) -> dict[str, Any]:
     return {name: value for name, value in vars(loss_func).items() if name[:1] != "_" and is_plain(value)}
 
 
-def checksum(items: Any) -> str:
-    """Return a checksum over a sample of what a data set holds: tensors, arrays, and lists of names and numbers."""
+def checksum(samples: Any) -> str:
+    """Return a checksum of some samples of a data set: tensors, arrays, and lists of names and numbers.
+
+    What its class changes does not count: counters, caches and files that are opened when they are needed.
+    """
     digest = hashlib.sha256()
-    _add(digest, items, depth=3)
+    _add(digest, samples, depth=6)
     return digest.hexdigest()[:16]
 
 
 def _add(digest: Any, value: Any, depth: int) -> None:
     if isinstance(value, (np.ndarray, np.generic)):
-        numbers = value.dtype.kind in "biuf" and value.ndim
-        value = torch.from_numpy(np.ascontiguousarray(value)) if numbers else value.tolist()
+        has_numbers = value.dtype.kind in "biuf" and value.ndim
+        value = torch.from_numpy(np.ascontiguousarray(value)) if has_numbers else value.tolist()
     if isinstance(value, Tensor):
         rows = value.detach() if value.ndim else value.detach()[None]
-        picked = torch.linspace(0, len(rows) - 1, min(len(rows), SAMPLE), device=value.device).long()
-        digest.update(rows[picked].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        indices = torch.linspace(0, len(rows) - 1, min(len(rows), N_SAMPLED), device=value.device).long()
+        digest.update(rows[indices].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (str, Path)):
-        digest.update("/".join(Path(value).parts[-2:]).encode())  # the folder around may move
+        digest.update("/".join(Path(value).parts[-2:]).encode(errors="surrogateescape"))  # the folder above may move
     elif isinstance(value, (bool, int, float)):
         digest.update(repr(value).encode())
     elif isinstance(value, (list, tuple)):
         digest.update(str(len(value)).encode())
-        for i in np.linspace(0, len(value) - 1, min(len(value), SAMPLE)).astype(int).tolist():
+        for i in np.linspace(0, len(value) - 1, min(len(value), N_SAMPLED)).astype(int).tolist():
             _add(digest, value[i], depth)
     elif isinstance(value, dict):
-        _add(digest, [*value.keys(), *value.values()], depth)
-    elif depth and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, torch.Generator)):
+        if all(isinstance(key, str) for key in value):  # others are caches by number
+            _add(digest, [*value.keys(), *value.values()], depth)
+    elif (
+        depth and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, torch.Generator, FunctionType, type))
+    ):
+        changing = changing_attributes(value.__class__)
         for name in sorted(vars(value)):
-            _add(digest, vars(value)[name], depth - 1)
+            # Single values are compared one by one, see settings_of_run.
+            if name not in changing and type(vars(value)[name]) not in SCALARS:
+                _add(digest, vars(value)[name], depth - 1)

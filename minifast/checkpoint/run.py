@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import random
 import re
 import reprlib
 import time
@@ -11,15 +10,17 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
+from minifast.checkpoint import version_0_1
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.model import model_file
-from minifast.data.resume import RemainingBatches, load_loader_state, loader_state
+from minifast.checkpoint.run_state import FORMAT, RunState
+from minifast.data.resume import RemainingBatches
 from minifast.errors import CallbackError, MinifastError
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.non_finite import all_finite
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-STATEFUL_TYPES = (deque, set, dict, list, bytearray, np.ndarray, np.generic, torch.Generator, random.Random)
+STATEFUL_TYPES = (deque, set, dict, list, bytearray, np.ndarray, np.generic)
+LOCK_SECONDS = 10
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,8 @@ class Checkpointer(LearnerCallback):
         self._identity = run_fingerprint(learn)
         self._writer = files.CheckedFile(file)
         self._warned = False
+        self._held_lock: Any = None
+        self._run: Any = None  # RunState, from the beginning of the fit
         self._found: dict[str, Any] | None = None
         self.left = "nothing is saved yet"  # what is saved, and how to continue: a sentence without its full stop
         self.finished = False  # whether the file holds a run that is finished
@@ -136,80 +140,105 @@ class Checkpointer(LearnerCallback):
             _warn_of_unsaved_state(callback)
 
     def _compare(self, found: dict[str, Any]) -> None:
-        for part, mine in {"call": self.call, **self._identity}.items():
+        version = found.get("format", 1)
+        if version > FORMAT:
+            raise MinifastError(f"{self.file} has format {version}, from a later version of minifast; update minifast.")
+        expected = self._identity if version == FORMAT else version_0_1.run_fingerprint(self.learn)
+        for part, mine in {"call": self.call, **expected}.items():
             theirs = dict(found[part])
             if "cyc_len" in theirs:  # written by version 0.1
                 theirs["epochs"] = theirs.pop("cyc_len")
-            if theirs != mine:
-                name = min(name for name in {*theirs, *mine} if theirs.get(name) != mine.get(name))
-                was, is_ = (reprlib.repr(values.get(name, "absent")) for values in (theirs, mine))
-                advice = " If the split is random, give it a seed." if name.startswith("checksum") else ""
-                advice += " Freeze the same layers: freeze, freeze_to, unfreeze." if name == "frozen" else ""
-                raise MinifastError(
-                    f"{self.file} holds another run: its {part} has {name} = {was}, and this run has {is_}.{advice} "
-                    f"Choose another checkpoint name (to train longer, start a second fit with its own name), or pass "
-                    f"resume=False to start again."
-                )
+            names = {*theirs, *mine}
+            if part == "settings":  # what the run changed is restored; what is not set yet may come
+                names = theirs.keys() & mine.keys() - found["state"]["attributes"].keys()
+            if version == 1 and part == "data":
+                names = {name for name in names if not name.startswith(("loader of", "transforms of"))}
+            different = [name for name in names if theirs.get(name) != mine.get(name)]
+            if different:
+                self._refuse(part, min(different), theirs, mine)
+
+    def _refuse(self, part: str, name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+        was, now = (reprlib.repr(values.get(name, "absent")) for values in (theirs, mine))
+        advice = " If the split is random, give it a seed." if name.startswith("checksum") else ""
+        advice += " Freeze the same layers: freeze, freeze_to, unfreeze." if name == "frozen" else ""
+        verb = "have" if part == "settings" else "has"
+        raise MinifastError(
+            f"{self.file} holds another run: its {part} {verb} {name} = {was}, and this run has {now}.{advice} "
+            f"Choose another checkpoint name (to train longer, start a second fit with its own name), or pass "
+            f"resume=False to start again."
+        )
+
+    def _lock(self) -> None:
+        """Lock the file, so that no other process trains the same run."""
+        from filelock import FileLock, Timeout  # torch needs it too
+
+        lock = FileLock(self.file.with_name(f".{self.file.name}_lock"))
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            # The workers of a process that was killed hold its lock for some seconds more.
+            lock.acquire(timeout=LOCK_SECONDS)
+        except Timeout:
+            raise MinifastError(
+                f"Another process or fit trains the run {self.file} now; give each run its own checkpoint name."
+            ) from None
+        except (OSError, NotImplementedError):  # a file system without locks, or one where nothing can be written
+            return
+        self._held_lock = lock
+
+    def _unlock(self) -> None:
+        if self._held_lock is not None:
+            Path(self._held_lock.lock_file).unlink(missing_ok=True)
+            self._held_lock.release()
+            self._held_lock = None
 
     def on_train_begin(self) -> None:
         """Restore the state that the file holds; save a new run before its first batch."""
+        self._lock()
+        self._run = RunState(self.learn, self._others)
+        for path, value in self._run.unsaved():
+            warnings.warn(
+                f"{path} is a {type(value).__name__}, which a checkpoint does not save: if it changes, a resumed run "
+                f"will differ. Use numbers, tensors, lists of them, or a random generator.",
+                stacklevel=2,
+            )
         if self._found is None:
             self._note_position()
             self._save(self._state.epoch, 0, self._state.iteration)
             return
-        found, state, learn = self._found, self._state, self.learn
-        learn.model.load_state_dict(found["weights"])
-        for name, buffer in learn.model.named_buffers():
-            if name in found["buffers"]:
-                buffer.copy_(found["buffers"][name])
-        for name, parameter in learn.model.named_parameters():
-            parameter.requires_grad_(found["trainable"][name])
-            gradient = found["gradients"].get(name)  # of batches that are accumulated for the next step
-            parameter.grad = None if gradient is None else gradient.to(parameter.device)
-        learn.opt.load_state_dict(found["optimizer"])
+        found, state = self._found, self._state
+        self._run.restore(found)
         state.n_epochs, state.epoch, state.iteration = found["n_epochs"], found["epoch"], found["iteration"]
         state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
         self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
-        self._restore(self._others, found)
-        for loader, position in zip(self._loaders(), found["position"], strict=True):
-            load_loader_state(loader, position)
+        self._restore_callbacks(self._others, found)
+        self._run.restore_position(found["position"])
         set_rng_states(found["random"])
         state.pbar.epochs_done(state.epoch, state.n_epochs)
         if not found["num_batch"]:
             self._found = None
 
-    def _restore(self, wanted: Sequence[Callback], found: dict[str, Any]) -> None:
-        for callback, (_, kept) in zip(self._others, found["callbacks"], strict=True):
-            if callback in wanted:
-                callback.load_state_dict(kept)
+    def _restore_callbacks(self, callbacks: Sequence[Callback], found: dict[str, Any]) -> None:
+        for callback, (_, callback_state) in zip(self._others, found["callbacks"], strict=True):
+            if callback in callbacks:
+                callback.load_state_dict(callback_state)
 
     def on_epoch_begin(self) -> None:
         """Store the data order at the start of the epoch, or resume in the middle of an epoch."""
-        if self._found is not None:
-            found, self._found = self._found, None
-            # Undo what other callbacks did in this event; the table shows the recorder's rows already.
-            self._restore([callback for callback in self._others if callback is not self.learn.recorder], found)
-            self._state.num_batch = found["num_batch"]
-            self._state.stop_training = found["stop_training"]
-            set_rng_states(found["random_at_epoch"])
-
-            def then() -> None:
-                for tfm, position in zip(self._transforms(), found["transforms"], strict=True):
-                    load_loader_state(tfm, position)
-                set_rng_states(found["random"])
-
-            self._state.rest = lambda loader: RemainingBatches(loader, found["num_batch"], then)
-        self._note_position()
-
-    def _loaders(self) -> list[Any]:
-        data = self.learn.data
-        return [loader for loader in (data.train_dl, data.valid_dl) if loader]
-
-    def _transforms(self) -> list[Any]:
-        return getattr(self.learn.data.train_dl, "tfms", [])
+        if self._found is None:
+            self._note_position()
+            return
+        found, self._found = self._found, None
+        # Undo what other callbacks did in this event; the table shows the recorder's rows already.
+        self._restore_callbacks([callback for callback in self._others if callback is not self.learn.recorder], found)
+        self._run.restore_position(found["position"])
+        self._state.num_batch = found["num_batch"]
+        self._state.stop_training = found["stop_training"]
+        set_rng_states(found["random_at_epoch"])
+        on_start = partial(self._run.restore_batch, found)
+        self._state.rest = lambda loader: RemainingBatches(loader, found["num_batch"], on_start)
 
     def _note_position(self) -> None:
-        self._position, self._random_at_epoch = [loader_state(loader) for loader in self._loaders()], get_rng_states()
+        self._position, self._random_at_epoch = self._run.position(), get_rng_states()
 
     def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
         """Save if the interval has passed."""
@@ -221,13 +250,16 @@ class Checkpointer(LearnerCallback):
 
     def on_epoch_end(self, epoch: int, iteration: int) -> None:
         """Save."""
-        self._position = [loader_state(loader) for loader in self._loaders()]
+        self._position = self._run.position()
         self._save(epoch + 1, 0, iteration)
 
     def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
         """Mark the run as finished if it ended without an error."""
-        if not exception and not self.finished:
-            self._save(epoch, 0, iteration, finished=True)
+        try:
+            if not exception and not self.finished:
+                self._save(epoch, 0, iteration, finished=True)
+        finally:
+            self._unlock()
 
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
         learn, state = self.learn, self._state
@@ -244,6 +276,7 @@ class Checkpointer(LearnerCallback):
                     f"{name}.state_dict must return only tensors and plain values, which a checkpoint can save."
                 )
         values = {
+            "format": FORMAT,
             "call": self.call,
             "every": self.checkpoint.every,
             **self._identity,
@@ -252,18 +285,12 @@ class Checkpointer(LearnerCallback):
             "epoch": epoch,
             "num_batch": num_batch,
             "iteration": iteration,
-            "weights": learn.model.state_dict(),
-            "buffers": dict(learn.model.named_buffers()),  # also those that are not persistent
-            "trainable": {name: p.requires_grad for name, p in learn.model.named_parameters()},
-            "gradients": {name: p.grad for name, p in learn.model.named_parameters() if p.grad is not None},
-            "optimizer": learn.opt.state_dict(),
             "skip_validate": state.skip_validate,
             "stop_training": state.stop_training or finished,
             "position": self._position,
             "random_at_epoch": self._random_at_epoch,
-            "transforms": [loader_state(tfm) for tfm in self._transforms()],
-            "random": get_rng_states(),
             "callbacks": states,
+            **self._run.collect(),
         }
         self._warn_of_other_process()
         try:
@@ -301,7 +328,7 @@ def _warn_of_unsaved_state(callback: Callback) -> None:
     if type(callback).state_dict is not Callback.state_dict:
         return
     for name, value in vars(callback).items():
-        if isinstance(value, (*STATEFUL_TYPES, np.random.Generator)) and not is_plain(value):
+        if isinstance(value, STATEFUL_TYPES) and not is_plain(value):
             warnings.warn(
                 f"{_name(callback)}.{name} is a {type(value).__name__}, which a checkpoint does not save; give "
                 f"{_name(callback)} the methods state_dict and load_state_dict.",

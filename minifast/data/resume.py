@@ -32,13 +32,13 @@ class RemainingBatches:
         return iter(self.loader.batches(self.done, self.on_start))
 
 
-def loader_state(loader: Any, moved: Any = ()) -> dict[str, Any]:
+def loader_state(loader: Any) -> dict[str, Any]:
     """Return the state of a loader and what it uses, as tensors and plain values.
 
     That is every random generator in samplers, data sets, transforms and collate functions, and the attributes that
     they change, such as the number of epochs.
     """
-    return saved_state({"loader": loader}, data=("loader",), moved=moved)
+    return saved_state({"loader": loader}, data=("loader",))
 
 
 def load_loader_state(loader: Any, state: Any) -> None:

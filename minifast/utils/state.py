@@ -157,20 +157,27 @@ def plain_attributes(
     roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
 ) -> Iterator[Attribute]:
     """Yield the attributes of all objects in ``roots`` that hold plain values, in the order of ``walk``."""
+    for path, owner, name, value, in_data in all_attributes(roots, data, stop):
+        is_order = in_data and name in ("epoch", "seed")  # a seed may be sampled
+        changes = is_order or name in changing_attributes(owner.__class__)
+        plain = to_plain(value) if not in_data or _is_small(owner, value, changes) else UNKNOWN
+        if plain is not UNKNOWN:
+            yield Attribute(path, owner, name, plain, changes)
+
+
+def all_attributes(
+    roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
+) -> Iterator[tuple[str, Any, str, Any, bool]]:
+    """Yield path, owner, name, value and whether it is data, of each attribute, but for those of every nn.Module."""
     for path, owner, in_data in walk(roots, data, stop):
-        if is_generator(owner) or isinstance(owner, (type, FunctionType, Tensor, np.ndarray, torch.optim.Optimizer)):
+        without = (type, FunctionType, MethodType, BuiltinMethodType, partial, tuple, Tensor, np.ndarray, *CONTAINERS)
+        if is_generator(owner) or isinstance(owner, without):
             continue
-        if isinstance(owner, (partial, MethodType, BuiltinMethodType, tuple, *CONTAINERS)):
+        if type(owner).__module__.partition(".")[0] in OPAQUE:
             continue
-        own = {} if type(owner).__module__.partition(".")[0] in OPAQUE else attributes_of(owner)
-        for name, value in own.items():
-            if isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES:
-                continue
-            is_order = in_data and name in ("epoch", "seed")  # a seed may be sampled
-            changes = is_order or name in changing_attributes(owner.__class__)
-            plain = to_plain(value) if not in_data or _is_small(owner, value, changes) else UNKNOWN
-            if plain is not UNKNOWN:
-                yield Attribute(f"{path}.{name}", owner, name, plain, changes)
+        for name, value in attributes_of(owner).items():
+            if not (isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES) and name != "_iterator":
+                yield f"{path}.{name}", owner, name, value, in_data
 
 
 def _is_small(owner: Any, value: Any, changes: bool) -> bool:
@@ -213,20 +220,46 @@ def to_plain(value: Any) -> Any:
 
 
 def saved_state(
-    roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = (), moved: Collection[str] = ()
+    roots: Mapping[str, Any],
+    data: Collection[str] = (),
+    stop: Collection[Any] = (),
+    before: Mapping[str, Any] | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """Return the state of ``roots`` as tensors and plain values: all generators, and attributes that change.
+    """Return the state of ``roots`` as tensors and plain values: all generators, and attributes that change."""
+    attributes = saved_attributes(roots, data, stop, before)
+    return {"generators": generators_of(roots, data, stop), "attributes": attributes}
+
+
+def saved_attributes(
+    roots: Mapping[str, Any],
+    data: Collection[str] = (),
+    stop: Collection[Any] = (),
+    before: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the attributes of ``roots`` that change, by path.
 
     Args:
         roots, data, stop: as for ``walk``.
-        moved: paths of other attributes that changed since the run began.
+        before: ``single_values`` of an earlier moment; what changed since then is state too.
     """
-    attributes = {
+    return {
         attribute.path: attribute.value
         for attribute in plain_attributes(roots, data, stop)
-        if attribute.changes or attribute.path in moved or type(attribute.value) not in SCALARS
+        if attribute.changes or type(attribute.value) not in SCALARS or _has_changed(attribute, before)
     }
-    return {"generators": generators_of(roots, data, stop), "attributes": attributes}
+
+
+def _has_changed(attribute: Attribute, before: Mapping[str, Any] | None) -> bool:
+    if before is None:
+        return False
+    old = before.get(attribute.path, UNKNOWN)
+    return type(old) is not type(attribute.value) or bool(old != attribute.value)
+
+
+def single_values(roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()) -> dict[str, Any]:
+    """Return the attributes of ``roots`` that are a number, a text or None, by path."""
+    attributes = plain_attributes(roots, data, stop)
+    return {attribute.path: attribute.value for attribute in attributes if type(attribute.value) in SCALARS}
 
 
 def generators_of(roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()) -> dict[str, Any]:
@@ -241,13 +274,38 @@ def load_saved_state(
     stop: Collection[Any] = (),
 ) -> None:
     """Restore what ``saved_state`` returned."""
-    attributes, generators = state["attributes"], state["generators"]
+    load_attributes(state["attributes"], roots, data, stop)
+    load_generators(state["generators"], roots, data, stop)
+
+
+def load_attributes(
+    attributes: Mapping[str, Any],
+    roots: Mapping[str, Any],
+    data: Collection[str] = (),
+    stop: Collection[Any] = (),
+) -> None:
+    """Restore what ``saved_attributes`` returned."""
+    missing = dict(attributes)
     for attribute in list(plain_attributes(roots, data, stop)):
-        if attribute.path in attributes:
-            _load(attribute.owner, attribute.name, attributes[attribute.path])
+        if attribute.path in missing:
+            _load(attribute.owner, attribute.name, missing.pop(attribute.path))
+        elif attribute.changes and hasattr(type(attribute.owner), attribute.name):
+            delattr(attribute.owner, attribute.name)  # it had the value of its class
+    if missing:  # attributes that are set during training
+        owners = {node.path: node.value for node in walk(roots, data, stop)}
+        for path, value in missing.items():
+            owner, _, name = path.rpartition(".")
+            if owner in owners and hasattr(owners[owner], "__dict__") and name not in vars(owners[owner]):
+                object.__setattr__(owners[owner], name, value)
+
+
+def load_generators(
+    states: Mapping[str, Any], roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
+) -> None:
+    """Restore what ``generators_of`` returned."""
     for node in list(walk(roots, data, stop)):
-        if is_generator(node.value) and node.path in generators:
-            set_generator_state(node.value, generators[node.path])
+        if is_generator(node.value) and node.path in states:
+            set_generator_state(node.value, states[node.path])
 
 
 def _load(owner: Any, name: str, saved: Any) -> None:

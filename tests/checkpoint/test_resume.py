@@ -171,8 +171,10 @@ def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, 
 def test_a_run_killed_after_its_last_epoch_ends_well(tmp_path, monkeypatch):
     alone = learner(tmp_path / "alone", callbacks=[Callback()])
     alone.fit(2, 1e-2)
-    with monkeypatch.context() as patch:
-        patch.setattr(Checkpointer, "on_train_end", lambda self, exception: None)  # killed before it could mark the end
+    with monkeypatch.context() as patch:  # killed before it could mark the end
+        patch.setattr(
+            Checkpointer, "on_train_end", lambda self, exception: self._unlock()
+        )  # killed before it could mark the end
         learner(tmp_path, callbacks=[Callback()]).fit(2, 1e-2, checkpoint="run")
     again = learner(tmp_path, callbacks=[Callback()])
     again.fit(2, 1e-2, checkpoint="run")
@@ -328,8 +330,8 @@ def changed(what: str, path: Path) -> Learner:
 @pytest.mark.parametrize(
     ("what", "words"),
     [
-        ("items", "its data has checksum of training items"),
-        ("split", "its data has checksum of validation items"),
+        ("items", "its data has checksum of training samples"),
+        ("split", "its data has checksum of validation samples"),
         ("loader", "its data has"),
         ("layers", "its model has layers"),
         ("loss", "its loss has function"),
@@ -356,7 +358,7 @@ def test_a_split_that_is_drawn_anew_is_refused(tmp_path):
 
     begin(1)
     begin(1)
-    with pytest.raises(MinifastError, match=r"checksum of training items .* If the split is random, give it a seed"):
+    with pytest.raises(MinifastError, match=r"checksum of training samples .* If the split is random, give it a seed"):
         begin(2)
 
 

@@ -395,5 +395,5 @@ def test_a_run_with_other_labels_is_another_run(folder):
         return Learner(from_lists(folder, labels), simple_cnn((3, 4, 2)), silent=True)
 
     learner(NAMES).fit(1, checkpoint="run")
-    with pytest.raises(Exception, match=r"holds another run: its data has checksum of training items"):
+    with pytest.raises(Exception, match=r"holds another run: its data has checksum of training samples"):
         learner([*NAMES[:-1], "cat" if NAMES[-1] == "dog" else "dog"]).fit(1, checkpoint="run")

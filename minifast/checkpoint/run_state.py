@@ -1,0 +1,134 @@
+"""Collect the state of a run that a checkpoint saves, and restore it."""
+
+from __future__ import annotations
+
+import io
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from minifast.data.resume import load_loader_state
+from minifast.training.callback import Callback
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.state import (
+    UNKNOWN,
+    all_attributes,
+    generators_of,
+    load_attributes,
+    load_generators,
+    load_saved_state,
+    saved_attributes,
+    saved_state,
+    single_values,
+    to_plain,
+)
+from minifast.utils.walk import changing_attributes, walk
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+FORMAT = 2  # of the files; version 0.1 wrote 1, without a number
+LOADERS = ("train_dl", "valid_dl")
+
+
+class RunState:
+    """The state of a run beside that of the loop and the callbacks' own: model, optimizer, data and generators."""
+
+    def __init__(self, learn: Learner, callbacks: Sequence[Callback]) -> None:
+        self.learn = learn
+        data = {name: getattr(learn.data, name) for name in LOADERS if getattr(learn.data, name)}
+        self._data = data
+        self._roots = {"model": learn.model, "loss_func": learn.loss_func, "optimizer": learn.opt.opt, **data}
+        self._stop = [learn, learn.data]
+        self._with_callbacks = {**self._roots, "callbacks": list(callbacks)}
+        entered = {id(value) for value in (*self._roots.values(), *callbacks)}
+        self._not_callbacks = [*self._stop, *(value for value in vars(learn).values() if id(value) not in entered)]
+        self._before = single_values(self._roots, LOADERS, self._stop)
+
+    def position(self) -> dict[str, Any]:
+        """Return the state of the loaders and what they use."""
+        return saved_state(self._data, LOADERS, self._stop, self._before)
+
+    def collect(self) -> dict[str, Any]:
+        """Return the state as tensors and plain values."""
+        learn = self.learn
+        model = learn.model
+        state = {
+            "attributes": saved_attributes(self._roots, LOADERS, self._stop, self._before),
+            "generators": generators_of(self._with_callbacks, LOADERS, self._not_callbacks),
+        }
+        return {
+            "weights": model.state_dict(),
+            "buffers": dict(model.named_buffers()),  # also those that are not persistent
+            "trainable": {name: p.requires_grad for name, p in model.named_parameters()},
+            "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+            "optimizer": learn.opt.state_dict(),
+            "inner_optimizers": {path: optimizer.state_dict() for path, optimizer in self._inner_optimizers()},
+            "loss_func": learn.loss_func.state_dict() if isinstance(learn.loss_func, nn.Module) else {},
+            "state": state,
+            "random": get_rng_states(),
+        }
+
+    @torch.no_grad()
+    def restore(self, values: dict[str, Any]) -> None:
+        """Restore model, optimizer, loss function and what they hold."""
+        learn = self.learn
+        learn.model.load_state_dict(values["weights"])
+        for name, buffer in learn.model.named_buffers():
+            if name in values["buffers"]:
+                buffer.copy_(values["buffers"][name])
+        for name, parameter in learn.model.named_parameters():
+            parameter.requires_grad_(values["trainable"][name])
+            gradient = values["gradients"].get(name)  # of batches that are accumulated for the next step
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        inner = self._inner_optimizers()
+        shared = [optimizer for _, optimizer in inner if optimizer.param_groups is learn.opt.opt.param_groups]
+        learn.opt.load_state_dict(values["optimizer"])
+        for path, optimizer in inner:
+            if path in values.get("inner_optimizers", {}):
+                optimizer.load_state_dict(values["inner_optimizers"][path])
+        for optimizer in shared:
+            optimizer.param_groups = learn.opt.opt.param_groups
+        if isinstance(learn.loss_func, nn.Module) and values.get("loss_func"):
+            learn.loss_func.load_state_dict(values["loss_func"])
+        self.restore_state(values)
+
+    def restore_state(self, values: dict[str, Any]) -> None:
+        """Restore generators and attributes, where the file has them."""
+        if "state" in values:
+            load_attributes(values["state"]["attributes"], self._roots, LOADERS, self._stop)
+            load_generators(values["state"]["generators"], self._with_callbacks, LOADERS, self._not_callbacks)
+
+    def restore_position(self, position: Any) -> None:
+        """Restore the loaders to the start of an epoch."""
+        if isinstance(position, dict):
+            load_saved_state(position, self._data, LOADERS, self._stop)
+            return
+        for loader, state in zip(self._data.values(), position, strict=True):  # of version 0.1
+            load_loader_state(loader, state)
+
+    def restore_batch(self, values: dict[str, Any]) -> None:
+        """Restore what batches change, when the batches before the next one have been read again."""
+        self.restore_state(values)
+        transforms = getattr(self.learn.data.train_dl, "tfms", [])
+        for transform, state in zip(transforms, values.get("transforms", []), strict=False):
+            load_loader_state(transform, state)
+        set_rng_states(values["random"])
+
+    def _inner_optimizers(self) -> list[tuple[str, torch.optim.Optimizer]]:
+        """Return the optimizers that the optimizer works with inside."""
+        nodes = walk({"optimizer": self.learn.opt.opt}, stop=[*self._stop, self.learn.model])
+        is_inner = torch.optim.Optimizer
+        return [(n.path, n.value) for n in nodes if isinstance(n.value, is_inner) and n.value is not self.learn.opt.opt]
+
+    def unsaved(self) -> Iterator[tuple[str, Any]]:
+        """Yield the paths and values of attributes with state that a checkpoint cannot save."""
+        for path, owner, name, value, in_data in all_attributes(self._roots, LOADERS, self._stop):
+            is_iterator = hasattr(type(value), "__next__") and not isinstance(value, io.IOBase)
+            is_container = isinstance(value, (list, dict, set, deque)) and not in_data
+            changes = is_iterator or (is_container and name in changing_attributes(owner.__class__))
+            if changes and to_plain(value) is UNKNOWN:
+                yield path, value
