@@ -37,6 +37,7 @@ class TrackerCallback(LearnerCallback):
     """
 
     fit_only = True
+    must_match = ("monitor", "mode")  # the best value so far is of these
     min_delta: float = 0.0
 
     def __init__(self, learn: Learner | None = None, monitor: str = "valid_loss", mode: str = "auto") -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import random
 import re
-from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 from types import FunctionType
@@ -18,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from minifast.data.resume import components
 from minifast.metrics.base import columns_of
-from minifast.utils.state import plain_attributes
+from minifast.utils.state import is_setting, plain_attributes
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import SCALARS, attributes_of, changing_attributes
 
@@ -76,16 +75,9 @@ def settings_of_run(learn: Learner) -> dict[str, Any]:
     settings = {}
     for path, owner, name, value, changes in plain_attributes(roots, ("train_dl", "valid_dl"), [learn, learn.data]):
         is_loaders = isinstance(owner, DataLoader) and name not in LOADER_SETTINGS
-        if not changes and not is_loaders and _is_setting(value):
+        if not changes and not is_loaders and is_setting(value):
             settings[path] = str(Path(*Path(value).parts[-2:])) if isinstance(value, str) else value
     return settings
-
-
-def _is_setting(value: Any) -> bool:
-    if isinstance(value, (list, tuple, dict)):
-        elements: Collection[Any] = value.values() if isinstance(value, dict) else value
-        return len(elements) <= N_SAMPLED and all(map(_is_setting, elements))
-    return value is not None and type(value) in SCALARS
 
 
 def described(value: Any) -> str:
@@ -107,13 +99,13 @@ def described(value: Any) -> str:
     for key, setting in attributes.items():
         if key in changing or key.startswith("_") or isinstance(setting, (torch.Generator, random.Random)):
             continue
-        if isinstance(setting, (list, tuple)) and not _is_setting(setting):
+        if isinstance(setting, (list, tuple)) and not is_setting(setting):
             settings[key] = [described(element) for element in setting]
         elif isinstance(setting, (Tensor, np.ndarray)):
             settings[key] = checksum(setting)
-        elif isinstance(setting, (dict, FunctionType, partial)) and not _is_setting(setting):
+        elif isinstance(setting, (dict, FunctionType, partial)) and not is_setting(setting):
             settings[key] = described(setting)
-        elif _is_setting(setting):
+        elif is_setting(setting):
             settings[key] = setting
     return f"{type(value).__qualname__}({settings})"
 

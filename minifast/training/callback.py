@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import re
 import warnings
@@ -16,7 +17,9 @@ from minifast.utils.checks import did_you_mean
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
+from minifast.utils.state import is_setting
 from minifast.utils.tensors import is_plain
+from minifast.utils.walk import changing_attributes
 
 ORDER = {event: position for position, event in enumerate(EVENTS)}
 
@@ -150,7 +153,7 @@ class Callback:
     fit_only: bool = False
     controls: tuple[str, ...] = ()  # hyper-parameters of the optimizer that the learner puts back when the fit ends
 
-    must_match: tuple[str, ...] = ()  # attributes that a kept run and one that goes on with it must have in common
+    must_match: tuple[str, ...] = ()  # attributes that must be the same when a checkpointed run resumes
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -202,18 +205,32 @@ class Callback:
         return {name: value for name, value in vars(self).items() if is_plain(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take over what ``state_dict`` returned.
+        """Restore what ``state_dict`` returned.
+
+        The arguments of ``__init__`` are not restored: those of an observer (``fit_only``) may change from the run to
+        its resumed part, and the new ones are used; those of other callbacks must be the same, as ``must_match``.
 
         Raises:
-            CallbackError: it is of a run in which this callback was set otherwise.
+            CallbackError: an argument differs that must be the same.
         """
-        for name in self.must_match:
-            if state[name] != getattr(self, name):
+        arguments = self._arguments()
+        observes = self.fit_only and not self.controls
+        for name in (*self.must_match, *(() if observes else arguments)):
+            if name in state and state[name] != getattr(self, name):
                 raise CallbackError(
-                    f"The run was begun with {name}={state[name]!r} of {type(self).__name__}, and here it is "
-                    f"{getattr(self, name)!r}; give it as it was, or name another checkpoint."
+                    f"The run was started with {name}={state[name]!r} of {type(self).__name__}, and now it is "
+                    f"{getattr(self, name)!r}; pass the same value, or choose another checkpoint name."
                 )
-        vars(self).update(state)
+        vars(self).update({name: value for name, value in state.items() if name not in arguments})
+
+    def _arguments(self) -> list[str]:
+        """Return the names of attributes that hold arguments of ``__init__`` as they were given."""
+        classes = [cls for cls in type(self).__mro__ if "__init__" in vars(cls) and issubclass(cls, Callback)]
+        names = {name for cls in classes for name in inspect.signature(vars(cls)["__init__"]).parameters}
+        settings = {name: value for name, value in vars(self).items() if name in names}
+        cls: Any = type(self)
+        changing = changing_attributes(cls)
+        return [name for name, value in settings.items() if name not in changing and is_setting(value)]
 
 
 class LearnerCallback(Callback):
@@ -263,4 +280,17 @@ class LearnerCallback(Callback):
         return getattr(learn, name)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_learn"}
+        # The learner is not pickled with it; it belongs to the next learner that trains with it.
+        return {name: value for name, value in self.__dict__.items() if name != "_learn"} | {"_adopted": True}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> LearnerCallback:
+        """Return a copy that belongs to the same learner, or to the learner that is copied with it."""
+        copied = type(self).__new__(type(self))
+        memo[id(self)] = copied
+        learn = self.__dict__.get("_learn", lambda: None)()
+        for name, value in self.__dict__.items():
+            if name != "_learn":
+                copied.__dict__[name] = copy.deepcopy(value, memo)
+        if learn is not None:
+            copied.learn = memo.get(id(learn), learn)
+        return copied

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from minifast.utils.random import generator_state, is_generator, set_generator_state
-from minifast.utils.walk import CONTAINERS, OPAQUE, SCALARS, attributes_of, changing_attributes, walk
+from minifast.utils.walk import CONTAINERS, MOST, OPAQUE, SCALARS, attributes_of, changing_attributes, walk
 
 MANY = 2**16  # elements above which a container or tensor of a data set counts as data, not as state
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -178,6 +178,14 @@ def all_attributes(
         for name, value in attributes_of(owner).items():
             if not (isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES) and name != "_iterator":
                 yield f"{path}.{name}", owner, name, value, in_data
+
+
+def is_setting(value: Any) -> bool:
+    """Return whether a value is a number or a text, or a short container of such."""
+    if isinstance(value, (list, tuple, dict)):
+        elements: Collection[Any] = value.values() if isinstance(value, dict) else value
+        return len(elements) <= MOST and all(map(is_setting, elements))
+    return value is not None and type(value) in SCALARS
 
 
 def _is_small(owner: Any, value: Any, changes: bool) -> bool:

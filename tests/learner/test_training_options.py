@@ -85,7 +85,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, option, batch) -> N
 def test_a_run_resumes_only_with_the_same_settings(tmp_path, was, is_, words) -> None:
     toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
     toy_learner(path=tmp_path).fit(2, callbacks=was, checkpoint="run")
-    with pytest.raises(CallbackError, match=f"The run was begun with {words}"):
+    with pytest.raises(CallbackError, match=f"The run was started with {words}"):
         toy_learner(path=tmp_path).fit(2, callbacks=is_, checkpoint="run")
 
 
