@@ -153,7 +153,11 @@ class Checkpointer(LearnerCallback):
                 names = theirs.keys() & mine.keys() - found["state"]["attributes"].keys()
             if version == 1 and part == "data":
                 names = {name for name in names if not name.startswith(("loader of", "transforms of"))}
-            different = [name for name in names if theirs.get(name) != mine.get(name)]
+            different = [
+                name
+                for name in names
+                if repr(theirs.get(name)) != repr(mine.get(name)) and theirs.get(name) != mine.get(name)
+            ]
             if different:
                 self._refuse(part, min(different), theirs, mine)
 

@@ -216,10 +216,12 @@ class Callback:
         arguments = self._arguments()
         observes = self.fit_only and not self.controls
         for name in (*self.must_match, *(() if observes else arguments)):
-            if name in state and state[name] != getattr(self, name):
+            mine = getattr(self, name)
+            # NaN does not equal itself, but its text does.
+            if name in state and state[name] != mine and repr(state[name]) != repr(mine):
                 raise CallbackError(
                     f"The run was started with {name}={state[name]!r} of {type(self).__name__}, and now it is "
-                    f"{getattr(self, name)!r}; pass the same value, or choose another checkpoint name."
+                    f"{mine!r}; pass the same value, or choose another checkpoint name."
                 )
         vars(self).update({name: value for name, value in state.items() if name not in arguments})
 

@@ -76,10 +76,10 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, option, batch) -> N
 @pytest.mark.parametrize(
     ("was", "is_", "words"),
     [
-        (GradientClipping(clip=0.1), GradientClipping(clip=0.2), "clip=0.1 of GradientClipping, and here it is 0.2"),
+        (GradientClipping(clip=0.1), GradientClipping(clip=0.2), "clip=0.1 of GradientClipping, and now it is 0.2"),
         (AccumulateScheduler(n_step=2), AccumulateScheduler(n_step=3), "n_step=2 of AccumulateScheduler"),
-        (MixUpCallback(alpha=0.1), MixUpCallback(alpha=0.2), "alpha=0.1 of MixUpCallback, and here it is 0.2"),
-        (EMACallback(decay=0.9), EMACallback(), "decay=0.9 of EMACallback, and here it is 0.999"),
+        (MixUpCallback(alpha=0.1), MixUpCallback(alpha=0.2), "alpha=0.1 of MixUpCallback, and now it is 0.2"),
+        (EMACallback(decay=0.9), EMACallback(), "decay=0.9 of EMACallback, and now it is 0.999"),
     ],
 )
 def test_a_run_resumes_only_with_the_same_settings(tmp_path, was, is_, words) -> None:
