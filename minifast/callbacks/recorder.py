@@ -142,6 +142,9 @@ class Recorder(LearnerCallback):
         if not self.silent:
             pbar.write(self.names, table=True)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "pbar"}
+
     def on_epoch_begin(self) -> None:
         """Start the timer of the epoch."""
         self._start = time.perf_counter()

@@ -13,13 +13,17 @@ from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.optimizer import OptimizerStateError
 from minifast.utils import files
+from minifast.utils.compiled import plain_name, unwrap_compiled
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
 def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = False) -> Path | IO[bytes]:
-    """Return an open file as it is, a name as a path in the model folder; ``anywhere`` allows any path."""
+    """Return an open file as it is, and a name as a path in the model folder.
+
+    With ``anywhere``, ``file`` may be the path of an existing file too, absolute or from the current folder.
+    """
     if not isinstance(file, (str, Path)):
         if not hasattr(file, "read") and not hasattr(file, "write"):
             raise TypeError(f"`file` must be a name, a path or an open file, got {file!r}.")
@@ -28,6 +32,11 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
     if not str(file) or "\0" in str(file) or Path(file).name in ("", ".", ".."):
         raise ValueError(f"`file` must be a file name such as 'model', got {str(file)!r}.")
     target = folder / f"{str(file).removesuffix('.pth')}.pth"
+    if anywhere and not target.is_file():
+        given = Path(file).expanduser()
+        existing = [path for path in (folder / given, given) if path.is_file()]
+        is_complete = given.is_absolute() and given.suffix  # so that the error names it as it was given
+        return existing[0] if existing else given if is_complete else target
     if not anywhere and not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{file} is outside of {folder}; give a name, and set `model_dir` to use another folder.")
     return target
@@ -35,6 +44,7 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
 
 def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
     """Return what ``Learner.save`` writes: the model's state, with the optimizer's state if there is an optimizer."""
+    learn.model = unwrap_compiled(learn.model)
     state = learn.model.state_dict()
     others = {"opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else {}
     loss = loss_module(learn.loss_func)
@@ -68,12 +78,13 @@ def load_model(
     both = is_with_opt(state)
     if with_opt and not both:
         raise MinifastError(f"{file} holds no optimizer state; load it with with_opt=False.")
-    model = learn.model
+    learn.model = model = unwrap_compiled(learn.model)
     loss = loss_module(learn.loss_func) if has_parts(state) and "loss" in state else None
     before = copy.deepcopy((model.state_dict(), loss.state_dict() if loss is not None else {}))
     opt = learn.opt
     try:
-        model.load_state_dict(state["model"] if has_parts(state) else state, strict=strict)
+        weights = state["model"] if has_parts(state) else state
+        model.load_state_dict({plain_name(name): value for name, value in weights.items()}, strict=strict)
         if loss is not None:
             loss.load_state_dict(state["loss"], strict=strict)
         if both and with_opt is not False:

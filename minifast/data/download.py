@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
+from minifast.utils.text import is_terminal
 
 _BASE = "https://s3.amazonaws.com/fast-ai-"
 
@@ -104,7 +105,7 @@ def untar_data(
             if archive is None:
                 archive, source = folder / file, f"The file from {address}"
                 hint = f"You can also put the archive at {shared / file} yourself, and call again"
-                _download(address, archive, timeout, sys.stderr.isatty() and not silent, hint)
+                _download(address, archive, timeout, is_terminal(sys.stderr) and not silent, hint)
                 _check(address, archive, _published(address), hint)
                 hint = f"Check the address. {hint}"
             new = _unpack(archive, folder / "new", name, source, hint)

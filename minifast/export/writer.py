@@ -23,6 +23,7 @@ from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import import_optional
+from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, is_plain
 
 if TYPE_CHECKING:
@@ -72,16 +73,10 @@ class ModelWithTransforms(nn.Module):
         return copied
 
 
-def uncompiled(learn: Learner) -> nn.Module:
-    """Return the model that ``torch.compile`` was given, or the model itself."""
-    model: nn.Module = getattr(learn.model, "_orig_mod", learn.model)
-    return model
-
-
 def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: bool = False) -> Path | IO[bytes]:
     """Export the model for inference, see ``Learner.export``."""
     target = learn.path / file if isinstance(file, (str, Path)) else file
-    model = uncompiled(learn)
+    model = unwrap_compiled(learn.model)
     inputs = [x.cpu() for x in as_arguments(raw_inputs(learn.data))]
     classes = learn.data.classes
     content: dict[str, Any] = {
@@ -123,7 +118,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
 def to_pt2(learn: Learner, file: str | Path | IO[bytes]) -> torch.export.ExportedProgram:
     """Export the model with ``torch.export``, see ``Learner.to_pt2``."""
     with eval_mode(learn.model):
-        program = exported(uncompiled(learn), as_arguments(model_inputs(learn.data)))
+        program = exported(unwrap_compiled(learn.model), as_arguments(model_inputs(learn.data)))
     with torch_is_quiet():
         if not isinstance(file, (str, Path)):
             torch.export.save(program, file)
@@ -137,7 +132,7 @@ def to_onnx(learn: Learner, file: str | Path) -> Path:
     """Export the model as ONNX, see ``Learner.to_onnx``."""
     for package in ("onnx", "onnxscript"):
         import_optional(package, "ONNX", "minifast[onnx]")
-    model = uncompiled(learn)
+    model = unwrap_compiled(learn.model)
     inputs = [x.cpu() for x in as_arguments(model_inputs(learn.data))]
     with eval_mode(model):
         cpu_model = copy.deepcopy(model).cpu()

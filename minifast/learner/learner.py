@@ -34,13 +34,14 @@ from minifast.metrics.base import as_metric
 from minifast.models import initialise
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
-from minifast.training.callback import Callback, check_callback_fns, check_callbacks
+from minifast.training.callback import Callback, attach_callbacks, check_callback_fns, check_callbacks
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count
 from minifast.utils.compat import compile_in_place
+from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
 
 if TYPE_CHECKING:
@@ -61,7 +62,8 @@ class Learner:
 
     Args:
         data: the training and validation batches.
-        model: the network. It is moved to ``data.device``.
+        model: the network. It is moved to ``data.device``. A model of ``torch.compile`` stays compiled, without the
+            prefix in its parameter names.
         opt_func: a function that makes the optimizer from parameters and ``lr=``, such as any torch optimizer class.
             By default AdamW with betas (0.9, 0.99).
         loss_func: a function or module of (output, target). By default the loss of ``data``, such as cross entropy for
@@ -120,7 +122,7 @@ class Learner:
                 f"simple_cnn((3, 16, 2))."
             )
         self.data = data
-        self.model = model.to(data.device)
+        self.model = unwrap_compiled(model).to(data.device)
         self.opt_func = check_callable("opt_func", opt_func)
         chosen = data.loss_func if loss_func is None else loss_func
         if chosen is None:
@@ -145,6 +147,15 @@ class Learner:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Without the schedulers of past fits: their schedules may be functions that cannot be pickled.
+        past = {name for name, value in vars(self).items() if isinstance(value, Callback) and value.controls}
+        return {k: v for k, v in vars(self).items() if k not in past or v in self.callbacks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        attach_callbacks(self)
 
     # --- training
 

@@ -73,6 +73,9 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     wrapped = [
         as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
     ]
+    for metric in wrapped:
+        if isinstance(metric, LearnerCallback):
+            metric.adopt(learn)
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     dispatch = Dispatcher(state, active_callbacks(learn), wrapped)
     with preserve_randomness(learn, dl), eval_mode(learn.model):

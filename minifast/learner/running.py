@@ -28,6 +28,7 @@ from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
+from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ class RunOptions:
 
 def prepare(learn: Learner, lr: Any, wd: Any) -> None:
     """Check the arguments of a run, and create the optimizer or set its hyperparameters."""
+    learn.model = unwrap_compiled(learn.model)
     if not any(parameter.requires_grad for parameter in learn.model.parameters()):
         raise ValueError(
             "The model has no trainable parameter: all are frozen, or it has none. Call learn.unfreeze() to train "
@@ -211,7 +213,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     """Call the training loop with the recorder in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric, learn.loss_func) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
-    for callback in callbacks:
+    for callback in [*callbacks, *metrics]:
         if isinstance(callback, LearnerCallback):
             callback.adopt(learn)
     check_single_controller(callbacks)

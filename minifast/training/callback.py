@@ -248,8 +248,8 @@ class LearnerCallback(Callback):
             self._belong(learn)
 
     def adopt(self, learn: Learner) -> None:
-        """Belong to ``learn``, if no learner was given."""
-        if self.__dict__.get("_adopted", False):
+        """Belong to ``learn``, unless the callback was made with a learner."""
+        if self.__dict__.get("_adopted", False) or "_learn" not in self.__dict__:
             self._belong(learn)
 
     def _belong(self, learn: Learner) -> None:
@@ -289,10 +289,24 @@ class LearnerCallback(Callback):
         """Return a copy that belongs to the same learner, or to the learner that is copied with it."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
+        state = copy.deepcopy(self.__getstate__(), memo)
+        getattr(copied, "__setstate__", copied.__dict__.update)(state)
         learn = self.__dict__.get("_learn", lambda: None)()
-        for name, value in self.__dict__.items():
-            if name != "_learn":
-                copied.__dict__[name] = copy.deepcopy(value, memo)
         if learn is not None:
             copied.learn = memo.get(id(learn), learn)
         return copied
+
+
+def attach_callbacks(learn: Learner) -> None:
+    """Let the callbacks of a copied or unpickled learner belong to it; a copy of a callback alone has no learner."""
+    waiting: list[Any] = [value for value in vars(learn).values() if isinstance(value, (Callback, list))]
+    seen: set[int] = set()
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, LearnerCallback) and "_learn" not in vars(value):
+            value.learn = learn
+        parts = vars(value).values() if isinstance(value, Callback) else value
+        waiting += [part for part in parts if isinstance(part, (Callback, list, tuple))]

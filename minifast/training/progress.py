@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from minifast.utils.text import is_terminal
+
 NARROWEST = 8  # a column of the text table
 
 
@@ -39,6 +41,7 @@ class NullProgress:
 
     def close(self, interrupted: bool = False) -> None:
         """Close the bar; what was written stays."""
+        self.describe = None  # it refers to the run, which could then not be pickled
 
 
 class LineProgress(NullProgress):
@@ -49,7 +52,7 @@ class LineProgress(NullProgress):
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line, or a row of cells under the header's columns."""
-        print(line if isinstance(line, str) else self._row(line), flush=True)
+        print(line if isinstance(line, str) else self._row(line), flush=hasattr(sys.stdout, "flush"))
 
     def _row(self, cells: Sequence[str]) -> str:
         if not self._widths:
@@ -162,6 +165,6 @@ def make_bar(silent: bool = False) -> NullProgress:
         return NullProgress()
     if in_notebook():
         return BarProgress(notebook=True)
-    if sys.stdout is not None and sys.stdout.isatty():
+    if is_terminal(sys.stdout):
         return BarProgress(notebook=False)
     return LineProgress()

@@ -1,4 +1,4 @@
-"""Tables and their cells as text."""
+"""Tables and their cells as text, and where text goes."""
 
 from __future__ import annotations
 
@@ -45,3 +45,11 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes:02d}:{rest:02d}"
+
+
+def is_terminal(stream: Any) -> bool:
+    """Return whether a stream is a terminal; None and objects without ``isatty`` are not."""
+    try:
+        return bool(stream.isatty())
+    except (AttributeError, ValueError):  # a closed file raises a ValueError
+        return False

@@ -1,0 +1,53 @@
+"""Models that are wrapped by ``torch.compile``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+
+def unwrap_compiled(model: nn.Module) -> nn.Module:
+    """Return a model without the wrappers of ``torch.compile``; each wrapped module is compiled in place instead.
+
+    Backend and options stay. The names of parameters and layers are those of the model itself, without the prefix
+    ``_orig_mod.`` of the wrappers, so that files fit both compiled and other models.
+
+    >>> import torch
+    >>> model = unwrap_compiled(nn.Sequential(torch.compile(nn.Linear(2, 1), backend="eager")))
+    >>> list(model.state_dict())
+    ['0.weight', '0.bias']
+    """
+    for module in list(model.modules()):
+        for name, child in list(module._modules.items()):
+            if child is not None and _is_wrapper(child) and not _is_wrapper(module):
+                module._modules[name] = _compiled(child)
+    return _compiled(model) if _is_wrapper(model) else model
+
+
+def plain_name(name: str) -> str:
+    """Return the name of a parameter without the prefixes of ``torch.compile``.
+
+    >>> plain_name("_orig_mod.0._orig_mod.weight")
+    '0.weight'
+    """
+    return name.replace("_orig_mod.", "")
+
+
+def _is_wrapper(module: nn.Module) -> bool:
+    # By name, because importing the class takes seconds.
+    return type(module).__name__ == "OptimizedModule" and "_orig_mod" in module._modules
+
+
+def _compiled(wrapper: nn.Module) -> nn.Module:
+    module: Any = wrapper._modules["_orig_mod"]
+    if _is_wrapper(module):  # compiled twice
+        module = _compiled(module)
+    if module._compiled_call_impl is None:
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            return module._call_impl(*args, **kwargs)
+
+        context: Any = wrapper.dynamo_ctx
+        module._compiled_call_impl = context(forward)  # as ``compile_in_place`` does, with the wrapper's options
+    return module  # type: ignore[no-any-return]
