@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import importlib.util
 import pickle as pickles
 from pathlib import Path
@@ -25,6 +24,7 @@ from minifast.utils import files
 from minifast.utils.checks import import_optional
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, is_plain
+from minifast.utils.walk import deep_copy
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -66,7 +66,7 @@ class ModelWithTransforms(nn.Module):
 
     def to_cpu(self) -> ModelWithTransforms:
         """Return a copy on the CPU, in evaluation mode."""
-        copied = copy.deepcopy(self).cpu().eval()
+        copied: ModelWithTransforms = deep_copy(self).cpu().eval()
         for tfm in copied.tfms:
             attributes = getattr(tfm, "__dict__", {})
             attributes.update({name: value.cpu() for name, value in attributes.items() if isinstance(value, Tensor)})
@@ -135,7 +135,7 @@ def to_onnx(learn: Learner, file: str | Path) -> Path:
     model = unwrap_compiled(learn.model)
     inputs = [x.cpu() for x in as_arguments(model_inputs(learn.data))]
     with eval_mode(model):
-        cpu_model = copy.deepcopy(model).cpu()
+        cpu_model = deep_copy(model).cpu()
     program = exported(cpu_model, inputs)
     try:
         with torch_is_quiet():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -43,6 +44,7 @@ from minifast.utils.checks import check_callable, check_count
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
+from minifast.utils.walk import deep_copy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,6 +154,12 @@ class Learner:
         # Without the schedulers of past fits: their schedules may be functions that cannot be pickled.
         past = {name for name, value in vars(self).items() if isinstance(value, Callback) and value.controls}
         return {k: v for k, v in vars(self).items() if k not in past or v in self.callbacks}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
+        memo[id(self)] = copied = type(self).__new__(type(self))
+        deep_copy([self.model, self.loss_func], memo)
+        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        return copied
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)

@@ -6,6 +6,7 @@ and classes it looks for random generators only: other variables that a function
 
 from __future__ import annotations
 
+import copy
 import dis
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
@@ -199,3 +200,18 @@ def _changed_by(code: CodeType) -> set[str]:
             loaded = None
     inner = [constant for constant in code.co_consts if isinstance(constant, CodeType)]
     return names.union(*map(_changed_by, inner))
+
+
+def deep_copy(value: Any, memo: dict[int, Any] | None = None) -> Any:
+    """Return a deep copy; tensors with a graph, such as stored activations, are copied without it.
+
+    >>> model = nn.Linear(2, 1)
+    >>> model.stored = model(torch.ones(1, 2))
+    >>> deep_copy(model).stored.requires_grad
+    False
+    """
+    memo = {} if memo is None else memo
+    for node in walk({"value": value}):
+        if isinstance(node.value, Tensor) and not node.value.is_leaf:
+            memo[id(node.value)] = node.value.detach().clone()
+    return copy.deepcopy(value, memo)

@@ -15,6 +15,7 @@ from conftest import FailsAt, toy_data, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import prune
 
 import minifast
 from minifast import (
@@ -206,6 +207,42 @@ def test_a_metric_may_be_a_learner_callback() -> None:
     assert learn.recorder.metrics == [[n]]
     assert learn.validate()[1] == n
     assert learn.validate(metrics=[CountsBatches()])[1] == n
+
+
+class StoresActivation(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer, self.stored = nn.Linear(10, 2), {}
+
+    def forward(self, x):
+        self.map = self.layer(x)
+        self.stored["last"] = [self.map * 2]
+        return self.map
+
+
+NOT_LEAVES = {
+    "activation": StoresActivation,
+    "weight_norm": lambda: nn.Sequential(torch.nn.utils.weight_norm(nn.Linear(10, 2))),
+    "spectral_norm": lambda: nn.Sequential(torch.nn.utils.spectral_norm(nn.Linear(10, 2))),
+    "prune": lambda: nn.Sequential(prune.l1_unstructured(nn.Linear(10, 2), "weight", 0.3)),
+    "parametrization": lambda: nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(10, 2))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize("name", NOT_LEAVES)
+def test_models_that_store_tensors_with_a_graph_are_copied_and_exported(name, tmp_path) -> None:
+    torch.manual_seed(0)
+    learn = Learner(toy_data(), NOT_LEAVES[name](), path=tmp_path, silent=True)
+    learn.fit(1, 1e-2)
+    copied = copy.deepcopy(learn)
+    for one in (learn, copied):
+        torch.manual_seed(0)
+        one.fit(1, 1e-2)
+    assert outcome(copied) == outcome(learn)
+    learn.export()
+    x = torch.randn(10)
+    assert torch.allclose(load_learner(tmp_path, device="cpu").predict(x)[2], learn.predict(x)[2], atol=1e-6)
 
 
 # --- models of torch.compile
