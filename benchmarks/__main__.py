@@ -22,6 +22,7 @@ MEASURED = {
     "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
     "finder": "accuracy at the learning rate of each rule of the finder",
+    "ants_bees": "transfer learning on photographs, with --data and --weights",
     "interruptions": "state after the finder and cost of a kill, against fastai and Lightning",
 }
 WRITTEN = {
@@ -56,12 +57,20 @@ def main() -> None:
     )
     choices = [[], *MEASURED, *WRITTEN]
     parser.add_argument("names", nargs="*", choices=choices, metavar="NAME", help="measurements to run; all by default")
-    for name in parser.parse_args().names or [*MEASURED, *WRITTEN]:
+    parser.add_argument("--data", help="for ants_bees: the folder of the images, or a .tgz archive of it")
+    parser.add_argument("--weights", help="for ants_bees: the file of weights; by default that of the package")
+    options = parser.parse_args()
+    for name in options.names or [*MEASURED, *WRITTEN]:
         module = importlib.import_module(f"benchmarks.{name}")
         if name in WRITTEN:
             module.main()
         else:
-            results = module.report() if hasattr(module, "report") else table(module.rows())
+            if name == "ants_bees":
+                results = module.report(options.data, options.weights)
+            else:
+                results = module.report() if hasattr(module, "report") else table(module.rows())
+            if results is None:
+                continue
             print(results, flush=True)
             write_part(name, f"{results}\n\n{machine()}", REPORT)
 
