@@ -286,14 +286,14 @@ class LearnerCallback(Callback):
         return {name: value for name, value in self.__dict__.items() if name != "_learn"} | {"_adopted": True}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> LearnerCallback:
-        """Return a copy that belongs to the same learner, or to the learner that is copied with it."""
+        """Return a copy; it belongs to the copy of its learner, if the learner is copied with it."""
         copied = type(self).__new__(type(self))
         memo[id(self)] = copied
         state = copy.deepcopy(self.__getstate__(), memo)
         getattr(copied, "__setstate__", copied.__dict__.update)(state)
         learn = self.__dict__.get("_learn", lambda: None)()
-        if learn is not None:
-            copied.learn = memo.get(id(learn), learn)
+        if learn is not None and id(learn) in memo:
+            copied.learn = memo[id(learn)]
         return copied
 
 
