@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minifast.errors import DataError
 from minifast.utils.checks import check_number, check_word
 from minifast.utils.shapes import match_shapes
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors
@@ -304,6 +305,23 @@ def activation_of(loss_func: Any) -> Callable[[Tensor], Tensor]:
     return ACTIVATIONS[activation_name(loss_func)]
 
 
+def check_broadcast(loss_func: Any, output: Any, target: Any) -> None:
+    """Check that an elementwise loss of torch gets outputs in the shape of the targets.
+
+    Raises:
+        DataError: if torch would broadcast them, (n, 1) and (n,) to (n, n) for example.
+    """
+    kind, targets = unwrap_loss(loss_func), as_arguments(target)
+    target = targets[0] if len(targets) else None
+    elementwise = type(kind) in ELEMENTWISE or kind in ELEMENTWISE_FUNCTIONS
+    if elementwise and getattr(output, "shape", None) != getattr(target, "shape", None):
+        shapes = [tuple(getattr(values, "shape", ())) for values in (output, target)]
+        raise DataError(
+            f"The model's outputs have the shape {shapes[0]} and the targets {shapes[1]}, which "
+            f"{getattr(kind, '__name__', type(kind).__name__)} would broadcast; give both the same shape."
+        )
+
+
 def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of each sample: ``(n,)`` for losses of one number per sample, else the shape of the targets.
 
@@ -312,6 +330,7 @@ def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     losses: Any
     loss_func = unwrap_mixup(loss_func)
+    check_broadcast(loss_func, outputs, targets)
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
         unreduced: Any = copy.copy(loss_func)
         unreduced.reduction = "none"

@@ -123,9 +123,9 @@ def plot_losses(
     ax.legend()
 
 
-def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[float], label: str) -> None:
-    """Plot a value over the epochs."""
-    ax.plot(epochs, values, marker="o")
+def plot_epochs(ax: Axes, epochs: Sequence[int], values: Sequence[Any], label: str) -> None:
+    """Plot a value over the epochs, with one line for each number of a nested list."""
+    ax.plot(epochs, np.asarray(values, dtype=float).reshape(len(epochs), -1), marker="o")
     ax.locator_params(axis="x", integer=True)
     ax.set_xlabel("epoch")
     ax.set_ylabel(label)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from minifast import plotting
 from minifast.callbacks.recorder import as_number
@@ -15,9 +16,9 @@ from minifast.data.bunch import DatasetType
 from minifast.data.loaders import BatchLoader, DeviceDataLoader, to_device
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError
-from minifast.losses import activation_name, activation_of, is_cross_entropy, sample_losses
+from minifast.losses import activation_name, activation_of, check_broadcast, is_cross_entropy, is_loss, sample_losses
 from minifast.metrics.base import as_metric, columns_of, expand_all
-from minifast.metrics.loss_options import loss_options, threshold_of
+from minifast.metrics.loss_options import threshold_of
 from minifast.training import loop
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.dispatcher import Dispatcher
@@ -67,6 +68,20 @@ def as_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
+class ShapeCheck(Callback):
+    """Check the first batch of a validation for shapes that the loss would broadcast."""
+
+    def __init__(self, loss_func: Any) -> None:
+        self.loss_func = loss_func
+        self._checked = False
+
+    def on_loss_begin(self, last_output: Any, last_target: Any) -> None:
+        """Check the outputs of the first batch."""
+        if not self._checked:
+            self._checked = True
+            check_broadcast(self.loss_func, last_output, last_target)
+
+
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
     dl = learn.dl() if dl is None else loader_of(learn, dl)
@@ -77,7 +92,7 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
         if isinstance(metric, LearnerCallback):
             metric.adopt(learn)
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
-    dispatch = Dispatcher(state, active_callbacks(learn), wrapped)
+    dispatch = Dispatcher(state, [*active_callbacks(learn), ShapeCheck(learn.loss_func)], wrapped)
     with preserve_randomness(learn, dl), eval_mode(learn.model):
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
@@ -168,7 +183,7 @@ def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
         if not is_cross_entropy(loss_func):
             return output, output, output
         return int(output.argmax()), output.argmax(), output
-    binary = activation_name(loss_func) == "sigmoid" or "thresh" in loss_options(loss_func)
+    binary = activation_name(loss_func) == "sigmoid" or is_loss(loss_func, nn.BCELoss, functional.binary_cross_entropy)
     if binary and output.shape == (len(classes),):
         chosen = (output > 0.5).float()
         return [classes[int(i)] for i in chosen.nonzero()], chosen, output

@@ -104,7 +104,7 @@ class ConfusionMatrix(Callback):
 
     It adds no column to the table; the metrics derived from it do. Outputs are ``(n, classes)``, ``(n, ..., classes)``
     or ``(n, classes, ...)``. A single output per target is a logit of two classes and predicts class 1 above 0, or
-    above 0.5 if the loss is ``BCELoss``. Targets that the loss ignores are not counted.
+    above 0.5 if the loss is ``BCELoss`` or a regression loss. Targets that the loss ignores are not counted.
     """
 
     _counts: PairCounts | None = None

@@ -47,8 +47,8 @@ def accuracy(
     """Return the share of targets that are the class with the highest output.
 
     A single output per target is a logit of two classes: it predicts class 1 above ``thresh``, otherwise class 0. As a
-    metric of a learner, ``thresh`` is 0.5 if the loss is ``BCELoss``, which takes probabilities, and ``ignore_index``
-    and ``axis`` are those of the loss. Batches are weighted by the number of targets that count.
+    metric of a learner, ``thresh`` is 0.5 if the loss takes probabilities (``BCELoss``) or is a regression loss, and
+    ``ignore_index`` and ``axis`` are those of the loss. Batches are weighted by the number of targets that count.
 
     Args:
         input: outputs ``(n, classes)``, ``(n, ..., classes)`` or ``(n, classes, ...)``; or ``(n,)`` or ``(n, 1)``.

@@ -14,9 +14,17 @@ from minifast.losses import (
     LabelSmoothingCrossEntropy,
     activation_name,
     activation_of,
-    is_loss,
     setting_of,
     unwrap_loss,
+)
+
+HALF_BETWEEN = (nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
+HALF_BETWEEN_FUNCTIONS = (
+    functional.binary_cross_entropy,
+    functional.mse_loss,
+    functional.l1_loss,
+    functional.smooth_l1_loss,
+    functional.huber_loss,
 )
 
 
@@ -35,7 +43,8 @@ def loss_options(loss_func: Any) -> dict[str, Any]:
     kind = unwrap_loss(loss_func)
     if type(kind) in classes_second or kind in (functional.cross_entropy, functional.nll_loss):
         options["axis"] = 1
-    if is_loss(loss_func, nn.BCELoss, functional.binary_cross_entropy):
+    # Probabilities, or numbers fitted to the targets 0 and 1.
+    if isinstance(kind, HALF_BETWEEN) or kind in HALF_BETWEEN_FUNCTIONS:
         options["thresh"] = 0.5
     return options
 
@@ -44,7 +53,7 @@ def threshold_of(loss_func: Any, activ: Callable[[Tensor], Tensor] | None = None
     """Return the prediction above which a single output per target means class 1.
 
     Args:
-        loss_func: the loss; 0 is the boundary of its outputs, or 0.5 for ``BCELoss``.
+        loss_func: the loss; 0 is the boundary of its outputs, or 0.5 for ``BCELoss`` and regression losses.
         activ: what turns outputs into predictions; by default the activation of the loss.
 
     Raises:

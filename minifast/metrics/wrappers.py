@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minifast.errors import DataError
-from minifast.losses import loss_weight
+from minifast.losses import check_broadcast, loss_weight
 from minifast.metrics.loss_options import loss_options
 from minifast.training.averages import WeightedMean
 from minifast.training.callback import Callback, snake_case
@@ -64,8 +64,8 @@ class AverageMetric(Callback):
 
     def on_batch_end(self, last_output: Any, last_target: Any, last_input: Any = None) -> None:
         """Add the values of a batch."""
-        targets = as_arguments(last_target)
-        value = self.func(last_output, *targets, **self._options)
+        check_broadcast(self.func, last_output, last_target)
+        value = self.func(last_output, *as_arguments(last_target), **self._options)
         keys, values = self._split(value)
         if not self._means:
             self._keys, self._means = keys, [WeightedMean() for _ in values]

@@ -5,22 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
-from torch.nn import functional
 
 from minifast.errors import DataError
-from minifast.losses import is_cross_entropy, setting_of, unwrap_loss
+from minifast.losses import check_broadcast, is_cross_entropy, setting_of, unwrap_loss
 from minifast.utils.checks import shortlist
-from minifast.utils.tensors import as_arguments
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
-
-
-REGRESSION_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
-
-
-REGRESSION_FUNCTIONS = (functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss, functional.huber_loss)
 
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
@@ -29,13 +20,8 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     Raises:
         DataError: they do not fit each other.
     """
-    loss_func, target = unwrap_loss(learn.loss_func), as_arguments(target)[0]
-    broadcasts = type(loss_func) in REGRESSION_LOSSES or loss_func in REGRESSION_FUNCTIONS
-    if broadcasts and getattr(output, "shape", None) != getattr(target, "shape", None):
-        raise DataError(
-            f"The model's outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which "
-            f"{getattr(loss_func, '__name__', type(loss_func).__name__)} would broadcast; give both the same shape."
-        )
+    loss_func = unwrap_loss(learn.loss_func)
+    check_broadcast(loss_func, output, target)
     if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c

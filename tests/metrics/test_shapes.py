@@ -107,7 +107,7 @@ def test_metrics_of_a_single_output_are_those_of_its_sign(n, seed, out, target, 
     n=st.integers(2, 20),
     seed=st.integers(0, 99),
     bs=st.integers(1, 21),
-    loss=st.sampled_from(["bce", "logits", "own", "function"]),
+    loss=st.sampled_from(["bce", "logits", "own", "function", "mse"]),
 )
 def test_a_learner_with_a_single_output_is_right_everywhere(n, seed, bs, loss):
     logits, labels = binary(n, seed)
@@ -115,11 +115,12 @@ def test_a_learner_with_a_single_output_is_right_everywhere(n, seed, bs, loss):
     column = labels.float()[:, None]
     losses = {
         "bce": nn.BCELoss(),
+        "mse": MSELossFlat(),
         "logits": nn.BCEWithLogitsLoss(),
         "function": functional.binary_cross_entropy_with_logits,
         "own": lambda o, t: functional.binary_cross_entropy_with_logits(o[:, 0], t.float()),
     }
-    x = logits.sigmoid()[:, None] if loss == "bce" else logits[:, None]
+    x = logits.sigmoid()[:, None] if loss in ("bce", "mse") else logits[:, None]
     learn = echo(x, labels if loss == "own" else column, losses[loss], bs, classes=["cat", "dog"])
     right = (predicted == labels).float().mean().item()
     _, shown, wrong, kappa = learn.validate(metrics=[accuracy, error_rate, KappaScore()])
@@ -132,6 +133,8 @@ def test_a_learner_with_a_single_output_is_right_everywhere(n, seed, bs, loss):
     assert kappa == pytest.approx(KappaScore().score(torch.from_numpy(found.confusion_matrix())))
     actual = found.preds[torch.arange(n), labels]
     assert actual.tolist() == pytest.approx(torch.where(labels > 0, logits.sigmoid(), 1 - logits.sigmoid()).tolist())
+    if loss == "mse":
+        return
     worst = functional.binary_cross_entropy(actual, torch.ones(n), reduction="none").argsort(descending=True)
     assert found.losses[found.top_losses()[1]].tolist() == pytest.approx(found.losses[worst].tolist(), rel=1e-4)
     unsure = ClassificationInterpretation.from_learner(learn, activ=lambda output: output)
@@ -262,6 +265,18 @@ def test_regression_metrics_are_those_of_pairs(n, seed, out, target, bs):
     assert MSELossFlat()(outputs, targets).item() == pytest.approx(squared, rel=1e-4)
     assert over(RMSE(), outputs, targets, bs) == pytest.approx(squared**0.5, rel=1e-4)
     assert over(R2Score(), outputs, targets, bs) == pytest.approx(1 - squared / t.var(), rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("kind", [nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.SoftMarginLoss, nn.PoissonNLLLoss])
+def test_losses_of_torch_are_not_broadcast_either(kind):
+    learn = echo(torch.zeros(4, 1), torch.zeros(4), kind(), 2)
+    for call in (learn.validate, lambda: learn.get_preds(with_loss=True)):
+        with pytest.raises(DataError, match=r"\(\d, 1\) and the targets \(\d,\), which \w+Loss would broadcast"):
+            call()
+    learn = echo(torch.zeros(4, 1), torch.zeros(4), MSELossFlat(), 2)
+    with pytest.raises(DataError, match="would broadcast"):
+        learn.validate(metrics=[kind()])
 
 
 # --- masks
