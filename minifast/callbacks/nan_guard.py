@@ -161,7 +161,7 @@ class LastFiniteWeights(LearnerCallback):
             return None
         where, weights, optimizer = self._copy
         self.learn.model.load_state_dict(weights)
-        self.learn.opt.load_state_dict(optimizer, keep_scheduled=True)
+        self.learn.opt.load_state_dict(optimizer, keep=("lr", "mom", "wd"))
         return where
 
     def forget(self) -> None:

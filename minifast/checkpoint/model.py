@@ -90,7 +90,8 @@ def load_model(
         if both and with_opt is not False:
             if opt is None:
                 learn.create_opt(3e-3, learn.wd)
-            learn.opt.load_state_dict(state["opt"], keep_scheduled=True)
+            # A fit sets lr and wd; in a new optimizer they show those of the file until then.
+            learn.opt.load_state_dict(state["opt"], keep=("mom",) if opt is None else ("lr", "mom", "wd"))
     except (RuntimeError, TypeError, AttributeError, KeyError, OptimizerStateError) as error:
         learn.opt = opt
         model.load_state_dict(before[0])

@@ -340,13 +340,13 @@ class OptimWrapper:
         groups = [{k: v for k, v in group.items() if k in self._own_keys} for group in state["param_groups"]]
         return {"kind": type(self.opt).__name__, "opt": {**state, "param_groups": groups}, "wd": list(self._wd)}
 
-    def load_state_dict(self, state: dict[str, Any], keep_scheduled: bool = False) -> None:
+    def load_state_dict(self, state: dict[str, Any], keep: Sequence[str] = ()) -> None:
         """Restore what ``state_dict`` returned.
 
         Args:
             state: the state.
-            keep_scheduled: keep ``lr``, ``mom`` and ``wd`` as they are now, because the state may have been saved while
-                a schedule had changed them.
+            keep: which of ``lr``, ``mom`` and ``wd`` stay as they are now, because a schedule may have changed them when
+                the state was saved.
 
         Raises:
             OptimizerStateError: the state belongs to another optimizer; nothing has changed then.
@@ -360,8 +360,7 @@ class OptimWrapper:
         sizes, expected = ([len(group["params"]) for group in some] for some in (saved, groups))
         if sizes != expected:
             raise OptimizerStateError(f"its layer groups have {sizes} parameters, but those of this one {expected}.")
-        names = [name for name in ("lr", "mom", "wd") if name != "mom" or self._momentum_key]
-        before = {name: self.read(name) for name in names} if keep_scheduled else {}
+        before = {name: self.read(name) for name in keep if name != "mom" or self._momentum_key}
         # Settings that only the file has are those of a torch scheduler or of another version of torch.
         merged = [
             {**now, **{k: v for k, v in then.items() if k in {*now} - {*IMPLEMENTATION}}, "params": then["params"]}
