@@ -15,7 +15,8 @@ from minifast.utils.tensors import is_plain
 class LearningRateScheduler(LearnerCallback):
     """Set the learning rate that a function returns for each epoch or batch, as in Keras.
 
-    The learning rate is that of the last layer group. The other groups keep their ratio to it, as given to ``fit``.
+    The learning rate is that of the last layer group that has one above 0. The other groups keep their ratio to it, as
+    given to ``fit``.
 
     Args:
         schedule: a function of the index, which counts from 0, or of the index and the current learning rate. Its
@@ -43,6 +44,7 @@ class LearningRateScheduler(LearnerCallback):
         self._takes_lr = needed == 2 or names[1:2] == ["lr"]
         self._at: int | None = None
         self._ratios = [1.0]
+        self._leader = 0  # the layer group with the ratio 1
         self._first = 0  # the index of this fit's first batch
 
     def jump_to_epoch(self, epoch: int) -> None:
@@ -56,15 +58,16 @@ class LearningRateScheduler(LearnerCallback):
             return
         self._at = index
         opt = self.learn.opt
-        lr = self.schedule(index, opt.lr) if self._takes_lr else self.schedule(index)
+        lr = self.schedule(index, opt.read("lr")[self._leader]) if self._takes_lr else self.schedule(index)
         lr = check_number(f"schedule({index})", lr.item() if hasattr(lr, "item") else lr, low=0)
         opt.lr = [lr * ratio for ratio in self._ratios]
 
     def on_train_begin(self, iteration: int) -> None:
         """Set the first learning rate."""
         self._at, self._first = None, 0
-        *_, last = lrs = self.learn.opt.read("lr")
-        self._ratios = [lr / last for lr in lrs]
+        lrs = self.learn.opt.read("lr")
+        self._leader = max(i for i, lr in enumerate(lrs) if lr > 0)
+        self._ratios = [lr / lrs[self._leader] for lr in lrs]
         if self.by == "batch":
             self._set(iteration)
 
@@ -104,15 +107,21 @@ class TorchScheduler(LearnerCallback):
         self.make = check_callable("make", make)
         self.by = check_word("by", by, ("batch", "epoch"))
         self.scheduler: Any = None
-        self._before: tuple[set[str], list[set[str]]] | None = None
+        self._added: tuple[dict[str, Any], list[set[str]]] | None = None
         self._stepped = False
 
     def on_train_begin(self, skip_validate: bool) -> None:
         """Create the scheduler."""
         opt = self.learn.opt.opt
         self.controls = ("lr", "mom")  # some of torch's cycle the momentum too
-        self._before = set(vars(opt)), [set(group) for group in opt.param_groups]
-        self.scheduler = self.make(opt)
+        attributes, keys = dict(vars(opt)), [set(group) for group in opt.param_groups]
+        try:
+            self.scheduler = self.make(opt)
+        finally:
+            # Only what the scheduler added: the optimizer may add attributes of its own during the fit.
+            names = {*vars(opt)} - {*attributes} | {"step", "_opt_called"}
+            added = [{*group} - before for group, before in zip(opt.param_groups, keys, strict=True)]
+            self._added = {name: attributes.get(name) for name in names}, added
         self._needs_valid_loss = "metrics" in inspect.signature(self.scheduler.step).parameters
         name = type(self.scheduler).__name__
         if self._needs_valid_loss and self.by == "batch":
@@ -145,15 +154,18 @@ class TorchScheduler(LearnerCallback):
 
     def on_train_end(self) -> None:
         """Remove what the scheduler added to the optimizer."""
-        if self._before is None:
+        if self._added is None:
             return
         opt = self.learn.opt.opt
-        (attributes, keys), self._before = self._before, None
-        for name in set(vars(opt)) - attributes:
-            del vars(opt)[name]
+        (attributes, keys), self._added = self._added, None
+        for name, before in attributes.items():
+            if before is None:
+                vars(opt).pop(name, None)
+            else:
+                vars(opt)[name] = before
         for group, names in zip(opt.param_groups, keys, strict=True):
-            for name in set(group) - names:
-                del group[name]
+            for name in names:
+                group.pop(name, None)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the scheduler's state."""
@@ -161,7 +173,7 @@ class TorchScheduler(LearnerCallback):
             return {}
         state = _plain(self.scheduler.state_dict())
         plain = {name: value for name, value in state.items() if is_plain(value)}
-        return {"kind": type(self.scheduler).__name__, "scheduler": plain}
+        return {"kind": type(self.scheduler).__name__, "by": self.by, "scheduler": plain}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the scheduler's state.
@@ -173,6 +185,10 @@ class TorchScheduler(LearnerCallback):
         if state["kind"] != kind:
             raise MinifastError(
                 f"The checkpointed run used the scheduler {state['kind']}, but this is {kind}; give {state['kind']}."
+            )
+        if state.get("by", self.by) != self.by:
+            raise MinifastError(
+                f"The checkpointed run stepped {kind} by {state['by']!r}, but here it is by {self.by!r}."
             )
         self.scheduler.load_state_dict(dict(state["scheduler"]))  # a copy, because torch removes entries
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.monitor import TrackerCallback
 from minifast.checkpoint.model import model_file
+from minifast.utils import files
 from minifast.utils.checks import check_word
 
 if TYPE_CHECKING:
@@ -24,9 +26,13 @@ class SaveModelCallback(TrackerCallback):
         every: ``"improvement"``; or ``"epoch"``, to save each epoch as ``{name}_{epoch}`` and load nothing.
         name: the file's name without a suffix.
 
+    Raises:
+        OSError: when the fit starts, if the file cannot be written.
+
     >>> callback = SaveModelCallback(monitor="accuracy", name="most_accurate")
     """
 
+    must_match = ("monitor", "every", "name")
     _order = 6_000  # after callbacks that replace the weights when the fit ends, such as EMACallback
 
     def __init__(
@@ -46,8 +52,10 @@ class SaveModelCallback(TrackerCallback):
         self._ended = False  # whether the best model is loaded; resuming a finished run does not load it again
 
     def check_monitor(self, metrics_names: list[str], validated: bool) -> None:
-        """Raise an error if the file name is not valid or this fit does not have the monitored value."""
-        model_file(self.learn, self.name)
+        """Raise an error if the file cannot be written or this fit does not have the monitored value."""
+        file = model_file(self.learn, self.name if self.every == "improvement" else f"{self.name}_0")
+        if isinstance(file, Path):
+            files.check_writable(file)
         if self.every == "improvement":
             super().check_monitor(metrics_names, validated)
 

@@ -345,8 +345,8 @@ class OptimWrapper:
 
         Args:
             state: the state.
-            keep: which of ``lr``, ``mom`` and ``wd`` stay as they are now, because a schedule may have changed them when
-                the state was saved.
+            keep: which of ``lr``, ``mom`` and ``wd`` stay as they are now. A state that was saved during a schedule
+                holds its values.
 
         Raises:
             OptimizerStateError: the state belongs to another optimizer; nothing has changed then.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import glob
 import hashlib
 import io
@@ -47,6 +48,20 @@ def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iter
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def check_writable(file: Path) -> None:
+    """Raise OSError if ``file`` cannot be written; its folder is made if needed."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if file.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "it is a folder")
+        temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
+        temporary.touch(exist_ok=False)
+        temporary.unlink()
+    except OSError as error:
+        reason = f"{file} cannot be written: {error.strerror}; use another folder or name"
+        raise OSError(error.errno, reason) from error
 
 
 def write(values: Any, file: Path | IO[bytes]) -> None:
