@@ -88,6 +88,17 @@ def test_links_of_a_file_in_the_repository_lead_somewhere(path):
         assert link.startswith("http") or path.parent.joinpath(link).exists(), link
 
 
+def test_the_layout_in_contributing_is_the_order_of_imports():
+    layout = re.search(
+        r"^## The layout\n.*?```text\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
+    )
+    order = re.search(r"^ORDER = \[(.*?)\]", (ROOT / "tests/test_layout.py").read_text(), re.DOTALL | re.MULTILINE)
+    assert layout is not None
+    assert order is not None
+    names = [name for name in re.findall(r'"(\w+)"', order[1]) if not name.startswith("__")]
+    assert re.findall(r"^(\w+) ", layout[1], re.MULTILINE) == names
+
+
 def test_the_table_of_events_is_made_from_the_code():
     assert table() == block("docs/explanation/callbacks.md", "events")
 
