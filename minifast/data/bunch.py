@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from minifast import plotting
 from minifast.data.checks import check_batch, check_devices, check_loader
-from minifast.data.labels import Labels
+from minifast.data.labels import Labels, printable, target_text
 from minifast.data.loaders import (
     BatchLoader,
     DeviceDataLoader,
@@ -97,7 +97,8 @@ class DataBunch:
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)
-        self.classes = list(classes) if classes is not None else classes_of(self.train_ds)
+        names = classes_of(self.train_ds) if classes is None else classes
+        self.classes = None if names is None else list(map(printable, names))
         self.loss_func = loss_func if loss_func is not None else loss_for(self.train_ds, self.classes)
         self.norm: Normalize | None = None
 
@@ -161,7 +162,12 @@ class DataBunch:
 
         Args:
             dl: any iterable of batches ``(x, y)``.
+
+        Raises:
+            DataError: if it cannot be iterated.
         """
+        if not hasattr(dl, "__iter__"):
+            raise DataError(f"`dl` must be a loader of batches (x, y), got a {type(dl).__name__}.")
         if any(dl is own for own in self.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
             return dl
         like = self.train_dl if self.valid_dl is None else self.valid_dl
@@ -384,12 +390,7 @@ class DataBunch:
         >>> data.label_of(torch.tensor(1)), data.label_of(torch.tensor([1.0, 1.0])), data.label_of(torch.tensor(0.25))
         ('dog', 'cat, dog', '0.25')
         """
-        target = torch.as_tensor(target)
-        if self.classes is not None and target.shape == (len(self.classes),):
-            return ", ".join(str(name) for name, present in zip(self.classes, target > 0.5, strict=True) if present)
-        if self.classes is not None and target.ndim == 0 and not target.is_floating_point():
-            return str(self.classes[int(target)])
-        return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())
+        return target_text(target, self.classes)
 
     def __repr__(self) -> str:
         parts = [("train", self.train_dl), ("valid", self.valid_dl), ("test", self.test_dl)]

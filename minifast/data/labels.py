@@ -222,3 +222,22 @@ def _multi_hot(array: np.ndarray[Any, Any], classes: Iterable[Any] | None, why: 
             f"`classes` must name each column of the labels, got {len(names)} names for {array.shape[1]} columns."
         )
     return Labels(torch.from_numpy(array.astype(np.float32)), names, "classes", why)
+
+
+def printable(label: Any) -> Any:
+    r"""Return a label that can be printed: bytes of a file name that are not UTF-8 are escaped.
+
+    >>> printable("caf\udce9"), printable(3)
+    ('caf\\udce9', 3)
+    """
+    return label.encode("utf-8", "backslashreplace").decode() if isinstance(label, str) else label
+
+
+def target_text(target: Any, classes: Sequence[Any] | None) -> str:
+    """Return a target as text: its class, its classes if it is multi-label, or its numbers."""
+    target = torch.as_tensor(target)
+    if classes is not None and target.shape == (len(classes),):
+        return ", ".join(str(name) for name, present in zip(classes, target > 0.5, strict=True) if present)
+    if classes is not None and target.ndim == 0 and not target.is_floating_point():
+        return str(classes[int(target)])
+    return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())

@@ -160,12 +160,9 @@ class DeviceDataLoader(BatchLoader):
     def _prepared(self, batch: Any) -> Any:
         """Return a batch on the device after all transforms."""
         batch = to_device(with_targets(batch) if self.may_lack_targets else batch, self.device)
-        try:
-            return self.transformed(batch)
-        except Exception:
-            if self.part is not None:
-                as_pair(batch, self.part)  # transforms fail with unclear errors on a batch that is not a pair
-            raise
+        if self.part is not None:
+            as_pair(batch, self.part)  # before transforms, which may take two rows of a tensor for x and y
+        return self.transformed(batch)
 
     def _is_empty(self, batch: Any) -> bool:
         """Whether a batch of a DataBunch has no samples, by its first tensor."""

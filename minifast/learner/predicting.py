@@ -13,8 +13,7 @@ from torch.nn import functional
 from minifast import plotting
 from minifast.callbacks.recorder import as_number
 from minifast.data.bunch import DatasetType
-from minifast.data.loaders import BatchLoader, DeviceDataLoader, to_device
-from minifast.data.transforms import Seeded
+from minifast.data.loaders import to_device
 from minifast.errors import DataError
 from minifast.losses import activation_name, activation_of, check_broadcast, is_cross_entropy, is_loss, sample_losses
 from minifast.metrics.base import as_metric, columns_of, expand_all
@@ -84,7 +83,7 @@ class ShapeCheck(Callback):
 
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
-    dl = learn.dl() if dl is None else loader_of(learn, dl)
+    dl = learn.dl() if dl is None else learn.data.adapt(dl)
     wrapped = [
         as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
     ]
@@ -103,20 +102,6 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
         dispatch("on_epoch_end", metrics=True, callbacks=False)
     loss, *values = map(as_number, state.last_metrics)
     return [loss, *(expand_all(state.metrics_names, values)[1] if values else [])]
-
-
-def loader_of(learn: Learner, dl: Any) -> Any:
-    """Return a loader that moves and transforms batches as the learner's validation set does."""
-    if not hasattr(dl, "__iter__"):
-        raise DataError(
-            f"`dl` must yield batches (x, y), got a {type(dl).__name__}; give a loader, such as learn.data.train_dl."
-        )
-    if isinstance(dl, BatchLoader):
-        return dl
-    own = learn.data.valid_dl or learn.data.train_dl
-    # Without a validation set the training set tells the transforms, but not its random ones.
-    tfms = [tfm for tfm in own.tfms if learn.data.valid_dl or not isinstance(tfm, Seeded)]
-    return DeviceDataLoader(dl, learn.data.device, tfms)
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:

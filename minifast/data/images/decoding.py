@@ -54,17 +54,26 @@ def get_image_files(c: str | Path, check_ext: bool = True, recurse: bool = False
 
 def list_images(folder: str | Path, recurse: bool, check_ext: bool = True) -> list[tuple[str, int, int]]:
     """Return path, size in bytes and modification time in ns of each image file in a folder, sorted by name."""
+    return _list_images(os.fspath(folder), recurse, check_ext, ())
+
+
+def _list_images(folder: str, recurse: bool, check_ext: bool, above: tuple[str, ...]) -> list[tuple[str, int, int]]:
     listing = []
+    real = (*above, os.path.realpath(folder)) if recurse else above
     with os.scandir(folder) as entries:
         for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                listing += list_images(entry.path, recurse, check_ext) if recurse else []
+            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112 - many files
+                loops = recurse and entry.is_symlink() and os.path.realpath(entry.path) in real
+                if recurse and not loops:
+                    listing += _list_images(entry.path, recurse, check_ext, real)
             elif not check_ext or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - many files
                 try:
                     status = entry.stat()
-                except FileNotFoundError as error:
+                except OSError as error:
+                    if not entry.is_symlink():
+                        continue  # removed since the folder was read
                     raise DataError(f"{entry.path} is a broken link. Repair or remove it.") from error
                 listing.append((entry.path, status.st_size, status.st_mtime_ns))
     return listing
@@ -108,7 +117,7 @@ class ImageFiles:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         """Return an image, uint8 ``(3, height, width)``, and its label."""
-        image = read_image(self.listing[i][0], self.size)
+        image = read_listed(self.listing[i][0], self.size)
         check_same_size(self.reference_size(), self.listing[i][0], image)
         return torch.from_numpy(np.broadcast_to(image, (3, *image.shape[1:])).copy()), self.labels[i]
 
@@ -140,7 +149,7 @@ class ImageFiles:
         """Return name, height and width of the image whose size all must have; by default the first."""
         if self.reference is None:
             name = self.listing[0][0]
-            height, width = (read_image(name, self.size) if self._pixels is None else self._pixels[0]).shape[1:]
+            height, width = (read_listed(name, self.size) if self._pixels is None else self._pixels[0]).shape[1:]
             self.reference = name, height, width
         return self.reference
 
@@ -157,7 +166,7 @@ class ImageFiles:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]  # file names need not be UTF-8
 
 
 def check_size(size: Any) -> tuple[int, int] | None:
@@ -216,8 +225,22 @@ def read_image(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[Any
         raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {file}. Check the path.") from error
+    except PermissionError as error:
+        raise DataError(f"{file} cannot be opened ({error.strerror}). Change its permissions, or remove it.") from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise DataError(f"{file} is not a readable image, or it is truncated. Replace or remove it.") from error
+
+
+def read_listed(file: str, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
+    """Decode a file of a data set as ``read_image`` does.
+
+    Raises:
+        DataError: also if the file was removed since the folder was read.
+    """
+    try:
+        return read_image(file, size)
+    except FileNotFoundError as error:
+        raise DataError(f"{file} was removed after the data set was made. Make the data set again.") from error
 
 
 def _content(file: Any) -> io.BytesIO:
@@ -272,7 +295,7 @@ def decode(
     Raises:
         DataError: if a file is not an image or is truncated, or the sizes differ and there is no ``size``.
     """
-    first = read_image(names[0], size)
+    first = read_listed(names[0], size)
     images = np.empty((len(names), *first.shape), np.uint8)
 
     def store(i: int, image: np.ndarray[Any, Any]) -> None:
@@ -285,12 +308,12 @@ def decode(
 
     if threads == 1:
         for i, name in enumerate(names):
-            store(i, read_image(name, size))
+            store(i, read_listed(name, size))
     else:
         with ThreadPoolExecutor(threads) as pool:
             try:
                 # The threads also reorder the pixels: channels first takes ten times as long as a plain copy.
-                decoded = pool.map(lambda name: np.ascontiguousarray(read_image(name, size)), names)
+                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size)), names)
                 for i, image in enumerate(decoded):
                     store(i, image)
             except BaseException:
