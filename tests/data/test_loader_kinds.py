@@ -95,13 +95,13 @@ def test_batches_without_samples_change_nothing(sizes, validate):
 
 
 def test_a_batch_without_samples_warns():
-    with pytest.warns(UserWarning, match="^A validation batch has no samples, and is skipped"):
+    with pytest.warns(UserWarning, match=r"^A validation batch has no samples, and is skipped"):
         learner(pairs([4]), pairs([4, 0])).fit(1)
 
 
 @pytest.mark.parametrize("length", [1, 5])
 def test_a_wrong_length_warns(length):
-    with pytest.warns(UserWarning, match=f"^The training loader has the length {length}, but it gave 3 batches"):
+    with pytest.warns(UserWarning, match=rf"^The training loader has the length {length}, but it gave 3 batches"):
         learner(OfLength(pairs([2, 2, 2]), length)).fit(1)
 
 
@@ -127,7 +127,7 @@ class NotImplementedLength:
 
 @pytest.mark.parametrize("loader", [DataLoader(Endless(), 4), NotImplementedLength(), iter([])], ids=str)
 def test_a_loader_without_a_length_raises_when_the_bunch_is_made(loader):
-    with pytest.raises(DataError, match="^`train_dl` must have a length"):
+    with pytest.raises(DataError, match=r"^`train_dl` must have a length"):
         DataBunch(loader, device="cpu")
 
 
@@ -149,7 +149,7 @@ def test_a_loader_that_can_be_read_once_trains_one_epoch_and_raises_in_the_next(
     batches = pairs([4, 4])
     loaders = (Once(batches), batches) if part == "training" else (batches, Once(batches))
     learner(*loaders).fit(1)
-    with pytest.raises(DataError, match=f"^The {part} data gave no batch in epoch 1"):
+    with pytest.raises(DataError, match=rf"^The {part} data gave no batch in epoch 1"):
         learner(*(Once(batches) if isinstance(loader, Once) else loader for loader in loaders)).fit(2)
 
 

@@ -126,7 +126,7 @@ def test_a_standard_deviation_of_zero_that_is_given_counts_as_one():
 
 @pytest.mark.parametrize("stats", [(torch.zeros(4), torch.full((4,), torch.nan)), (torch.zeros(4), -torch.ones(4))])
 def test_statistics_that_cannot_be_used_raise(stats):
-    with pytest.raises(DataError, match="^`stats` must be finite, and standard deviations must not be negative"):
+    with pytest.raises(DataError, match=r"^`stats` must be finite, and standard deviations must not be negative"):
         DataBunch([(X, Y)], device="cpu", loss_func=nn.CrossEntropyLoss()).normalize(stats)
 
 
