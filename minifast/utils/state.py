@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import Sampler
 
 from minifast.utils.random import generator_state, is_generator, set_generator_state
-from minifast.utils.walk import CONTAINERS, MOST, OPAQUE, SCALARS, attributes_of, changing_attributes, walk
+from minifast.utils.walk import CONTAINERS, MOST, OPAQUE, SCALARS, attributes_of, changing_attributes, package_of, walk
 
 MANY = 2**16  # elements above which a container or tensor of a data set counts as data, not as state
 MODULE_ATTRIBUTES = frozenset(vars(nn.Module()))
@@ -38,7 +38,7 @@ class Snapshot:
     ) -> None:
         self.tensors: list[Tensor] = []
         self._copies: list[tuple[Any, Any]] = []
-        for _, value, in_data in walk(roots, data, stop, seen):
+        for _, value, in_data in walk(roots, data, stop, seen, tensors=not generators_only):
             if is_generator(value):
                 self._copies.append((value, generator_state(value)))
             elif not generators_only:
@@ -169,11 +169,11 @@ def all_attributes(
     roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
 ) -> Iterator[tuple[str, Any, str, Any, bool]]:
     """Yield path, owner, name, value and whether it is data, of each attribute, but for those of every nn.Module."""
-    for path, owner, in_data in walk(roots, data, stop):
+    for path, owner, in_data in walk(roots, data, stop, tensors=False):
         without = (type, FunctionType, MethodType, BuiltinMethodType, partial, tuple, Tensor, np.ndarray, *CONTAINERS)
         if is_generator(owner) or isinstance(owner, without):
             continue
-        if type(owner).__module__.partition(".")[0] in OPAQUE:
+        if package_of(owner.__class__) in OPAQUE:
             continue
         for name, value in attributes_of(owner).items():
             if not (isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES) and name != "_iterator":
@@ -272,7 +272,8 @@ def single_values(roots: Mapping[str, Any], data: Collection[str] = (), stop: Co
 
 def generators_of(roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()) -> dict[str, Any]:
     """Return the states of the generators in ``roots``, by path."""
-    return {node.path: generator_state(node.value) for node in walk(roots, data, stop) if is_generator(node.value)}
+    nodes = walk(roots, data, stop, tensors=False)
+    return {node.path: generator_state(node.value) for node in nodes if is_generator(node.value)}
 
 
 def load_saved_state(
@@ -300,7 +301,7 @@ def load_attributes(
         elif attribute.changes and hasattr(type(attribute.owner), attribute.name):
             delattr(attribute.owner, attribute.name)  # it had the value of its class
     if missing:  # attributes that are set during training
-        owners = {node.path: node.value for node in walk(roots, data, stop)}
+        owners = {node.path: node.value for node in walk(roots, data, stop, tensors=False)}
         for path, value in missing.items():
             owner, _, name = path.rpartition(".")
             if owner in owners and hasattr(owners[owner], "__dict__") and name not in vars(owners[owner]):
@@ -311,7 +312,7 @@ def load_generators(
     states: Mapping[str, Any], roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
 ) -> None:
     """Restore what ``generators_of`` returned."""
-    for node in list(walk(roots, data, stop)):
+    for node in list(walk(roots, data, stop, tensors=False)):
         if is_generator(node.value) and node.path in states:
             set_generator_state(node.value, states[node.path])
 

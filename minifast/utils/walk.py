@@ -24,6 +24,7 @@ from minifast.utils.random import is_generator
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter, bytearray)
+TENSORS = ("._parameters", "._buffers")  # of modules
 MOST = 1000  # elements of a container that are searched for state
 OPAQUE = {  # packages whose objects hold nothing that decides a training
     *("threading", "multiprocessing", "logging", "concurrent", "asyncio", "socket", "subprocess", "io", "weakref"),
@@ -45,7 +46,11 @@ class Node(NamedTuple):
 
 
 def walk(
-    roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = (), seen: set[int] | None = None
+    roots: Mapping[str, Any],
+    data: Collection[str] = (),
+    stop: Collection[Any] = (),
+    seen: set[int] | None = None,
+    tensors: bool = True,
 ) -> Iterator[Node]:
     """Yield each object with state that ``roots`` hold, once.
 
@@ -54,6 +59,7 @@ def walk(
         data: names of the roots that are data.
         stop: objects that are not entered.
         seen: ids of the objects already visited; ids are added.
+        tensors: False passes over the parameters and buffers of modules.
     """
     seen = set() if seen is None else seen
     seen |= {id(value) for value in stop}
@@ -72,6 +78,8 @@ def walk(
             yield node
         is_code = isinstance(value, (FunctionType, type))
         children = _children_of_code(value) if is_code else {} if generators_only else _children(value)
+        if not tensors and isinstance(value, nn.Module):
+            children = {name: child for name, child in children.items() if name not in TENSORS and not _is_empty(child)}
         for name, child in reversed(list(children.items())):
             if type(child) not in SCALARS:
                 waiting.append((Node(f"{node.path}{name}", child, node.in_data), generators_only or is_code))
@@ -91,12 +99,30 @@ def _children(value: Any) -> dict[str, Any]:
         return {".__self__": value.__self__, ".__func__": value.__func__}
     if isinstance(value, BuiltinMethodType):
         return {".__self__": value.__self__}
-    if type(value).__module__.partition(".")[0] in OPAQUE:
+    package = package_of(value.__class__)
+    if package in OPAQUE:
         return {}
     children = {f".{name}": child for name, child in attributes_of(value).items() if name != "_iterator"}
-    if type(value).__module__.partition(".")[0] not in LIBRARIES:
+    if package not in LIBRARIES:
         children[".__class__"] = type(value)
     return children
+
+
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, dict) and not value
+
+
+@lru_cache(maxsize=4096)
+def package_of(cls: type) -> str:
+    """Return the name of the package that defines a class."""
+    return cls.__module__.partition(".")[0]
+
+
+@lru_cache(maxsize=4096)
+def _slots_of(cls: type) -> tuple[str, ...]:
+    slots = [vars(owner).get("__slots__", ()) for owner in cls.__mro__[:-1]]
+    names = [name for names in slots for name in ((names,) if isinstance(names, str) else names)]
+    return tuple(name for name in names if not name.startswith("__"))
 
 
 def _children_of_code(value: Any) -> dict[str, Any]:
@@ -143,11 +169,9 @@ def attributes_of(value: Any) -> dict[str, Any]:
     attributes = dict(getattr(value, "__dict__", {}))
     if isinstance(value, torch.optim.Optimizer):  # the groups and their state are the optimizer's own to copy
         return {name: v for name, v in attributes.items() if name not in ("state", "param_groups", "defaults")}
-    for cls in type(value).__mro__[:-1]:
-        slots = vars(cls).get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and not name.startswith("__") and hasattr(value, name):
-                attributes.setdefault(name, getattr(value, name))
+    for name in _slots_of(value.__class__):
+        if hasattr(value, name):
+            attributes.setdefault(name, getattr(value, name))
     return attributes
 
 

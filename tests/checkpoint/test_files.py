@@ -6,6 +6,8 @@ import io
 import os
 import pickle
 import random
+import threading
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -111,6 +113,98 @@ def test_a_file_has_the_permissions_that_the_umask_says(tmp_path, umask, mask, m
     files.write(VALUES, tmp_path / "x.pth")
     assert (tmp_path / "x.pth").stat().st_mode & 0o777 == mode
     assert umask(mask) == mask  # and the umask is as it was
+
+
+def test_the_umask_is_not_changed_for_other_threads(tmp_path, umask):
+    umask(0o077)
+    stop, modes = threading.Event(), set()
+
+    def create():
+        i = 0
+        while not stop.is_set():
+            path = tmp_path / f"other{i}"
+            path.touch()
+            modes.add(path.stat().st_mode & 0o777)
+            path.unlink()
+            i += 1
+
+    thread = threading.Thread(target=create)
+    thread.start()
+    for _ in range(100):
+        files.write_rows([["a"]], tmp_path / "x.csv")
+    stop.set()
+    thread.join()
+    assert modes == {0o600}
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_a_file_that_is_replaced_keeps_its_permissions(tmp_path, umask, mode):
+    file = tmp_path / "x.pth"
+    files.write(VALUES, file)
+    file.chmod(mode)
+    seen = []
+    with files.replacing(file) as temporary:
+        seen.append(temporary.stat().st_mode & 0o777)
+        temporary.write_bytes(b"new")
+    assert file.stat().st_mode & 0o777 == mode
+    assert seen[0] & ~mode == 0, "nobody else may read the file while it is written"
+
+
+# --- with a checksum
+
+
+@pytest.mark.parametrize("name", ["run", "lr[1]", "run?", "*"])
+def test_only_the_leftovers_of_the_same_name_are_removed(tmp_path, name):
+    file = tmp_path / f"{name}.checkpoint"
+    own, other = tmp_path / f".{name}.checkpoint.123", tmp_path / ".run1.checkpoint.456"
+    own.touch()
+    other.touch()
+    files.write_checked(VALUES, file)
+    assert not own.exists()
+    assert other.exists()
+    assert same(files.read_checked(file)[0], VALUES)
+
+
+def test_a_damaged_file_does_not_replace_the_previous_one(tmp_path):
+    file = tmp_path / "run.checkpoint"
+    first, second = files.CheckedFile(file), files.CheckedFile(file)
+    first.write(VALUES)
+    first.write({**VALUES, "epoch": 4})
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    second.write({**VALUES, "epoch": 5})
+    assert files.is_complete(files.previous(file))
+    file.unlink()
+    assert same(files.read_checked(file)[0], VALUES)
+    first.write({**VALUES, "epoch": 6})
+    file.write_bytes(b"damaged while the same process goes on")
+    first.write({**VALUES, "epoch": 7})
+    assert not files.previous(file).read_bytes().startswith(b"damaged")
+
+
+def test_a_save_needs_no_copy_of_the_tensors_and_does_not_read_its_last_file(tmp_path, monkeypatch):
+    values = {f"weight{i}": torch.randn(500_000) for i in range(10)}  # 20 MB
+    largest, reads = [0], []
+    write = files._HashingWriter.write
+
+    def note_size(self, data):
+        largest[0] = max(largest[0], memoryview(data).nbytes)
+        return write(self, data)
+
+    monkeypatch.setattr(files._HashingWriter, "write", note_size)
+    monkeypatch.setattr(files, "is_complete", lambda file: reads.append(file))
+    file = files.CheckedFile(tmp_path / "run.checkpoint")
+    tracemalloc.start()
+    for _ in range(3):
+        file.write(values)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2_000_000
+    assert largest[0] <= 2_000_000, "one tensor at most"
+    assert len(reads) == 1, "of a file that another process may have written"
+    monkeypatch.undo()
+    found, newest = files.read_checked(file.file)
+    assert newest
+    assert all(torch.equal(found[name], value) for name, value in values.items())
 
 
 # --- reading

@@ -544,6 +544,22 @@ def test_restore_puts_the_last_good_weights_back_and_ends_the_fit() -> None:
     assert learn.opt.mom == 0.9
 
 
+def test_restore_puts_the_optimizers_state_back_too() -> None:
+    learn = spoilt(4)
+    states = []
+
+    class Keeps(Callback):
+        def on_epoch_begin(self):
+            states.append([value.clone() for state in learn.opt.opt.state.values() for value in state.values()])
+
+    learn.callbacks = [Keeps()]
+    with pytest.warns(UserWarning, match="The weights of epoch 1, batch 0 are restored"):
+        learn.fit_one_cycle(3, 1e-2, on_nan="restore")
+    now = [value for state in learn.opt.opt.state.values() for value in state.values()]
+    assert len(states[-1]) == len(now) > 0
+    assert equal(states[-1], now)
+
+
 def test_restore_does_not_trust_an_epoch_that_began_with_lost_weights() -> None:
     learn = toy_learner()
     before = weights(learn)

@@ -477,6 +477,74 @@ def test_a_state_that_is_not_kept_is_named(tmp_path):
         learner(tmp_path, callbacks=[Window()]).fit(1, checkpoint="run")
 
 
+@pytest.mark.parametrize("batch", [1, 4, 5])
+def test_an_order_from_the_global_generator_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, batch):
+    def begin(path):
+        torch.manual_seed(0)
+        items = toy_data().train_ds
+        data = DataBunch(DataLoader(items, 20, shuffle=True), DataLoader(items, 20), device="cpu")
+        model = nn.Sequential(nn.Linear(10, 8), nn.Dropout(0.5), nn.Linear(8, 2))
+        return Learner(data, model, metrics=[accuracy], path=path, silent=True)
+
+    alone = begin(tmp_path / "alone")
+    alone.fit_one_cycle(4, 1e-2)
+    stop_at(monkeypatch, begin(tmp_path), batch, every=1)
+    again = begin(tmp_path)
+    torch.manual_seed(99)
+    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+    assert same(alone, again)
+
+
+def test_a_damaged_checkpoint_does_not_replace_the_good_one(tmp_path, monkeypatch):
+    stop_at(monkeypatch, learner(tmp_path), 8, every=1)
+    file = tmp_path / "models" / "run.checkpoint"
+    file.write_bytes(file.read_bytes()[:-1])
+    stop_at(monkeypatch, learner(tmp_path), 8, every=1)
+    assert files.is_complete(file)
+    assert files.is_complete(files.previous(file))
+
+
+def test_two_fits_of_one_run_at_the_same_time_are_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setattr("minifast.checkpoint.run.LOCK_SECONDS", 0.1)
+
+    class Nested(Callback):
+        def on_epoch_begin(self):
+            learner(tmp_path).fit(1, 1e-2, checkpoint="run", resume=False)
+
+    with pytest.raises(MinifastError, match=r"Another process or fit trains the run .*run\.checkpoint now"):
+        learner(tmp_path, callbacks=[Nested()]).fit(1, 1e-2, checkpoint="run")
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["run.checkpoint"]
+    learner(tmp_path, callbacks=[Callback()]).fit(1, 1e-2, checkpoint="run", resume=False)  # the lock is gone
+
+
+def test_an_optimizer_inside_the_optimizer_is_saved(tmp_path):
+    class Outer(torch.optim.Optimizer):
+        """Works with an optimizer whose groups it shares, and counts its steps."""
+
+        def __init__(self, params, lr):
+            self.base = torch.optim.SGD(params, lr, momentum=0.9)
+            super().__init__(self.base.param_groups, {"lr": lr})
+            self.param_groups = self.base.param_groups
+            self.steps = 0
+
+        def step(self, closure=None):
+            self.steps += 1
+            for group in self.param_groups:
+                group["lr"] = 1e-2 / self.steps
+            return self.base.step(closure)
+
+    alone = learner(tmp_path / "alone", opt_func=Outer)
+    alone.fit(3, 1e-2)
+    with pytest.raises(OSError, match="gone"):
+        learner(tmp_path, opt_func=Outer).fit(3, 1e-2, checkpoint="run", every=1, callbacks=FailsAt(5))
+    again = learner(tmp_path, opt_func=Outer)
+    again.fit(3, 1e-2, checkpoint="run", every=1, callbacks=FailsAt(None))
+    assert list(again.recorder.raw_losses) == list(alone.recorder.raw_losses)
+    base = again.opt.opt.base
+    assert base.param_groups is again.opt.opt.param_groups
+    assert again.opt.opt.steps == 9
+
+
 def test_another_process_at_the_same_file_is_noticed(tmp_path):
     class Meddles(Callback):
         def on_epoch_end(self):
