@@ -114,6 +114,8 @@ def test_each_entry_of_the_reference_is_importable_from_where_it_says():
     for path in ENTRIES:
         package, _, name = path.rpartition(".")
         assert hasattr(importlib.import_module(f"minifast.{package}".rstrip(".")), name), path
+        is_module = (PACKAGE / path.replace(".", "/")).with_suffix(".py").exists()
+        assert not is_module or path == "models", f"{path} is a module for the site; write {path}.{name}"
 
 
 def test_the_page_of_the_learner_has_all_of_its_methods():
