@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -95,7 +96,7 @@ class GeneralScheduler(ScheduledParameters):
         for phase in self.phases:
             if name in phase.scheds:
                 start, before, anneal = phase.scheds[name]
-                parts.append((phase.length, _between(start, before, anneal)))
+                parts.append((phase.length, partial(anneal, start, before)))
             else:
                 parts.append((phase.length, constant(before)))
         return join(*parts)
@@ -106,10 +107,6 @@ class GeneralScheduler(ScheduledParameters):
         if train and self.first + iteration + 1 >= self.n_batches:
             return {"stop_epoch": True, "stop_training": True}
         return None
-
-
-def _between(start: Any, end: Any, anneal: Annealing) -> Schedule:
-    return lambda p: anneal(start, end, p)
 
 
 class Scheduler:

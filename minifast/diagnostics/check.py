@@ -26,7 +26,7 @@ from minifast.training.progress import NullProgress
 from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
 from minifast.utils.checks import shortlist
-from minifast.utils.tensors import as_arguments, map_tensors, read_floats
+from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -320,7 +320,7 @@ def _check_overfitting(learn: Learner, x: Any, y: Any, observations: list[str]) 
             "Use them in forward, or remove them from the model.",
         )
     x, y = _select_samples(x), _select_samples(y)
-    n_samples = len(as_arguments(y)[0]) if isinstance(as_arguments(y)[0], Tensor) else 0
+    n_samples = count_samples(y, x)
     best, unchanged = math.inf, []
     for lr in OVERFIT_LRS:
         with preserve_model(learn.model, learn.loss_func):

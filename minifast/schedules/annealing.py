@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -61,11 +62,11 @@ def annealing_poly(degree: float) -> Callable[[Value, Value, Any], Value]:
     >>> annealing_poly(2)(1.0, 0.0, 0.5)
     0.25
     """
+    return partial(_polynomial, degree)
 
-    def annealing(start: Value, end: Value, pct: Any) -> Value:
-        return end + (start - end) * (1 - pct) ** degree
 
-    return annealing
+def _polynomial(degree: float, start: Value, end: Value, pct: Any) -> Value:
+    return end + (start - end) * (1 - pct) ** degree
 
 
 def as_value(name: str, value: Any) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from minifast.schedules.annealing import Schedule, Value, as_value
@@ -165,4 +166,8 @@ def create_one_cycle_lr_schedule(
     """
     n = check_count("total_steps", total_steps)
     schedule = two_halves(check_number("max_lr", max_lr, above=0), div_factor, whole_batches(0.5, n), final_div)
-    return lambda step: float(schedule(min(max(step, 0) / n, 1.0)))
+    return partial(_value_of_step, schedule, n)
+
+
+def _value_of_step(schedule: Schedule, n: int, step: float) -> float:
+    return float(schedule(min(max(step, 0) / n, 1.0)))

@@ -101,17 +101,17 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
         if share > 0:
             pieces.append((done / total, (done + share) / total, schedule))
             done += share
+    return partial(_concatenate, pieces)
 
-    def concatenate(p: Any) -> Value:
-        if _is_array(p):
-            return np.array([concatenate(float(q)) for q in p])
-        for begin, end, schedule in pieces[:-1]:
-            if p < end:
-                return schedule((p - begin) / (end - begin))
-        begin, _, schedule = pieces[-1]
-        return schedule((p - begin) / (1 - begin))
 
-    return concatenate
+def _concatenate(pieces: list[tuple[float, float, Schedule]], p: Any) -> Value:
+    if _is_array(p):
+        return np.array([_concatenate(pieces, float(q)) for q in p])
+    for begin, end, schedule in pieces[:-1]:
+        if p < end:
+            return schedule((p - begin) / (end - begin))
+    begin, _, schedule = pieces[-1]
+    return schedule((p - begin) / (1 - begin))
 
 
 def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:

@@ -127,6 +127,36 @@ def test_a_learner_with_a_callback_is_copied_after_a_fit(name, way, tmp_path) ->
     assert outcome(copied) == outcome(learn)
 
 
+SCHEDULERS = {
+    "one_cycle": lambda learn: callbacks.OneCycleScheduler(learn, 1e-2),
+    "phases": lambda learn: callbacks.GeneralScheduler(learn, [callbacks.TrainingPhase(3).schedule_hp("lr", 1e-2)]),
+    "torch": lambda learn: callbacks.TorchScheduler(partial(torch.optim.lr_scheduler.StepLR, step_size=2)),
+    "keras": lambda learn: callbacks.LearningRateScheduler(minifast.schedules.linear(1e-2, 1e-3)),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("way", sorted(COPIES))
+def test_a_learner_with_a_scheduler_is_copied_after_a_fit(name, way, tmp_path) -> None:
+    learn = toy_learner(path=tmp_path)
+    learn.callbacks.append(SCHEDULERS[name](learn))
+    learn.fit(1, 1e-2)
+    copied = COPIES[way](learn)
+    for one in (learn, copied):
+        torch.manual_seed(0)
+        one.fit(1, 1e-2)
+    assert outcome(copied) == outcome(learn)
+
+
+@pytest.mark.parametrize("name", sorted(minifast.schedules.SCHEDULES))
+def test_schedules_can_be_pickled(name) -> None:
+    for schedule in minifast.schedules.SCHEDULES[name].of(1e-2).values():
+        again = pickle.loads(pickle.dumps(schedule))
+        assert [again(p / 10) for p in range(11)] == [schedule(p / 10) for p in range(11)]
+    by_step = minifast.create_one_cycle_lr_schedule(1e-2, 10)
+    assert pickle.loads(pickle.dumps(by_step))(4) == by_step(4)
+
+
 class Holder(LearnerCallback):
     """Hold two more callbacks of a learner."""
 
