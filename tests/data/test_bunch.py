@@ -101,7 +101,7 @@ class Endless(IterableDataset):
     "loader", [(batch for batch in []), iter([]), map(abs, []), 3, object()], ids=lambda loader: type(loader).__name__
 )
 @pytest.mark.parametrize("place", ["train_dl", "valid_dl", "test_dl"])
-def test_what_has_no_length_is_refused_with_the_way_out(loader, place):
+def test_a_loader_without_a_length_raises(loader, place):
     loaders = {"train_dl": [], place: loader}
     with pytest.raises(
         DataError, match=rf"^`{place}` must have a length and yield batches .*, got a .*or a list of batches\.$"
@@ -109,12 +109,12 @@ def test_what_has_no_length_is_refused_with_the_way_out(loader, place):
         DataBunch(**loaders, device="cpu")
 
 
-def test_a_loader_of_a_data_set_without_a_length_is_refused_too():
+def test_a_loader_of_a_data_set_without_a_length_raises_too():
     with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a DataLoader"):
         DataBunch(DataLoader(Endless(), 20), device="cpu")
 
 
-def test_no_training_loader_is_refused():
+def test_no_training_loader_raises():
     with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a NoneType"):
         DataBunch(None)
 
@@ -239,7 +239,7 @@ def test_create_passes_its_options_on():
 
 @pytest.mark.parametrize(("bs", "error"), [(0, ValueError), ("64", TypeError), (6.4, TypeError), (True, TypeError)])
 @pytest.mark.parametrize("name", ["bs", "val_bs"])
-def test_create_refuses_a_batch_size_that_is_no_count(name, bs, error):
+def test_create_refuses_a_batch_size_that_is_not_a_count(name, bs, error):
     with pytest.raises(error, match=rf"^`{name}` must be"):
         DataBunch.create(toy_items(), toy_items(), device="cpu", **{name: bs})
 
@@ -380,7 +380,7 @@ def test_columns_are_normalized_as_channels_are():
     assert data.one_batch()[0].allclose(toy_items().tensors[0][:20], atol=1e-6)
 
 
-def test_normalizing_twice_is_refused_and_changes_nothing():
+def test_normalizing_twice_raises_and_changes_nothing():
     data = DataBunch(DataLoader(images(), 8), device="cpu").normalize(imagenet_stats)
     before = inputs(data.train_dl)
     with pytest.raises(MinifastError, match=r"normalized already. Make a new DataBunch"):

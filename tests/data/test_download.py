@@ -99,7 +99,7 @@ def server():
         thread.join()
 
 
-def refused(url: str, match: str, place: Path, timeout: float = 5.0) -> DownloadError:
+def check_refused(url: str, match: str, place: Path, timeout: float = 5.0) -> DownloadError:
     """``untar_data`` must fail with this sentence and leave the home as it was."""
     before = tree(place)
     with pytest.raises(DownloadError, match=match) as caught:
@@ -146,7 +146,7 @@ assert new <= set(sys.stdlib_module_names) | {{"minifast"}}, new
 
 
 @pytest.mark.parametrize("url", ["mnist_sample", "file:///etc/birds", "ftp://x.org/birds", "https://", ""])
-def test_what_is_no_address_is_refused_at_the_door(url):
+def test_an_invalid_address_raises_first(url):
     with pytest.raises(ValueError, match="must be an http or https address"):
         untar_data(url)
 
@@ -157,7 +157,7 @@ def test_a_misspelt_name_gets_a_hand():
 
 
 @pytest.mark.parametrize("path", ["..", "%2e%2e%2f..", "a/", ".tgz", "a%5Cb"])
-def test_a_name_that_is_no_folder_is_refused_at_the_door(path):
+def test_an_address_whose_name_is_not_a_folder_name_raises_first(path):
     with pytest.raises(ValueError, match=r"^The last part of `url` may only have letters"):
         untar_data(f"http://example.org/{path}")
 
@@ -211,7 +211,7 @@ def test_dest_is_the_folder_to_unpack_into(place, tmp_path, server):
 def test_a_broken_local_archive_is_named(place):
     (place / "data").mkdir(parents=True)
     (place / "data" / "birds.tgz").write_bytes(BIRDS[: len(BIRDS) // 2])
-    error = refused("http://127.0.0.1:1/birds", "is not a complete .tgz archive", place)
+    error = check_refused("http://127.0.0.1:1/birds", "is not a complete .tgz archive", place)
     assert str(place / "data" / "birds.tgz") in str(error)
 
 
@@ -256,9 +256,9 @@ def test_only_the_first_mebibyte_is_hashed_and_gzip_vouches_for_the_rest(server,
     body = tgz({"birds/a": os.urandom(2**21)})
     known(server, monkeypatch, body)
     server.body = body[:-9] + bytes([body[-9] ^ 1]) + body[-8:]  # the last byte before gzip's trailer
-    refused(server.url, "is not a complete .tgz archive", place)
+    check_refused(server.url, "is not a complete .tgz archive", place)
     server.body = body[:-8] + bytes([body[-8] ^ 1]) + body[-7:]  # the checksum itself
-    refused(server.url, "is not a complete .tgz archive", place)
+    check_refused(server.url, "is not a complete .tgz archive", place)
     server.body = body
     assert (untar_data(server.url) / "a").stat().st_size == 2**21
 
@@ -302,7 +302,7 @@ def test_a_terminal_sees_one_line(silent, server, capsys, monkeypatch):
 
 def test_another_file_than_the_one_expected(server, place, monkeypatch):
     known(server, monkeypatch, b"!" + BIRDS[1:])
-    error = refused(server.url, r"must give .* bytes with the md5 .* of the first MiB, got ", place)
+    error = check_refused(server.url, r"must give .* bytes with the md5 .* of the first MiB, got ", place)
     assert hashlib.md5(BIRDS[: 2**20]).hexdigest() in str(error)
 
 
@@ -310,7 +310,7 @@ def test_another_file_than_the_one_expected(server, place, monkeypatch):
 def test_another_size_than_the_one_expected(end, server, place, monkeypatch):
     known(server, monkeypatch, BIRDS)
     server.body = BIRDS[:1000]
-    refused(server.url + end, "got 1,000 bytes", place)
+    check_refused(server.url + end, "got 1,000 bytes", place)
 
 
 def test_cut_off_half_way(server, place):
@@ -319,13 +319,13 @@ def test_cut_off_half_way(server, place):
         request.wfile.write(BIRDS[: len(BIRDS) // 2])
 
     server.answer = answer
-    refused(server.url, f"broke off before all of its {len(BIRDS):,} bytes arrived", place)
+    check_refused(server.url, f"broke off before all of its {len(BIRDS):,} bytes arrived", place)
 
 
 def test_a_server_that_accepts_and_never_answers(server, place):
     server.answer = lambda request: server.over.wait(5)
     begin = time.monotonic()
-    refused(server.url, "did not answer within 0.3 seconds", place, timeout=0.3)
+    check_refused(server.url, "did not answer within 0.3 seconds", place, timeout=0.3)
     assert time.monotonic() - begin < 2
 
 
@@ -337,7 +337,7 @@ def test_headers_that_trickle_in_are_no_answer(server, place):
 
     server.answer = answer
     begin = time.monotonic()
-    refused(server.url, "did not answer within 0.4 seconds", place, timeout=0.4)
+    check_refused(server.url, "did not answer within 0.4 seconds", place, timeout=0.4)
     assert time.monotonic() - begin < 2
 
 
@@ -348,7 +348,7 @@ def test_a_download_that_stands_still(server, place):
         server.over.wait(5)
 
     server.answer = answer
-    refused(server.url, "received nothing for 0.3 seconds", place, timeout=0.3)
+    check_refused(server.url, "received nothing for 0.3 seconds", place, timeout=0.3)
 
 
 def test_a_slow_download_may_take_longer_than_the_timeout(server):
@@ -374,14 +374,14 @@ def test_a_name_that_is_looked_up_for_ever(place, monkeypatch):
 
     monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     begin = time.monotonic()
-    refused("http://example.org/birds", "example.org did not answer within 0.3 seconds", place, timeout=0.3)
+    check_refused("http://example.org/birds", "example.org did not answer within 0.3 seconds", place, timeout=0.3)
     assert time.monotonic() - begin < 2
     over.set()
 
 
 def test_404(server, place):
     server.answer = lambda request: request.send_error(404)
-    error = refused(server.url, "refused the download .*404.*Check the address", place)
+    error = check_refused(server.url, "refused the download .*404.*Check the address", place)
     assert error.__cause__ is not None
 
 
@@ -389,7 +389,7 @@ def test_no_network_says_where_to_put_the_archive(place):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/birds"
-    error = refused(url, "cannot be reached", place)
+    error = check_refused(url, "cannot be reached", place)
     assert f"put the archive at {place / 'data' / 'birds.tgz'} yourself" in str(error)
 
 
@@ -418,7 +418,7 @@ OUT = {
 @pytest.mark.parametrize("name", OUT)
 def test_a_member_that_leads_out_or_is_no_plain_file_raises(name, server, place, tmp_path):
     server.body = OUT[name]
-    error = refused(server.url, "would leave the folder|is neither a plain file nor a folder", place)
+    error = check_refused(server.url, "would leave the folder|is neither a plain file nor a folder", place)
     assert repr(name) in str(error)
     assert not list(tmp_path.rglob("out"))
 
@@ -426,13 +426,13 @@ def test_a_member_that_leads_out_or_is_no_plain_file_raises(name, server, place,
 @pytest.mark.parametrize("body", [b"", b"<html>Sign in</html>", gzip.compress(b"no tar " * 1000), BIRDS[:-20]])
 def test_what_is_no_archive(body, server, place):
     server.body = body
-    refused(server.url, "is not a complete .tgz archive", place)
+    check_refused(server.url, "is not a complete .tgz archive", place)
 
 
 @pytest.mark.parametrize(("files", "names"), [({"fish/a": b"1", "README": b"2"}, "README, fish"), ({}, "nothing")])
 def test_an_archive_of_something_else(files, names, server, place):
     server.body = tgz(files)
-    refused(server.url, f"must have one folder named birds at its top, got {names}", place)
+    check_refused(server.url, f"must have one folder named birds at its top, got {names}", place)
 
 
 def test_unpacking_does_not_depend_on_the_filters_of_tarfile(server, monkeypatch):
@@ -457,7 +457,7 @@ def test_a_home_that_cannot_be_written(server, monkeypatch, tmp_path):
 def test_a_read_only_home(server, place):
     (place / "data").mkdir(parents=True)
     (place / "data").chmod(0o555)
-    refused(server.url, "cannot be written", place)
+    check_refused(server.url, "cannot be written", place)
     (place / "data").chmod(0o755)
 
 
@@ -466,13 +466,13 @@ def test_a_full_disk(server, place, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
-    refused(server.url, "cannot be written .No space left on device", place)
+    check_refused(server.url, "cannot be written .No space left on device", place)
 
 
 def test_a_file_in_the_place_of_the_folder(server, place):
     (place / "data").mkdir(parents=True)
     (place / "data" / "birds").write_text("no folder")
-    refused(server.url, "must be a folder, but it is a file", place)
+    check_refused(server.url, "must be a folder, but it is a file", place)
     assert server.asked == []
 
 

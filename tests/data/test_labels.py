@@ -149,7 +149,7 @@ def test_missing_labels_are_counted():
 
 
 @pytest.mark.parametrize("labels", [["a", 1], [object()], ["a", ["b"]], np.array([1 + 2j]), [{"a": 1}]], ids=repr)
-def test_labels_of_several_kinds_or_of_none_are_refused(labels):
+def test_labels_of_several_kinds_or_of_none_raise(labels):
     with pytest.raises(
         DataError, match=r"^Labels must all be names, all integers, all floats, or all lists of names; the first"
     ):
@@ -157,7 +157,7 @@ def test_labels_of_several_kinds_or_of_none_are_refused(labels):
 
 
 @pytest.mark.parametrize("labels", [np.array([[0, 2], [1, 1]]), np.array([["a", "b"]])], ids=str)
-def test_columns_that_are_neither_numbers_nor_classes_are_refused(labels):
+def test_columns_that_are_neither_numbers_nor_classes_raise(labels):
     with pytest.raises(
         DataError, match=r"^Labels in several columns must be floats .* or 0s and 1s .* got 2 columns of "
     ):
@@ -175,7 +175,7 @@ def test_lists_of_floats_are_of_one_length():
         as_labels([[0.5], [0.5, 1.5]])
 
 
-def test_no_class_at_all_is_refused():
+def test_no_class_at_all_raises():
     with pytest.raises(DataError, match=r"^No sample has a label"):
         as_labels(["", ""], delim=" ")
 

@@ -188,19 +188,19 @@ def test_items_one_by_one_are_what_the_batches_hold():
 # --- what goes wrong
 
 
-def test_inputs_and_targets_of_different_length_are_refused():
+def test_inputs_and_targets_of_different_length_raise():
     with pytest.raises(ValueError, match=r"must have the same length, got 3 inputs and 2 targets"):
         TensorLoader(torch.zeros(3), torch.zeros(2), device="cpu")
 
 
 @pytest.mark.parametrize(("bs", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), ("2", TypeError)])
-def test_a_batch_size_that_is_no_count_is_refused(bs, error):
+def test_a_batch_size_that_is_not_a_count_raises(bs, error):
     with pytest.raises(error, match=r"^`bs` must be"):
         numbers(3, bs=bs)
 
 
 @pytest.mark.parametrize(("seed", "error"), [(-1, ValueError), (0.5, TypeError), ("1", TypeError)])
-def test_a_seed_that_is_no_whole_number_is_refused(seed, error):
+def test_a_seed_that_is_not_an_integer_raises(seed, error):
     with pytest.raises(error, match=r"^`seed` must be"):
         numbers(3, shuffle=True, seed=seed)
 

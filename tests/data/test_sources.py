@@ -134,7 +134,7 @@ def test_missing_files_are_named_and_counted(folder):
         from_lists(folder, [*NAMES[:3], None, *NAMES[4:]])
 
 
-def test_a_file_that_is_named_twice_may_be_in_both_parts_and_it_says_so(folder):
+def test_a_file_that_is_listed_twice_warns(folder):
     names = [*files(folder), files(folder)[3]]
     with pytest.warns(
         UserWarning, match=r"3\.png is listed 2 times, so it may be in the training and the validation set"
@@ -142,7 +142,7 @@ def test_a_file_that_is_named_twice_may_be_in_both_parts_and_it_says_so(folder):
         ImageDataBunch.from_lists(folder, names, [*NAMES, "cat"], **OPTIONS)
 
 
-def test_an_option_that_is_misspelt_is_refused(folder):
+def test_an_option_that_is_misspelt_raises(folder):
     with pytest.raises(TypeError, match="batch_size"):
         from_lists(folder, batch_size=4)
 

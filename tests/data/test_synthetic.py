@@ -140,7 +140,7 @@ def test_an_empty_folder_is_filled(tmp_path):
 @pytest.mark.parametrize(("name", "value", "error"), [
     ("n_train", 1, ValueError), ("n_valid", 0, ValueError), ("n_train", 10.0, TypeError), ("seed", -1, ValueError),
 ])  # fmt: skip
-def test_odd_numbers_are_refused_at_the_door(name, value, error, tmp_path):
+def test_invalid_numbers_raise_first(name, value, error, tmp_path):
     with pytest.raises(error, match=name):
         generate_sample(tmp_path / "s", **{name: value})
     assert not (tmp_path / "s").exists()

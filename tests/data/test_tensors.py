@@ -95,7 +95,7 @@ def test_columns_of_a_data_frame_are_floats():
     ],
     ids=["ragged", "text", "one"],
 )
-def test_what_is_no_input_is_refused(x, sentence):
+def test_invalid_inputs_raise(x, sentence):
     with pytest.raises(DataError, match=sentence):
         bunch(x)
 
@@ -197,7 +197,7 @@ def test_validation_must_be_like_training(valid, sentence):
         bunch(y=np.arange(50) % 2, valid=valid)
 
 
-def test_what_cannot_be_split_or_paired_is_refused():
+def test_what_cannot_be_split_or_paired_raises():
     with pytest.raises(DataError, match=r"^`x` has 50 samples and `y` has 3 targets"):
         bunch(y=[0, 1, 0])
     with pytest.raises(DataError, match=r"^`x` has 1 sample, too few to split"):
@@ -229,7 +229,7 @@ def test_channels_are_rows():
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 4, 5), (2, 3)], ids=str)
-def test_normalising_and_back(shape):
+def test_normalizing_and_back(shape):
     x, mean, std = torch.rand(shape), torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2, 3])
     found = normalize(x, mean, std)
     channel = 1 if len(shape) != 3 else 0
@@ -291,7 +291,7 @@ class Ragged(Dataset):
     ],
     ids=["ragged", "nan", "too high", "negative"],
 )
-def test_bad_data_are_refused_by_part(items, sentence):
+def test_invalid_data_raise_and_name_the_part(items, sentence):
     good = TensorDataset(torch.zeros(4, 2), torch.zeros(4).long())
     data = DataBunch(DataLoader(good, 4), DataLoader(items, 4), device="cpu", classes=["a", "b"])
     with pytest.raises(DataError, match=sentence):

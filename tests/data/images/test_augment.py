@@ -125,7 +125,7 @@ def test_a_zoom_shows_a_part_that_lies_inside():
     assert (part + shift <= 1 + 1e-6).all()
 
 
-def test_a_warp_moves_the_corners_by_as_much_as_is_said_and_no_further():
+def test_a_warp_moves_the_corners_by_at_most_max_warp():
     by = torch.tensor([[0.2, -0.2, 0.1, 0.0]])
     corners = torch.tensor([[-1.0, -1, 1], [1, -1, 1], [-1, 1, 1], [1, 1, 1]])
     seen = corners @ perspective(by)[0].T
@@ -155,7 +155,7 @@ def test_lighting_keeps_black_black_white_white_and_the_order_of_values():
     assert middle.max() - middle.min() > 0.3
 
 
-def test_how_likely_is_what_is_said():
+def test_probabilities_are_those_of_the_arguments():
     x = smooth().repeat(600, 1, 1, 1)[:, :, ::4, ::4]
     for name, one in (("p_affine", {"max_rotate": 20}), ("p_lighting", {"max_lighting": 0.4})):
         assert (changed(x, **one, **{name: 0}) - x).abs().max() < 1e-5
@@ -184,13 +184,13 @@ def test_xtra_tfms_come_after():
         ({"p_affine": 1.5}, "`p_affine` must be at most 1, got 1.5"),
     ],
 )
-def test_what_means_nothing_is_refused(wrong, sentence):
+def test_values_out_of_range_raise(wrong, sentence):
     with pytest.raises(ValueError, match=sentence):
         get_transforms(**wrong)
 
 
 @pytest.mark.parametrize("x", [torch.zeros(4, 10), torch.zeros(4, 3, 8, 8, dtype=torch.uint8), [1]], ids=type)
-def test_other_inputs_than_images_are_refused(x):
+def test_other_inputs_than_images_raise(x):
     with pytest.raises(DataError, match=r"^Augmentation needs images, .*Leave `ds_tfms` out"):
         get_transforms()[0][0]((x, None))
 
@@ -204,7 +204,7 @@ def test_ds_tfms_are_a_pair(wrong):
         check_tfms(wrong)
 
 
-def test_what_cannot_be_called_is_refused():
+def test_a_transform_that_cannot_be_called_raises():
     with pytest.raises(TypeError, match=r"^each of ds_tfms must be callable, got 3"):
         check_tfms(([3], None))
 
@@ -235,7 +235,7 @@ def test_training_is_augmented_and_validation_is_not():
     assert epoch(data.train_dl).max() <= 1
 
 
-def test_what_is_drawn_is_a_function_of_the_seed_of_the_data():
+def test_augmentation_depends_on_the_seed_of_the_data_alone():
     torch.manual_seed(3)
     first = bunch(get_transforms())
     one = [epoch(first.train_dl) for _ in range(2)]
@@ -293,7 +293,7 @@ def test_looking_at_a_batch_shows_what_training_begins_with_and_changes_nothing(
     assert found.equal(epoch(other.train_dl))
 
 
-def test_normalising_comes_after_and_is_undone():
+def test_normalizing_comes_after_and_is_undone():
     data = bunch(get_transforms())
     raw, _ = data.one_batch()
     data.normalize()
@@ -348,7 +348,7 @@ def test_the_finder_leaves_no_trace_in_it(tmp_path, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["memory", "streaming"])
 @pytest.mark.parametrize("at", [1, 4, 6])
-def test_a_run_that_is_taken_up_draws_what_it_would_have_drawn(tmp_path, streaming, at):
+def test_a_resumed_run_samples_the_same_augmentation(tmp_path, streaming, at):
     whole = learner(tmp_path / "whole", streaming)
     whole.fit_one_cycle(3, 1e-2)
     broken = learner(tmp_path / "broken", streaming)

@@ -139,7 +139,7 @@ def test_a_palette_with_a_transparency_for_each_colour_is_read_without_a_warning
 
 
 @pytest.mark.parametrize(("pixels", "suffix"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")])
-def test_more_than_8_bits_are_refused_with_the_way_out(tmp_path, pixels, suffix):
+def test_more_than_8_bits_raise(tmp_path, pixels, suffix):
     file = tmp_path / f"deep.{suffix}"
     Image.fromarray(np.arange(12, dtype=pixels).reshape(3, 4)).save(file)
     with pytest.raises(DataError, match=rf"deep\.{suffix} has more than 8 bits per channel .*Convert it to 8 bits"):

@@ -270,7 +270,7 @@ def test_a_share_must_leave_something_on_both_sides(tree, share, error):
         bunch(tree, valid_pct=share)
 
 
-def test_a_share_that_is_no_number_is_refused(tree):
+def test_a_valid_pct_that_is_not_a_number_raises(tree):
     with pytest.raises(TypeError, match=r"^`valid_pct` must be a number, got '0.2' of type str"):
         bunch(tree, valid_pct="0.2")
 
@@ -282,7 +282,7 @@ def test_one_image_cannot_be_shared(tmp_path):
 
 
 @pytest.mark.parametrize("home", ["home", "file/in/the/way"])
-def test_each_file_is_decoded_once_also_where_nothing_can_be_kept(tree, monkeypatch, home):
+def test_each_file_is_decoded_once_also_without_a_cache(tree, monkeypatch, home):
     (tree.parent / "file").touch()
     monkeypatch.setenv("MINIFAST_HOME", str(tree.parent / home))
     opened, read = [], decoding.read_image
@@ -532,7 +532,7 @@ def test_fewer_images_than_a_batch_are_one_batch_and_one_warning(tree):
     ("value", "error"), [("64", TypeError), (64.0, TypeError), (True, TypeError), (0, ValueError), (-1, ValueError)]
 )
 @pytest.mark.parametrize("name", ["bs", "val_bs"])
-def test_a_batch_size_that_is_no_count_is_refused_before_a_file_is_read(tree, name, value, error):
+def test_a_batch_size_that_is_not_a_count_raises_before_a_file_is_read(tree, name, value, error):
     (tree / "train" / "cat" / "0.png").write_text("no image")
     with pytest.raises(error, match=rf"^`{name}` must be"):
         bunch(tree, **{name: value})
@@ -540,20 +540,20 @@ def test_a_batch_size_that_is_no_count_is_refused_before_a_file_is_read(tree, na
 
 @pytest.mark.parametrize("options", [{}, {"valid_pct": 0.2}, {"memory": 0}], ids=["plain", "share", "files"])
 @pytest.mark.parametrize(("seed", "error"), [("1", TypeError), (0.5, TypeError), (-1, ValueError)])
-def test_a_seed_that_is_no_whole_number_is_refused(tree, options, seed, error):
+def test_a_seed_that_is_not_an_integer_raises(tree, options, seed, error):
     with pytest.raises(error, match=r"^`seed` must be"):
         bunch(tree, seed=seed, **options)
 
 
 @pytest.mark.parametrize("size", [0, -1, "28", 28.5, (28,), (28, 0), (1, 2, 3), ("a", "b"), True], ids=repr)
-def test_a_size_that_is_none_is_refused(tree, size):
+def test_an_invalid_size_raises(tree, size):
     with pytest.raises((TypeError, ValueError), match=r"^(each of )?`?size\b.*must be"):
         bunch(tree, size=size)
 
 
 @pytest.mark.parametrize(("workers", "error"), [(-1, ValueError), ("2", TypeError), (1.5, TypeError)])
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_a_number_of_workers_that_is_none_is_refused(tree, workers, error, memory):
+def test_an_invalid_number_of_workers_raises(tree, workers, error, memory):
     with pytest.raises(error, match=r"^`num_workers` must be"):
         bunch(tree, num_workers=workers, memory=memory)
 
@@ -568,7 +568,7 @@ def drawn(figure) -> tuple[list[np.ndarray], list[str]]:
 
 @pytest.mark.parametrize(("rows", "n"), [(1, 1), (2, 4), (3, 9), (4, 12)])  # of 12 images
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_a_batch_is_drawn_with_its_classes(tree, rows, n, memory):
+def test_show_batch_plots_images_with_their_classes(tree, rows, n, memory):
     data = bunch(tree, bs=12, memory=memory, num_workers=0)
     x, y = data.one_batch()
     images, titles = drawn(data.show_batch(rows, return_fig=True))
@@ -592,7 +592,7 @@ def test_the_part_to_draw_may_be_chosen(tree):
     assert np.allclose(images[0], data.one_batch(DatasetType.Valid)[0][0].permute(1, 2, 0))
 
 
-def test_normalised_images_are_drawn_as_they_were(tree):
+def test_normalized_images_are_shown_denormalized(tree):
     plain, normalised = bunch(tree), bunch(tree).normalize(imagenet_stats)
     for first, second in zip(
         *(drawn(data.show_batch(return_fig=True))[0] for data in (plain, normalised)), strict=True
@@ -601,7 +601,7 @@ def test_normalised_images_are_drawn_as_they_were(tree):
 
 
 @pytest.mark.parametrize(("rows", "error"), [(0, ValueError), (-1, ValueError), (1.5, TypeError), ("3", TypeError)])
-def test_rows_that_are_no_count_are_refused(tree, rows, error):
+def test_rows_that_are_no_count_raise(tree, rows, error):
     with pytest.raises(error, match=r"^`rows` must be"):
         bunch(tree).show_batch(rows)
 
@@ -610,7 +610,7 @@ def test_rows_that_are_no_count_are_refused(tree, rows, error):
 
 
 @pytest.mark.parametrize("memory", [0, 2**30])
-def test_normalising_is_undone_in_one_batch(tree, memory):
+def test_normalizing_is_undone_in_one_batch(tree, memory):
     plain, data = (bunch(tree, memory=memory, num_workers=0) for _ in range(2))
     assert data.normalize(imagenet_stats) is data
     x, y = plain.one_batch()
@@ -629,7 +629,7 @@ def test_without_statistics_those_of_the_first_batch_are_taken(tree):
     assert all_of(data.train_dl)[0].allclose((x - mean) / std, atol=1e-5)  # in the same order, too
 
 
-def test_normalising_twice_is_refused(tree):
+def test_normalizing_twice_raises(tree):
     with pytest.raises(MinifastError, match=r"normalized already"):
         bunch(tree).normalize(imagenet_stats).normalize()
 
@@ -717,7 +717,7 @@ def test_a_learner_learns_dark_from_bright(tmp_path):
     assert learn.recorder.metrics[-1] == [1.0]
 
 
-def test_a_model_with_other_outputs_than_classes_is_refused(tree):
+def test_a_model_with_other_outputs_than_classes_raises(tree):
     with pytest.raises(DataError, match=r"3 outputs, but the data have 2 classes \(cat, dog\)"):
         Learner(bunch(tree), simple_cnn((3, 3)), silent=True).fit(1)
 

@@ -166,7 +166,7 @@ def deep(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(("mode", "name"), [("I;16", "deep.png"), ("I;16", "deep.tif"), ("I", "a.tif"), ("F", "b.tif")])
-def test_deep_greys_are_refused_by_name(tmp_path, mode, name):
+def test_deep_grayscale_images_raise_with_the_file_name(tmp_path, mode, name):
     deep(mode).save(tmp_path / name)
     with pytest.raises(DataError, match=rf"{name} has more than 8 bits per channel .*\. Convert it to 8 bits"):
         read_image(str(tmp_path / name))
