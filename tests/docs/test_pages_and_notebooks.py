@@ -10,7 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from minifast import ImageDataBunch, Learner, URLs, cli, simple_cnn, untar_data
+from minifast import (
+    AccumulateScheduler,
+    Callback,
+    EMACallback,
+    ImageDataBunch,
+    Learner,
+    MixedPrecision,
+    URLs,
+    cli,
+    simple_cnn,
+    untar_data,
+)
+from minifast.checkpoint.run import Checkpointer
+from minifast.training.state import FIRST_KNOWN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -88,6 +101,12 @@ def test_links_of_a_file_in_the_repository_lead_somewhere(path):
         assert link.startswith("http") or path.parent.joinpath(link).exists(), link
 
 
+def test_files_that_pages_name_exist():
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *PAGES]:
+        for name in re.findall(r"\b((?:tests|minifast|benchmarks|docs)/[\w/]+\.(?:py|md|txt))\b", path.read_text()):
+            assert (ROOT / name).is_file() or "NAME" in name, f"{path.name}: {name}"
+
+
 def test_the_layout_in_contributing_is_the_order_of_imports():
     layout = re.search(
         r"^## The layout\n.*?```text\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL | re.MULTILINE
@@ -101,6 +120,16 @@ def test_the_layout_in_contributing_is_the_order_of_imports():
 
 def test_the_table_of_events_is_made_from_the_code():
     assert table() == block("docs/explanation/callbacks.md", "events")
+
+
+def test_the_page_of_callbacks_explains_each_field_and_the_order():
+    page = (DOCS / "explanation/callbacks.md").read_text()
+    fields = page.split("## Fields")[1].split("## Order")[0]
+    explained = re.findall(r"`(\w+)`", " ".join(re.findall(r"^\| (`.*?) \|", fields, re.MULTILINE)))
+    assert set(explained) == set(FIRST_KNOWN)
+    order = page.split("## Order of callbacks")[1].split("##")[0]
+    for callback in (AccumulateScheduler, MixedPrecision, Callback, EMACallback, Checkpointer):
+        assert re.search(rf"\s{callback._order}\b", order), callback
 
 
 def test_the_table_of_other_libraries_names_tests_that_exist():
