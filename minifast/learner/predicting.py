@@ -19,7 +19,7 @@ from minifast.losses import activation_name, activation_of, check_broadcast, is_
 from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.metrics.loss_options import threshold_of
 from minifast.training import loop
-from minifast.training.callback import Callback, LearnerCallback
+from minifast.training.callback import Callback, adopt_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
@@ -87,10 +87,8 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     wrapped = [
         as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
     ]
-    for metric in wrapped:
-        if isinstance(metric, LearnerCallback):
-            metric.adopt(learn)
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
+    adopt_callbacks(learn, wrapped)
     dispatch = Dispatcher(state, [*active_callbacks(learn), ShapeCheck(learn.loss_func)], wrapped)
     with preserve_randomness(learn, dl), eval_mode(learn.model):
         dispatch("on_train_begin", metrics=True, callbacks=False)
@@ -107,9 +105,7 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
 def active_callbacks(learn: Learner) -> list[Callback]:
     """Return the callbacks of a learner that are not for training only."""
     callbacks = [callback for callback in learn.callbacks if not callback.fit_only]
-    for callback in callbacks:
-        if isinstance(callback, LearnerCallback):
-            callback.adopt(learn)
+    adopt_callbacks(learn, callbacks)
     return callbacks
 
 

@@ -20,7 +20,7 @@ from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
-from minifast.training.callback import Callback, LearnerCallback, check_callbacks
+from minifast.training.callback import Callback, adopt_callbacks, check_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup
 from minifast.training.lazy import initialise_lazy
@@ -213,9 +213,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     """Call the training loop with the recorder in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric, learn.loss_func) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
-    for callback in [*callbacks, *metrics]:
-        if isinstance(callback, LearnerCallback):
-            callback.adopt(learn)
+    adopt_callbacks(learn, [*callbacks, *metrics])
     check_single_controller(callbacks)
     checkpointers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for checkpointer in checkpointers:

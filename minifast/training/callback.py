@@ -1,4 +1,4 @@
-"""What a callback is, and the check of its contract."""
+"""The base classes of callbacks, and the check of their contract."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ import inspect
 import re
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
 from minifast.utils.checks import did_you_mean
-
-if TYPE_CHECKING:
-    from minifast.learner.learner import Learner
 from minifast.utils.state import is_setting
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import changing_attributes
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
 
 ORDER = {event: position for position, event in enumerate(EVENTS)}
 
 
 def snake_case(name: str) -> str:
-    """Turn a class's name into an attribute's.
+    """Return the name of a class in snake case.
 
     >>> snake_case("OneCycleScheduler"), snake_case("LRFinder"), snake_case("MyCSVLogger")
     ('one_cycle_scheduler', 'lr_finder', 'my_csv_logger')
@@ -34,16 +34,16 @@ def snake_case(name: str) -> str:
 
 
 def check_callbacks(callbacks: list[Any]) -> list[Callback]:
-    """Return ``callbacks`` if each is an instance of Callback.
+    """Return ``callbacks`` if all are instances of Callback.
 
     Raises:
-        TypeError: one is a class, or something else.
+        TypeError: one of them is not.
     """
     for callback in callbacks:
         if isinstance(callback, type):
             raise TypeError(
-                f"callbacks holds the class {callback.__name__}; give an instance of it, "
-                f"or put the class into callback_fns, which makes one for each fit."
+                f"callbacks holds the class {callback.__name__}; pass an instance of it, "
+                f"or put the class into callback_fns, which creates a callback for each fit."
             )
         if not isinstance(callback, Callback):
             raise TypeError(f"callbacks holds {callback!r}, which is no Callback; derive its class from Callback.")
@@ -51,22 +51,22 @@ def check_callbacks(callbacks: list[Any]) -> list[Callback]:
 
 
 def check_callback_fns(makers: list[Any]) -> list[Callable[[Any], Callback]]:
-    """Return ``makers`` if each can be called with a learner.
+    """Return ``makers`` if all are callable.
 
     Raises:
-        TypeError: one is a callback, or cannot be called.
+        TypeError: one of them is not callable, or is a callback.
     """
     for maker in makers:
         if isinstance(maker, Callback) or not callable(maker):
             raise TypeError(
-                f"callback_fns holds {maker!r}; give a class or function that makes a callback from a learner, "
-                f"and put callbacks themselves into callbacks."
+                f"callback_fns holds {maker!r}; pass a class or function that creates a callback from a learner, "
+                f"and put a callback itself into callbacks."
             )
     return makers
 
 
 class Wants(NamedTuple):
-    """What one event method asks for: the fields it needs, those it takes if known, and whether it takes all."""
+    """The fields that an event method takes: required ones, optional ones, and whether it takes all (``**kwargs``)."""
 
     needed: tuple[str, ...]
     optional: tuple[str, ...]
@@ -74,11 +74,10 @@ class Wants(NamedTuple):
 
 
 def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
-    """Read what ``method`` asks for from its signature, and refuse what ``event`` cannot give.
+    """Return the fields that the signature of ``method`` names.
 
     Raises:
-        CallbackError: a parameter without a default is no field, is first known at a later event, or is
-            positional-only.
+        CallbackError: a parameter without a default is no field, is not known yet at ``event``, or is positional-only.
     """
     needed: list[str] = []
     optional: list[str] = []
@@ -89,7 +88,7 @@ def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
         elif parameter.kind is parameter.VAR_POSITIONAL:
             continue
         elif parameter.kind is parameter.POSITIONAL_ONLY:
-            raise CallbackError(f"{where} takes {name} by position only; fields come by name: leave out the '/'.")
+            raise CallbackError(f"{where} takes {name} by position only; fields are passed by name: leave out the '/'.")
         elif parameter.default is not parameter.empty:
             if name in FIRST_KNOWN:
                 optional.append(name)
@@ -108,15 +107,15 @@ def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
 
 
 def overrides(owner: type | Callback, event: str) -> Callable[..., Any] | None:
-    """Return the method with which a class or an instance overrides ``event``, or None."""
+    """Return the method of a class or instance that overrides ``event``, or None."""
     method: Callable[..., Any] = getattr(owner, event)
     return None if getattr(method, "__func__", method) is getattr(Callback, event) else method
 
 
 def check_contract(owner: type | Callback) -> None:
-    """Hold a callback to the contract: only events that exist, only fields that are known at them.
+    """Raise an error if a callback names an event or a field that does not exist, or a field before it is known.
 
-    Runs when a class is defined, and again when a fit starts, for methods that were set on an instance.
+    This runs when a class is defined, and again when a fit starts, for methods that were set on an instance.
     """
     name = owner.__name__ if isinstance(owner, type) else type(owner).__name__
     for attribute in dir(owner):
@@ -127,7 +126,7 @@ def check_contract(owner: type | Callback) -> None:
         if method is None:
             continue
         if isinstance(inspect.getattr_static(owner, event), FunctionType) and isinstance(owner, type):
-            method = MethodType(method, owner)  # so that the first parameter, however it is called, is left out
+            method = MethodType(method, owner)  # so that the signature lacks the first parameter, whatever its name
         wants(method, event, f"{name}.{event}")
 
 
@@ -135,13 +134,17 @@ RENAMED = {"_watches": "fit_only", "_sets": "controls", "_settings": "must_match
 
 
 class Callback:
-    """The base of all callbacks: override the events you want, and name as parameters the fields you read.
+    """Base class of all callbacks: override events, and name the fields that you read as parameters.
 
-    An event returns None or a dict of the fields it changes. Fields and events are checked when the class is defined;
-    the table of both is ``minifast.training.EVENTS``. ``**kwargs`` receives all that is known. ``_order`` decides who
-    goes first (lower first); a later callback sees what an earlier one changed. A callback that only watches or writes
-    (it stops early, saves, logs) sets ``_watches = True`` and takes no part in ``lr_find``, ``validate``
-    and ``get_preds``.
+    An event returns None or a dict of the fields that it changes. Events and fields are checked when the class is
+    defined; ``minifast.training.EVENTS`` lists both, and ``**kwargs`` receives all fields known so far.
+
+    Attributes:
+        _order: callbacks with a lower number are called first; later ones see the changes of earlier ones.
+        fit_only: True for a callback that only observes, stops or saves. It is left out of ``lr_find``, ``validate``
+            and ``get_preds``.
+        controls: the hyper-parameters of the optimizer that the callback sets; the end of the fit restores them.
+        must_match: the attributes that must be the same when a checkpointed run is resumed.
 
     >>> class StopEarly(Callback):
     ...     def on_batch_end(self, iteration, train):
@@ -151,9 +154,8 @@ class Callback:
 
     _order: int = 0
     fit_only: bool = False
-    controls: tuple[str, ...] = ()  # hyper-parameters of the optimizer that the learner puts back when the fit ends
-
-    must_match: tuple[str, ...] = ()  # attributes that must be the same when a checkpointed run resumes
+    controls: tuple[str, ...] = ()
+    must_match: tuple[str, ...] = ()
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -168,40 +170,40 @@ class Callback:
         check_contract(cls)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> Any:
-        """Once, before the first epoch."""
+        """Run before the first epoch."""
 
     def on_epoch_begin(self, *args: Any, **kwargs: Any) -> Any:
-        """At the start of each epoch, the model in training mode."""
+        """Run at the start of each epoch, with the model in training mode."""
 
     def on_batch_begin(self, *args: Any, **kwargs: Any) -> Any:
-        """Before the forward pass of each batch, in training and validation."""
+        """Run before the forward pass of each batch, in training and validation."""
 
     def on_loss_begin(self, *args: Any, **kwargs: Any) -> Any:
-        """After the forward pass, before the loss, in training and validation."""
+        """Run after the forward pass and before the loss, in training and validation."""
 
     def on_backward_begin(self, *args: Any, **kwargs: Any) -> Any:
-        """After the loss, before the backward pass; training only."""
+        """Run after the loss and before the backward pass, in training."""
 
     def on_backward_end(self, *args: Any, **kwargs: Any) -> Any:
-        """After the backward pass, before the optimizer's step; training only."""
+        """Run after the backward pass and before the optimizer step, in training."""
 
     def on_step_end(self, *args: Any, **kwargs: Any) -> Any:
-        """After the optimizer's step, before the gradients go; training only."""
+        """Run after the optimizer step and before the gradients are cleared, in training."""
 
     def on_batch_end(self, *args: Any, **kwargs: Any) -> Any:
-        """After each batch, in training and validation."""
+        """Run after each batch, in training and validation."""
 
     def on_epoch_end(self, *args: Any, **kwargs: Any) -> Any:
-        """After each epoch's validation."""
+        """Run after the validation of each epoch."""
 
     def on_train_end(self, *args: Any, **kwargs: Any) -> Any:
-        """Once, at the end, whatever happened; ``exception`` is what ended the run early, or False."""
+        """Run at the end of the fit in any case; ``exception`` is what ended it early, or False."""
 
     def jump_to_epoch(self, epoch: int) -> None:
-        """When training starts at an epoch other than 0."""
+        """Run before the first epoch where training starts at another epoch than 0."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of this callback: its attributes that are tensors or plain values."""
+        """Return the state that a checkpoint saves: the attributes that are tensors or plain values."""
         return {name: value for name, value in vars(self).items() if is_plain(value)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -235,11 +237,15 @@ class Callback:
         return [name for name, value in settings.items() if name not in changing and is_setting(value)]
 
 
+class NoLearnerError(CallbackError, AttributeError):
+    """A callback has no learner; ``hasattr`` and ``getattr`` with a default take it for a missing attribute."""
+
+
 class LearnerCallback(Callback):
     """A callback that belongs to a learner: ``self.learn``, and ``learn.my_callback`` for a class ``MyCallback``.
 
-    What the callback itself does not have is looked up in the learner. The reference is weak: a callback does not keep
-    a learner and its model alive. One that is made without a learner belongs to the learner that trains with it.
+    Attributes that the callback lacks are looked up in the learner. The reference is weak, so a callback does not keep
+    a learner and its model alive. A callback without a learner gets the first learner that uses it.
     """
 
     def __init__(self, learn: Learner | None = None) -> None:
@@ -264,10 +270,9 @@ class LearnerCallback(Callback):
     @property
     def learn(self) -> Learner:
         """The learner that this callback belongs to."""
-        learn: Learner | None = self.__dict__.get("_learn", lambda: None)()
+        learn = self._current_learner()
         if learn is None:
-            reason = "it is gone; keep a reference to it" if "_learn" in self.__dict__ else "set its learn"
-            raise CallbackError(f"This {type(self).__name__} has no learner: {reason}.")
+            raise self._no_learner()
         return learn
 
     @learn.setter
@@ -275,11 +280,21 @@ class LearnerCallback(Callback):
         self._learn = weakref.ref(learn)
 
     def __getattr__(self, name: str) -> Any:
-        learn = self.__dict__.get("_learn", lambda: None)()
+        learn = self._current_learner()
+        if name == "learn":  # Python asks here after the property raised an AttributeError
+            raise self._no_learner()
         if name.startswith("_") or learn is None:
             learner = "" if name.startswith("_") else ", and no learner to look it up in; set its `learn`"
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{learner}.")
         return getattr(learn, name)
+
+    def _current_learner(self) -> Learner | None:
+        reference = self.__dict__.get("_learn")
+        return None if reference is None else reference()
+
+    def _no_learner(self) -> NoLearnerError:
+        reason = "it is gone; keep a reference to it" if "_learn" in self.__dict__ else "set its `learn`"
+        return NoLearnerError(f"This {type(self).__name__} has no learner: {reason}.")
 
     def __getstate__(self) -> dict[str, Any]:
         # The learner is not pickled with it; it belongs to the next learner that trains with it.
@@ -310,3 +325,10 @@ def attach_callbacks(learn: Learner) -> None:
             value.learn = learn
         parts = vars(value).values() if isinstance(value, Callback) else value
         waiting += [part for part in parts if isinstance(part, (Callback, list, tuple))]
+
+
+def adopt_callbacks(learn: Learner, callbacks: Iterable[Callback]) -> None:
+    """Give the callbacks and metrics that belong to no learner yet the learner that uses them."""
+    for callback in callbacks:
+        if isinstance(callback, LearnerCallback):
+            callback.adopt(learn)

@@ -1,4 +1,4 @@
-"""The dispatcher: brings events to callbacks, and what they return into the state."""
+"""The dispatcher: calls the events of callbacks and writes what they return into the state."""
 
 from __future__ import annotations
 
@@ -13,17 +13,37 @@ from minifast.utils.checks import add_note, did_you_mean
 
 
 class Call(NamedTuple):
-    """One entry of the plan: what makes the call, with the fields that the method asks for, and its name for errors."""
+    """A planned call of an event method: a function without arguments, and the name for error messages."""
 
     make: Callable[[], Any]
     name: str
 
 
-class Dispatcher:
-    """Brings each event to the callbacks that override it, and what they return into the state.
+def _raise_first(failures: list[BaseException], ended_by: BaseException | bool) -> None:
+    """Raise the most important failure with the others as notes; after ``ended_by``, only a Ctrl-C is raised."""
+    interrupts = [failure for failure in failures if not isinstance(failure, Exception)]
+    raised = next(iter(interrupts or (() if ended_by else failures)), None)
+    main = ended_by if raised is None else raised
+    try:
+        others = [failure for failure in failures if failure is not main]
+        if others and isinstance(main, BaseException):
+            add_note(main, f"While the run was ended, this failed too: {others!r}")
+        if raised is not None:
+            raise raised
+    finally:
+        del interrupts, raised, main, others, failures, ended_by
 
-    Metrics go before callbacks, and only see validation. Callbacks go by ``_order``, then in the order given. The plan
-    (who overrides what, and asks for which fields) is made once, here.
+
+class Dispatcher:
+    """Calls each event of the callbacks that override it, and writes what they return into the state.
+
+    Metrics are called before callbacks, in validation only. Callbacks are called by ``_order``, then in the order
+    given. Which methods exist and which fields they take is decided once, when the dispatcher is created.
+
+    Args:
+        state: the state of the loop.
+        callbacks: the callbacks.
+        metrics: the metrics, as callbacks.
     """
 
     def __init__(self, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()) -> None:
@@ -46,7 +66,7 @@ class Dispatcher:
         return plan
 
     def _call(self, method: Callable[..., Any], asked: Wants) -> Callable[[], Any]:
-        # What is asked for is known here, once; what is left for each batch is to fetch it.
+        # The fields are decided here, once; a batch only fetches their values.
         state, known = self.state, self._known
         needed, optional, everything = asked
         if everything or optional:
@@ -65,7 +85,7 @@ class Dispatcher:
         return method
 
     def __call__(self, event: str, metrics: bool = False, callbacks: bool = True) -> None:
-        """Let ``event`` happen for the ``callbacks``, and before them, where that is said, for the ``metrics``."""
+        """Call ``event`` of the metrics, if ``metrics`` is set, and then of the callbacks, if ``callbacks`` is set."""
         if event not in self._seen:
             self._seen.add(event)
             self._known += EVENTS[event].first_known
@@ -78,16 +98,17 @@ class Dispatcher:
                 self._take(changes, event, name)
 
     def jump_to_epoch(self) -> None:
-        """Tell every callback where training starts, if that is not at epoch 0 and not a run that goes on."""
+        """Call ``jump_to_epoch`` of all callbacks where training starts at a later epoch and is not resumed."""
         if self.state.epoch and not self.state.iteration:
             self.state.pbar.epochs_done(self.state.epoch, self.state.n_epochs)
             for callback in (*self.metrics, *self.callbacks):
                 callback.jump_to_epoch(self.state.epoch)
 
     def end(self) -> None:
-        """Close the bar and let ``on_train_end`` happen for every callback, also when one of them fails.
+        """Close the progress bar and call ``on_train_end`` of every callback, also where one of them fails.
 
-        The first failure is raised, or noted on the exception that ended the run.
+        The first failure is raised, or added as a note to the exception that ended the run; a Ctrl-C is always raised.
+        Further failures become notes too.
         """
         state = self.state
         failures: list[BaseException] = []
@@ -96,15 +117,12 @@ class Dispatcher:
         for make, name in (closing, *self._metric_calls["on_train_end"], *self._calls["on_train_end"]):
             try:
                 self._take(make(), "on_train_end", name)
-            except BaseException as failure:  # a Ctrl-C here must not keep the others from closing
+            except BaseException as failure:  # the other callbacks must still be called, even after a Ctrl-C
                 failures.append(failure)
-        # An exception knows the frames it came through; a frame that knows the exception would keep the learner alive.
+        # An exception holds its frames; a frame that holds the exception would keep the learner alive.
         ended_by, state.exception = state.exception, False
         try:
-            if failures and not ended_by:
-                raise failures[0]
-            if failures and isinstance(ended_by, BaseException):
-                add_note(ended_by, f"While the run was ended, this failed too: {failures!r}")
+            _raise_first(failures, ended_by)
         finally:
             del failures, ended_by
 
@@ -115,7 +133,7 @@ class Dispatcher:
             example = next(iter(EVENTS[event].may_return), None)
             hint = f", such as {{'{example}': ...}}" if example else ", and this one changes none"
             raise CallbackError(
-                f"{where} returned {changes!r}; an event returns None or a dict of the fields it changes{hint}."
+                f"{where} returned {changes!r}; an event returns None or a dict of the fields that it changes{hint}."
             )
         allowed = EVENTS[event].may_return
         for name, value in changes.items():

@@ -1,7 +1,7 @@
-"""Bars, table rows and lines: the only file that knows fastprogress.
+"""Progress bars, table rows and lines of a run; the only module that imports fastprogress.
 
-In a notebook a live bar and table, in a terminal a bar and rows, in a file or a log a plain line an epoch, and silence
-where silence is wanted. All four answer to the same names, so the loop does not know which one it has.
+A notebook shows a live bar and table, a terminal a bar and rows, a file or log a plain line per epoch. A silent run
+shows nothing. The loop sees one interface in all four cases.
 """
 
 from __future__ import annotations
@@ -14,55 +14,55 @@ from typing import Any
 
 from minifast.utils.text import is_terminal
 
-NARROWEST = 8  # a column of the text table
+MIN_WIDTH = 8  # of a column of the text table
 
 
 class NullProgress:
-    """Says nothing. The base of the others, and the interface that callbacks see as ``pbar``."""
+    """Show nothing; base class of the others, and the interface that callbacks see as ``pbar``."""
 
-    what = "Epoch"  # of which the outer bar counts
-    describe: Callable[[], str] | None = None  # what stands behind the bar; asked for only when the bar is redrawn
+    what = "Epoch"  # what the outer bar counts
+    describe: Callable[[], str] | None = None  # returns the text behind the bar, when it is redrawn
 
     def start(self, n_epochs: int) -> None:
-        """Show that a run of ``n_epochs`` begins."""
+        """Show the start of a run of ``n_epochs``."""
 
     def track(self, batches: Iterable[Any]) -> Iterable[Any]:
-        """Return ``batches``, shown as they go by."""
+        """Return ``batches`` with their progress shown."""
         return batches
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
-        """Write a line of text, or with ``table=True`` a row of cells, the first of them the header."""
+        """Write a line of text, or with ``table=True`` a row of cells; the first row is the header."""
 
     def show(self, draw: Callable[[], Any]) -> None:
-        """Show the matplotlib figure that ``draw`` makes, in place of the one before; where none can be, do nothing."""
+        """Show the matplotlib figure that ``draw`` returns in place of the last one, where figures can be shown."""
 
     def epochs_done(self, epochs: int, n_epochs: int) -> None:
-        """Show how many epochs are done, of how many."""
+        """Show the number of finished epochs out of ``n_epochs``."""
 
     def close(self, interrupted: bool = False) -> None:
-        """Close the bar; what was written stays."""
+        """Close the bar; written lines stay."""
         self.describe = None  # it refers to the run, which could then not be pickled
 
 
 class LineProgress(NullProgress):
-    """Plain lines for files, logs and continuous integration: no bar, each line written out at once."""
+    """Plain lines for files, logs and continuous integration: no bar, and each line is flushed."""
 
     def __init__(self) -> None:
         self._widths: list[int] = []
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
-        """Write a line, or a row of cells under the header's columns."""
+        """Write a line, or a row of cells in the columns of the header."""
         print(line if isinstance(line, str) else self._row(line), flush=hasattr(sys.stdout, "flush"))
 
     def _row(self, cells: Sequence[str]) -> str:
         if not self._widths:
-            self._widths = [max(NARROWEST, len(cell)) for cell in cells]
-        widths = [*self._widths, *([NARROWEST] * len(cells))]
+            self._widths = [max(MIN_WIDTH, len(cell)) for cell in cells]
+        widths = [*self._widths, *([MIN_WIDTH] * len(cells))]
         return "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=False)).rstrip()
 
 
 class BarProgress(LineProgress):
-    """fastprogress's bars: over epochs, and below it over the batches of the running epoch."""
+    """fastprogress's bars: one over the epochs, and one below it over the batches of the current epoch."""
 
     def __init__(self, notebook: bool) -> None:
         super().__init__()
@@ -74,10 +74,10 @@ class BarProgress(LineProgress):
         self.master: Any = None
         self.child: Any = None
         self._lines: list[str] = []  # written below a notebook's table
-        self._picture: Any = None  # what shows a notebook's picture
+        self._figure: Any = None  # IPython's handle of the figure in a notebook
 
     def start(self, n_epochs: int) -> None:
-        """Draw the bar over epochs."""
+        """Show the bar over the epochs."""
         self.master = self._master_bar(range(n_epochs), total=n_epochs)
         self.epochs_done(0, n_epochs)
 
@@ -116,30 +116,30 @@ class BarProgress(LineProgress):
             self.master.show()
             return
         if self.child is not None:
-            print("\r" + " " * self.child.max_len, end="\r")  # the bar is drawn anew below the line
+            print("\r" + " " * self.child.max_len, end="\r")  # the bar is redrawn below the line
         super().write(line, table)
 
     def show(self, draw: Callable[[], Any]) -> None:
-        """Show a notebook the figure that ``draw`` makes, below the bar, in place of the one before."""
+        """Show the figure that ``draw`` returns below the bar of a notebook, in place of the last one."""
         if not self._notebook:
             return
         display = importlib.import_module("IPython.display")
         content = io.BytesIO()
         draw().savefig(content, format="png")
         image = display.Image(content.getvalue())
-        if self._picture is None:
-            self._picture = display.display(image, display_id=True)
+        if self._figure is None:
+            self._figure = display.display(image, display_id=True)
         else:
-            self._picture.update(image)
+            self._figure.update(image)
 
     def epochs_done(self, epochs: int, n_epochs: int) -> None:
-        """Move the bar over epochs on."""
+        """Update the bar over the epochs."""
         self._epochs = epochs
         self.master.main_bar.total = n_epochs
         self.master.update(epochs)
 
     def close(self, interrupted: bool = False) -> None:
-        """Close the bar; the notebook's table stays, and an interrupted bar is marked."""
+        """Close the bar; the table of a notebook stays, and an interrupted bar is marked."""
         master, child = self.master, self.child
         self.master = self.child = self.describe = None
         if master is None:
@@ -154,13 +154,13 @@ class BarProgress(LineProgress):
 
 
 def in_notebook() -> bool:
-    """Whether this process is a notebook's kernel, so that pictures and HTML can be shown."""
+    """Return whether this process is the kernel of a notebook, which can show figures and HTML."""
     ipython = sys.modules.get("IPython")
     return ipython is not None and type(ipython.get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")
 
 
 def make_bar(silent: bool = False) -> NullProgress:
-    """Return what fits where the output goes: a notebook, a terminal, a file, or nothing at all."""
+    """Return the progress display for the current output: a notebook, a terminal, a file or, if silent, none."""
     if silent:
         return NullProgress()
     if in_notebook():

@@ -353,15 +353,15 @@ def test_the_recorder_is_the_first_of_the_callback_fns() -> None:
     class Writes(Callback):
         _order = Recorder._order
 
-        def __init__(self, name):
-            self.name = name
+        def __init__(self, value):
+            self.value = value
 
         def on_epoch_end(self, last_metrics):
-            return {"last_metrics": [*last_metrics, self.name]}
+            return {"last_metrics": [last_metrics[0], self.value]}
 
-    learn = toy_learner(metrics=[], callbacks=[Writes("callbacks")], callback_fns=[lambda learn: Writes("fns")])
-    learn.fit(1, callbacks=[Writes("fit")])
-    assert learn.recorder.metrics == [["callbacks"]]
+    learn = toy_learner(metrics=[accuracy], callbacks=[Writes(1.0)], callback_fns=[lambda learn: Writes(2.0)])
+    learn.fit(1, callbacks=[Writes(3.0)])
+    assert learn.recorder.metrics == [[1.0]]
 
 
 def test_callback_fns_are_called_anew_for_each_fit_with_the_learner() -> None:
@@ -416,7 +416,7 @@ def test_a_class_where_an_instance_is_wanted_is_refused(where) -> None:
         else:
             toy_learner().fit_one_cycle(1, callbacks=Plain)
 
-    with pytest.raises(TypeError, match="callbacks holds the class Plain; give an instance"):
+    with pytest.raises(TypeError, match="callbacks holds the class Plain; pass an instance"):
         attempt()
 
 
@@ -508,10 +508,13 @@ def test_metrics_go_before_callbacks_whatever_the_order() -> None:
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
-        ("accurracy", "metrics holds 'accurracy', which is not callable.*Did you mean accuracy"),
-        (0.5, "metrics holds 0.5, which is not callable"),
-        (None, "metrics holds None, which is not callable"),
-        (Plain, "metrics holds the class Plain; give an instance of it: Plain()"),
+        (
+            "accurracy",
+            "`metrics` must hold functions .*, got 'accurracy', which is not callable.*Did you mean accuracy",
+        ),
+        (0.5, r"`metrics` must hold functions .*, got 0\.5, which is not callable"),
+        (None, "`metrics` must hold functions .*, got None, which is not callable"),
+        (Plain, r"`metrics` must hold instances, got the class Plain; give an instance of it: Plain\(\)"),
     ],
 )
 def test_what_is_no_metric_is_refused_when_the_learner_is_made(metric, message) -> None:
@@ -689,3 +692,108 @@ def test_a_scheduler_of_ones_own_lives_in_callback_fns() -> None:
     learn = toy_learner(callback_fns=partial(OneCycleScheduler, lr_max=0.01))
     learn.fit(1)
     assert max(learn.recorder.lrs) == 0.01
+
+
+# --- learners of callbacks
+
+
+class Helper(LearnerCallback):
+    """Does nothing."""
+
+
+class UsesHelpers(LearnerCallback):
+    """Holds two callbacks of one class, which look up attributes of the learner."""
+
+    def __init__(self, learn=None):
+        super().__init__(learn)
+        self.helpers = []
+
+    def on_train_begin(self):
+        self.helpers = self.helpers or [Helper(self.learn), Helper(self.learn)]
+
+    def on_batch_end(self):
+        assert all(helper.model is self.learn.model for helper in self.helpers)
+
+
+class KnowsItsLearner(LearnerCallback):
+    """A metric that reads its learner."""
+
+    name = "parameters"
+
+    def on_epoch_end(self, last_metrics):
+        return {"last_metrics": [*last_metrics, sum(1 for _ in self.model.parameters())]}
+
+
+def test_callbacks_inside_a_callback_work_in_a_fit_and_in_lr_find() -> None:
+    learn = toy_learner(callbacks=[UsesHelpers()])
+    learn.fit(1)
+    learn.lr_find(num_it=5)
+    learn.fit(1)
+
+
+def test_a_learner_callback_as_a_metric_has_its_learner() -> None:
+    learn = toy_learner(metrics=[KnowsItsLearner()])
+    assert learn.validate()[1] == len(list(learn.model.parameters()))
+    learn = toy_learner(metrics=[KnowsItsLearner()])
+    learn.fit(1)
+    assert learn.recorder.metrics == [[len(list(learn.model.parameters()))]]
+
+
+def test_without_a_learner_attributes_are_missing() -> None:
+    callback = Helper()
+    assert not hasattr(callback, "shape")
+    assert not hasattr(callback, "learn")
+    assert getattr(callback, "model", 3) == 3
+    with pytest.raises(CallbackError, match="This Helper has no learner: set its `learn`"):
+        callback.learn  # noqa: B018
+
+
+def test_callbacks_of_a_copied_learner_belong_to_the_copy() -> None:
+    learn = toy_learner(callbacks=[Helper()]).to_fp16()
+    learn.fit(1)
+    for remake in (copy.deepcopy, lambda learn: pickle.loads(pickle.dumps(learn))):
+        copied = remake(learn)
+        copied.fit(1)
+        assert all(callback.learn is copied for callback in copied.callbacks)
+        assert copied.recorder.learn is copied
+    assert all(callback.learn is learn for callback in learn.callbacks)
+
+
+class Fails(Callback):
+    """Raises an error at the end of the fit."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def on_train_end(self):
+        raise self.error
+
+
+class Ends(Callback):
+    """Raises an error in the first batch."""
+
+    def on_batch_end(self):
+        raise ValueError("first")
+
+
+def notes_of(error: BaseException) -> str | None:
+    """Return the notes of an error; Python 3.10 has none."""
+    return "".join(getattr(error, "__notes__", [])) if hasattr(error, "add_note") else None
+
+
+def test_of_several_failures_at_the_end_none_is_lost() -> None:
+    failing = [Fails(RuntimeError("second")), Fails(KeyError("third"))]
+    with pytest.raises(RuntimeError, match="second") as alone:
+        toy_learner(callbacks=failing).fit(1)
+    assert "third" in (notes_of(alone.value) or "third")
+    with pytest.raises(ValueError, match="first") as caught:
+        toy_learner(callbacks=[Ends(), *failing]).fit(1)
+    notes = notes_of(caught.value)
+    assert notes is None or ("second" in notes and "third" in notes)
+
+
+@pytest.mark.parametrize("first", [[], [Ends()]])
+def test_a_ctrl_c_at_the_end_is_raised_after_any_error(first) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        toy_learner(callbacks=[*first, Fails(RuntimeError("second")), Fails(KeyboardInterrupt())]).fit(1)
+    assert "second" in (notes_of(caught.value) or "second")
