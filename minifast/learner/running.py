@@ -245,8 +245,8 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         for name in {name for callback in callbacks for name in callback.controls} & before.keys():
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])
-    if batchnorm and recorder.losses:
-        line = statistics_warning(learn, batchnorm, state.last_input, state.last_target, recorder.losses[0])
+    if batchnorm and state.train_batch and recorder.losses:
+        line = statistics_warning(learn, batchnorm, *state.train_batch, recorder.losses[0])
         if line:
             print(line)
 

@@ -141,8 +141,8 @@ def statistics_warning(learn: Learner, steps: dict[nn.Module, float], x: Any, y:
     Args:
         learn: the learner after the fit.
         steps: the result of ``batchnorm_steps`` before the fit.
-        x: inputs of the last batch.
-        y: targets of the last batch.
+        x: inputs of the last training batch.
+        y: targets of the last training batch.
         first_loss: the first training loss of the fit.
     """
     layers = [layer for layer, count in batchnorm_steps(learn.model).items() if steps.get(layer, 0) < count]

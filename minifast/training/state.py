@@ -99,6 +99,7 @@ class State:
         self.last_input: Any = None
         self.last_target: Any = None
         self.train = False
+        self.train_batch: tuple[Any, Any] | None = None  # the last one, before callbacks changed it
         self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False
         self.last_output: Any = None
         self.last_loss: Any = None
@@ -136,5 +137,7 @@ class State:
         """Take a batch in and lower the flags that last for one batch."""
         self.last_input = xb
         self.last_target = yb
+        if train:
+            self.train_batch = xb, yb
         self.train = train
         self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minifast import Callback, DataBunch, EMACallback, Learner
+from minifast import Callback, DataBunch, EMACallback, Learner, MixUpCallback
 from minifast.training.batchnorm import compare_statistics
 
 NORMS = {
@@ -218,6 +218,22 @@ def test_the_warning_changes_no_state(epochs, momentum, frozen, train_bn, averag
         results.append((state_of(learn.model), list(learn.recorder.losses), flags, tracked, numbers))
     assert same(results[0][0], results[1][0])
     assert results[0][1:] == results[1][1:]
+
+
+def test_the_line_is_about_a_training_batch(capsys):
+    learn = shifted_learner()
+    x, y = learn.data.train_dl.dl[-1] if hasattr(learn.data.train_dl, "dl") else list(learn.data.train_dl)[-1]
+    learn.data.valid_dl = [(x[:1], y[:1])]  # too small to compare
+    learn.fit(2, 0.1)
+    batch, running = compare_statistics(learn, [learn.model[1]], x, y)
+    assert f"is {batch:.3g} {LINE} {running:.3g} with" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mixup", [False, True])
+def test_a_callback_that_changes_batches_does_not_change_the_comparison(mixup, capsys):
+    learn = shifted_learner()
+    learn.fit(2, 0.1, callbacks=[MixUpCallback(learn)] if mixup else None)
+    assert LINE in capsys.readouterr().out
 
 
 def test_a_loss_that_may_count_its_calls_is_not_called():
