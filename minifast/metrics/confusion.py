@@ -57,9 +57,9 @@ class PairCounts:
 
     def _merge(self) -> None:
         pairs, counts = torch.unique(to_cpu(torch.cat(self._pairs)), return_counts=True)
-        places, each = (torch.cat(both) for both in zip(self._merged, (pairs, counts), strict=True))
+        places, counts = (torch.cat(both) for both in zip(self._merged, (pairs, counts), strict=True))
         places, index = torch.unique(places, return_inverse=True)
-        self._merged = places, each.new_zeros(len(places)).index_add_(0, index, each)
+        self._merged = places, counts.new_zeros(len(places)).index_add_(0, index, counts)
         self._pairs = []
 
     def pairs(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -284,7 +284,7 @@ class KappaScore(Score):
         _, predicted, actual = counts.totals()
         n = actual.sum()
         numbers = torch.arange(counts.n_classes, dtype=actual.dtype)
-        rows, columns, each = counts.pairs()
+        rows, columns, numbers_of_pairs = counts.pairs()
         distance = (rows - columns).abs().double()
         # The expected weight of a random pair of classes, from the totals alone.
         if self.weights == "quadratic":
@@ -298,7 +298,7 @@ class KappaScore(Score):
             distance = (distance > 0).double()
             by_chance = n * n - actual @ predicted
         by_chance = by_chance / n
-        return 1 - float((distance * each).sum() / by_chance) if by_chance > 0 else 0.0
+        return 1 - float((distance * numbers_of_pairs).sum() / by_chance) if by_chance > 0 else 0.0
 
 
 class MatthewsCorreff(Score):

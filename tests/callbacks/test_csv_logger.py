@@ -1,4 +1,4 @@
-"""The table in a CSV file: whole after each epoch, each row once, and what cannot go together refused."""
+"""The table in a CSV file: complete after each epoch, each row once; other columns raise an error."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_a_fit_begins_a_new_file_or_appends(tmp_path):
     assert [row[0] for row in read(learn)] == ["epoch", "0", "0", "1", "0"]
 
 
-def test_rows_of_other_columns_are_not_appended_to(tmp_path):
+def test_appending_to_rows_of_other_columns_raises(tmp_path):
     learn = toy_learner(path=tmp_path, callbacks=[CSVLogger(append=True)])
     learn.fit(1)
     before = read(learn)
@@ -68,7 +68,7 @@ def test_rows_of_other_columns_are_not_appended_to(tmp_path):
     assert read(learn) == before
 
 
-def test_a_place_that_cannot_be_written_is_refused_before_training(tmp_path):
+def test_a_folder_that_cannot_be_written_raises_before_training(tmp_path):
     (tmp_path / "file").write_text("")
     learn = toy_learner(path=tmp_path / "file", callbacks=[CSVLogger()])
     with pytest.raises(OSError, match="file"):
@@ -85,7 +85,7 @@ def test_what_is_missing_is_an_empty_cell(tmp_path):
 
 @pytest.mark.parametrize("append", [False, True])
 @pytest.mark.parametrize("fails_at", [1, 3, 5, 8])
-def test_a_run_taken_up_again_has_each_row_once(tmp_path, fails_at, append):
+def test_a_resumed_run_has_each_row_once(tmp_path, fails_at, append):
     def learner(at):
         return toy_learner(path=tmp_path, callbacks=[CSVLogger(append=append), FailsAt(at)])
 
@@ -101,7 +101,7 @@ def test_a_run_taken_up_again_has_each_row_once(tmp_path, fails_at, append):
     assert read(again) == rows
 
 
-def test_a_row_that_a_killed_run_wrote_before_it_was_kept_is_not_doubled(tmp_path):
+def test_a_row_that_a_killed_run_wrote_before_its_checkpoint_is_not_doubled(tmp_path):
     class Dies(Callback):
         _order = 1  # after the logger has written, before the run is kept
 
@@ -151,7 +151,7 @@ def test_nan_and_what_is_missing_are_missing_in_pandas(tmp_path):
     assert learn.csv_logger.read_logged_file()["gives"].isna().tolist() == [True, True, False]
 
 
-def test_without_pandas_the_error_says_how_to_install_it(tmp_path, monkeypatch):
+def test_without_pandas_the_error_names_the_install_command(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "pandas", None)
     learn = toy_learner(path=tmp_path, callback_fns=CSVLogger)
     learn.fit(1)

@@ -1,4 +1,4 @@
-"""The Recorder: the lists it keeps, the table it writes and the plots it draws."""
+"""The Recorder: its lists, its table and its plots."""
 
 from __future__ import annotations
 
@@ -227,7 +227,7 @@ def test_what_is_missing_is_na(capsys) -> None:
     assert capsys.readouterr().out.splitlines()[1].split()[2:4] == ["#na#", "#na#"]
 
 
-def test_silent_says_nothing(capsys) -> None:
+def test_silent_prints_nothing(capsys) -> None:
     learn = toy_learner()
     learn.fit(1)
     learn.fit_one_cycle(1)
@@ -315,7 +315,7 @@ def test_the_finders_plot_leaves_out_its_ends() -> None:
         assert list(ax.lines[0].get_ydata()) == recorder.losses[part]
 
 
-def test_a_suggestion_is_marked_and_kept() -> None:
+def test_a_suggestion_is_marked_and_stored() -> None:
     learn = toy_learner(n=200)
     learn.lr_find()
     assert learn.recorder.min_grad_lr is None
@@ -326,7 +326,7 @@ def test_a_suggestion_is_marked_and_kept() -> None:
     assert ax.lines[1].get_xdata()[0] == learn.recorder.min_grad_lr
 
 
-def test_where_there_is_no_suggestion_the_plot_says_why_and_shows_the_curve(capsys) -> None:
+def test_without_a_suggestion_the_plot_prints_the_reason_and_shows_the_curve(capsys) -> None:
     learn = toy_learner()
     learn.lr_find(num_it=5)
     (ax,) = learn.recorder.plot(suggestion=True, return_fig=True).axes
@@ -336,7 +336,7 @@ def test_where_there_is_no_suggestion_the_plot_says_why_and_shows_the_curve(caps
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_plots_draw_where_they_are_told(name) -> None:
+def test_plots_use_the_given_axes(name) -> None:
     learn = fitted(2)
     figure, ax = plt.subplots()
     drawn = getattr(learn.recorder, name)(ax=ax, return_fig=True)
@@ -375,7 +375,7 @@ def test_plot_lr_with_momentum_has_two_pairs_of_axes() -> None:
         learn.recorder.plot_lr(ax=axes)
 
 
-def test_plot_lr_of_an_optimizer_without_momentum_says_so() -> None:
+def test_plot_lr_of_an_optimizer_without_momentum_states_it_in_the_title() -> None:
     learn = toy_learner(opt_func=torch.optim.Adagrad)
     learn.fit_one_cycle(1, 0.01)
     figure = learn.recorder.plot_lr(show_moms=True, return_fig=True)
@@ -468,7 +468,7 @@ def test_a_script_into_a_pipe_without_a_display() -> None:
     assert (folder / "x.png").stat().st_size > 1000
 
 
-def test_a_finder_run_of_an_optimizer_without_momentum_is_drawn() -> None:
+def test_a_finder_run_of_an_optimizer_without_momentum_is_plotted() -> None:
     learn = toy_learner(opt_func=torch.optim.SGD)
     learn.lr_find(num_it=5)
     assert learn.opt is None

@@ -1,4 +1,4 @@
-"""The live graph of a notebook's fit: below the bar, not too often, and nowhere else."""
+"""The loss plot of a notebook: below the progress bar, not too often, and only in a notebook."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Clock:
         return self.now
 
 
-def test_a_notebook_sees_one_picture_that_changes(notebook, monkeypatch):
+def test_a_notebook_shows_one_plot_that_changes(notebook, monkeypatch):
     import matplotlib.pyplot as plt
 
     monkeypatch.setattr(show_graph, "time", Clock())  # so that drawing takes no time
@@ -67,7 +67,7 @@ def test_a_notebook_sees_one_picture_that_changes(notebook, monkeypatch):
     assert [len(each) for each in notebook.pictures] == [3, 1]
 
 
-def test_it_is_not_drawn_so_often_that_it_takes_long(notebook, monkeypatch):
+def test_plotting_takes_a_small_share_of_the_time(notebook, monkeypatch):
     clock, plots = Clock(), []
     monkeypatch.setattr(show_graph, "time", clock)
 
@@ -91,13 +91,13 @@ def test_elsewhere_it_does_nothing(capsys, monkeypatch, silent):
     assert len(capsys.readouterr().out.splitlines()) == (0 if silent else 3)
 
 
-def test_the_finder_draws_none(notebook):
+def test_the_learning_rate_finder_plots_nothing(notebook):
     learn = toy_learner(silent=False, callbacks=[ShowGraph()], callback_fns=ShowGraph)
     learn.lr_find(num_it=5)
     assert notebook.pictures == []
 
 
-def test_a_fit_that_fails_before_its_first_batch_draws_none(notebook):
+def test_a_fit_that_fails_before_its_first_batch_plots_nothing(notebook):
     learn = toy_learner(silent=False, callbacks=[ShowGraph()])
     learn.loss_func = lambda output, target: 1 / 0
     with pytest.raises(ZeroDivisionError):

@@ -1,4 +1,4 @@
-"""What TensorBoard is given of a fit, read back with TensorBoard's own reader."""
+"""The values written for TensorBoard, read back with its own reader."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_what_was_trained_of_an_epoch_that_failed_is_written(tensorboard, tmp_pa
 
 
 @pytest.mark.parametrize("fails_at", [1, 3, 5, 8])
-def test_a_run_taken_up_again_goes_on_in_its_folder(tensorboard, tmp_path, fails_at):
+def test_a_resumed_run_continues_in_its_folder(tensorboard, tmp_path, fails_at):
     def learner(at):
         return toy_learner(path=tmp_path, callbacks=[TensorBoardCallback(), FailsAt(at)])
 
@@ -107,7 +107,7 @@ def test_within_an_epoch_no_loss_is_read(tensorboard, tmp_path, monkeypatch):
     toy_learner(path=tmp_path, callbacks=[TensorBoardCallback(), Looks()]).fit(2)
 
 
-def test_without_tensorboard_the_error_says_how_to_install_it(monkeypatch):
+def test_without_tensorboard_the_error_names_the_install_command(monkeypatch):
     for name in [name for name in sys.modules if name.split(".")[0] == "tensorboard" or "tensorboard" in name]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "tensorboard", None)

@@ -1,4 +1,4 @@
-"""The history to files and back: all of it as JSON, a row an epoch as CSV."""
+"""The history in files: complete as JSON, one row per epoch as CSV."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_json_gives_all_of_it_back(learn, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["history.json"]
 
 
-def test_what_was_read_can_be_drawn_and_put_before_the_own(learn, tmp_path):
+def test_a_loaded_history_can_be_plotted_and_put_before_the_own(learn, tmp_path):
     learn.history.to_json(tmp_path / "history.json")
     back = read_history(tmp_path / "history.json")
     for run in (back[0], back[3]):
@@ -95,7 +95,7 @@ def test_what_a_call_holds_that_is_no_plain_value_is_described(tmp_path):
     assert run.call["model"] == repr(learn.model)
 
 
-def test_csv_has_a_row_an_epoch(learn, tmp_path):
+def test_csv_has_one_row_per_epoch(learn, tmp_path):
     learn.history.to_csv(tmp_path / "history.csv")
     with (tmp_path / "history.csv").open(newline="") as stream:
         header, *rows = csv.reader(stream)
@@ -118,7 +118,7 @@ def test_an_empty_history_goes_to_files_too(tmp_path):
     assert read_history(tmp_path / "history.json") == []
 
 
-def test_a_file_that_is_no_history_is_refused(learn, tmp_path):
+def test_a_file_that_is_no_history_raises(learn, tmp_path):
     learn.history.to_csv(tmp_path / "history.csv")
     learn.history.to_json(tmp_path / "history.json")
     cut, other = tmp_path / "cut.json", tmp_path / "other.json"
@@ -148,7 +148,7 @@ def test_a_file_is_written_whole_or_not_at_all(learn, tmp_path, monkeypatch):
     assert file.read_text() == before
 
 
-def test_it_shows_a_row_a_run() -> None:
+def test_it_shows_one_row_per_run() -> None:
     learn = toy_learner(n=200)
     learn.lr_find(num_it=12)
     learn.fit_one_cycle(2, 1e-2)

@@ -1,4 +1,4 @@
-"""Validating and predicting beside a training: nothing that belongs to the training is moved by it."""
+"""Validating and predicting between and during fits do not change the training."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def looks(learn):
 
 
 @pytest.mark.parametrize("kind", EVERY)
-def test_a_learner_with_any_callback_says_the_same_before_a_fit(kind, tmp_path) -> None:
+def test_a_learner_with_any_callback_predicts_the_same_before_a_fit(kind, tmp_path) -> None:
     alone, learn = toy_learner(), toy_learner(path=tmp_path / "here", callbacks=kind())
     assert learn.validate() == alone.validate()
     assert torch.equal(learn.get_preds()[0], alone.get_preds()[0])
@@ -54,7 +54,7 @@ def test_the_best_model_and_the_records_stay_as_the_fit_left_them(tmp_path) -> N
 
 @pytest.mark.parametrize("look", [0, 1])
 @pytest.mark.parametrize("callback", [AccumulateScheduler(n_step=2), EMACallback(decay=0.5), MixedPrecision(), None])
-def test_a_look_in_the_middle_of_an_epoch_changes_nothing(callback, look, tmp_path) -> None:
+def test_predicting_in_the_middle_of_an_epoch_changes_nothing(callback, look, tmp_path) -> None:
     class Looks(LearnerCallback):
         def on_batch_end(self, train, num_batch):
             if train and num_batch == 0:
@@ -81,7 +81,7 @@ def test_a_callback_without_a_learner_is_given_the_one_that_validates() -> None:
         assert seen.pop() is learn
 
 
-def test_a_metric_hears_all_and_a_callback_the_batches() -> None:
+def test_a_metric_gets_all_events_and_a_callback_those_of_batches() -> None:
     heard: list[str] = []
 
     class Hears(Callback):

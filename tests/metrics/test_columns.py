@@ -16,8 +16,10 @@ from minifast import (
     AUROC,
     Callback,
     CSVLogger,
+    EarlyStoppingCallback,
     Precision,
     Recall,
+    SaveModelCallback,
     accuracy,
     accuracy_thresh,
     add_metrics,
@@ -145,6 +147,15 @@ def test_values_stand_under_their_names():
     assert values["pair_0"] == pytest.approx(outputs.mean().item(), abs=1e-6)
     assert values["accuracy"] + values["error_rate"] == pytest.approx(1)
     assert outputs.min() <= values["scores_low"] <= values["scores_high"] <= outputs.max()
+
+
+def test_one_of_several_values_can_be_monitored(tmp_path):
+    learn = toy_learner(metrics=[Recall(None)], path=tmp_path)
+    stop = EarlyStoppingCallback(monitor="recall_1", mode="max", patience=50)
+    learn.fit(2, callbacks=[stop, SaveModelCallback(monitor="recall_0", mode="max")])
+    assert stop.best == max(values[1] for values in learn.recorder.metrics)
+    with pytest.raises(ValueError, match="recall_7"):
+        learn.fit(1, callbacks=EarlyStoppingCallback(monitor="recall_7", mode="max"))
 
 
 def test_a_resumed_run_has_the_columns_of_the_whole_run(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""Metrics of classes over all predictions at once: against torchmetrics, and where it has none, counts by hand."""
+"""Classification metrics over the whole validation set, against torchmetrics and hand-written counts."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def test_binary_of_more_classes_warns_and_is_the_mean_of_the_classes():
         (lambda: KappaScore("cubic"), r"`weights` must be one of 'linear', 'quadratic', got 'cubic'"),
     ],
 )
-def test_what_means_nothing_is_refused_when_the_metric_is_made(make, said):
+def test_invalid_arguments_raise_when_the_metric_is_made(make, said):
     with pytest.raises(ValueError, match=said):
         make()
 

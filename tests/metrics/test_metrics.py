@@ -1,4 +1,4 @@
-"""Metrics: against counts by hand, and their mean over batches of uneven size."""
+"""Metrics against hand-written counts, and their mean over batches of different sizes."""
 
 from __future__ import annotations
 
@@ -217,6 +217,6 @@ def test_a_callback_is_taken_as_it_is_and_a_function_averaged():
         (Largest, r"the class Largest; give an instance of it: Largest\(\)"),
     ],
 )
-def test_what_is_no_metric_is_refused_when_the_learner_is_made(metric, said):
+def test_an_invalid_metric_raises_when_the_learner_is_made(metric, said):
     with pytest.raises(TypeError, match=said):
         Learner(toy_data(), simple_ann(10, 2), metrics=[metric])

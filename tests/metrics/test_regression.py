@@ -1,4 +1,4 @@
-"""Metrics of numbers: against torchmetrics and formulas, over all predictions at once."""
+"""Regression metrics over the whole validation set, against torchmetrics and formulas."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_targets_far_from_zero_lose_nothing():
     assert found == pytest.approx(wanted.item(), rel=1e-9)
 
 
-def test_five_numbers_a_batch_are_kept_until_the_epoch_ends():
+def test_five_numbers_per_batch_stay_in_memory_until_the_epoch_ends():
     metric = RMSE()
     metric.on_epoch_begin()
     for _ in range(3):

@@ -1,4 +1,4 @@
-"""Objects that do their own sums as metrics: those of torchmetrics as they stand, and any with the same methods."""
+"""Objects with reset, update and compute as metrics: those of torchmetrics, and others with these methods."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def test_a_class_is_refused_when_the_learner_is_made(metric):
         Learner(toy_data(), simple_ann(10, 2), metrics=[metric])
 
 
-def test_an_error_of_a_metric_says_where_it_came():
+def test_an_error_of_a_metric_notes_where_it_occurred():
     learn = toy_learner(metrics=[torchmetrics.Accuracy(task="multiclass", num_classes=5)])
     with pytest.raises(ValueError, match="number of classes") as caught:
         learn.fit(1)
