@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from minifast.training import fast_optimizer
 from minifast.training.groups import per_group, split_no_decay
-from minifast.training.torch_optimizer import IMPLEMENTATION, can_fuse, construct, copy_optimizer
+from minifast.training.torch_optimizer import IMPLEMENTATION, can_fuse, construct, copy_optimizer, initial_state
 
 AdamW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
 
@@ -101,7 +101,7 @@ class OptimWrapper:
         if not parameters:
             raise ValueError("The model has no parameters to train; give the Learner a model with at least one layer.")
         last_lr = per_group(lr, len(layer_groups), "lr")[-1]
-        opt = construct(opt_func, [{"params": part} for part in parameters], last_lr, can_fuse(layer_groups))
+        opt = construct(opt_func, parameters, last_lr, can_fuse(layer_groups))
         if not isinstance(opt, torch.optim.Optimizer):
             raise TypeError(f"`opt_func` must return a torch optimizer, got {opt!r}.")
         closure = inspect.signature(opt.step).parameters.get("closure")
@@ -161,17 +161,18 @@ class OptimWrapper:
                     f"optimizer: learn.opt = None makes one from `opt_func`."
                 )
             return self
-        present_ids = [[id(p) for p in group["params"]] for group in self.opt.param_groups]
-        if present_ids == [[id(p) for p in part] for part in parameters] and groups == self._groups:
+        present_params = [group["params"] for group in self.opt.param_groups]
+        if _ids(present_params) == _ids(parameters) and groups == self._groups:
             return self
-        if not kept:
-            raise ValueError("The model has no parameters to train; give the Learner a model with at least one layer.")
         other = copy.copy(self)
         other.opt = copy_optimizer(self.opt, {}, kept)
         sources = [self._source(i, decays[index]) for i, indices in enumerate(groups) for index in indices]
         other.opt.param_groups[:] = [
             {**self.opt.param_groups[source], "params": part} for source, part in zip(sources, parameters, strict=True)
         ]
+        present = {p for part in present_params for p in part}
+        if added := [p for part in parameters for p in part if p not in present]:
+            other.opt.state.update(initial_state(self.opt, added))
         if not can_fuse(layer_groups):
             for group in other.opt.param_groups:
                 group.update({"fused": False} if group.get("fused") else {})
@@ -179,10 +180,9 @@ class OptimWrapper:
         other._last = next(indices[0] for indices in reversed(groups) if indices)
         other._inner_step = fast_optimizer.unwrapped_step(other.opt)
         other._wd = [0.0] * len(parameters)
-        n, n_before = len(groups), len(self._groups)
-        other.wd = [self.read("wd")[min(i, n_before - 1)] for i in range(n)]
-        if self._given_wd is not None:
-            other._given_wd = [self._given_wd[min(i, n_before - 1)] for i in range(n)]
+        before = [min(i, len(self._groups) - 1) for i in range(len(groups))]
+        other.wd = [self.read("wd")[i] for i in before]
+        other._given_wd = self._given_wd and [self._given_wd[i] for i in before]
         return other
 
     def _source(self, layer_group: int, decays: bool) -> int:
@@ -375,6 +375,10 @@ class OptimWrapper:
 
     def __repr__(self) -> str:
         return f"OptimWrapper over {self.opt!r}"
+
+
+def _ids(parameters: Sequence[Sequence[nn.Parameter]]) -> list[list[int]]:
+    return [[id(p) for p in part] for part in parameters]
 
 
 def _arrange(

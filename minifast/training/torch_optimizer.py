@@ -62,15 +62,35 @@ def copy_optimizer(
 
 
 def construct(
-    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[dict[str, Any]], lr: float, fusable: bool
+    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[list[nn.Parameter]], lr: float, fusable: bool
 ) -> torch.optim.Optimizer:
     """Call ``opt_func``, with ``fused=True`` if it takes that and the parameters and their device allow it."""
     # The fused form is the same arithmetic in one pass over all weights; torch raises on devices without it.
     arguments = inspect.signature(opt_func).parameters
     given = opt_func.keywords if isinstance(opt_func, partial) else {}
+
+    def make(**settings: bool) -> torch.optim.Optimizer:
+        groups = [{"params": part} for part in parameters]  # anew, because torch writes the settings into them
+        return fast_optimizer.construct_optimizer(opt_func, groups, lr=lr, **settings)
+
     if fusable and "fused" in arguments and not {*IMPLEMENTATION} & {*given}:
         try:
-            return fast_optimizer.construct_optimizer(opt_func, parameters, lr=lr, fused=True)
+            opt = make(fused=True)
         except RuntimeError:
             pass
-    return fast_optimizer.construct_optimizer(opt_func, parameters, lr=lr)
+        else:
+            # The fused SGD fails if only some parameters have a momentum yet, as after unfreezing.
+            if not isinstance(opt, torch.optim.SGD) or not opt.defaults["momentum"]:
+                return opt
+            return make(foreach=True)
+    return make()
+
+
+def initial_state(opt: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[Any, Any]:
+    """Return the state that an optimizer's class gives new parameters when it is made, such as Adagrad's sums."""
+    arguments = inspect.signature(type(opt)).parameters
+    settings = {name: value for name, value in opt.defaults.items() if name in arguments}
+    try:
+        return dict(fast_optimizer.construct_optimizer(type(opt), parameters, **settings).state)
+    except Exception:  # a class with other arguments makes its state at the first step
+        return {}
