@@ -152,6 +152,15 @@ def test_the_table_of_guarantees_names_the_tests_behind_each():
     assert all(int(cases) > 0 for _, cases, _ in rows)
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md"])
+def test_the_losses_of_the_first_example_are_those_of_the_notebook(page):
+    rows = re.findall(r"^\d  +([\d.]+) +([\d.]+) +([\d.]+)  ", (ROOT / page).read_text(), re.MULTILINE)
+    assert len(rows) == 2
+    cells = re.findall(r"<td>([\d.]+)</td>", NOTEBOOKS[0].read_text())
+    for row in rows:  # after the notebook ran again, write its table here too
+        assert any(list(row) == cells[i : i + 3] for i in range(len(cells))), row
+
+
 def test_the_figures_of_speed_are_those_of_the_benchmarks():
     measured = dict(
         re.findall(
