@@ -36,6 +36,24 @@ TESTS: dict[str, list[str]] = {
     "`lr_find` followed by training is bitwise identical to training alone": [
         f"{FINDER}::test_training_after_it_is_training_without_it_bit_for_bit",
     ],
+    "the validation loss and an accumulated step are those of all samples at once, whatever the batch size": [
+        "training/test_loss_weights.py::test_the_validation_loss_is_that_of_all_samples",
+        "training/test_loss_weights.py::test_known_losses_do_not_depend_on_the_batch_size",
+        "callbacks/test_accumulation_equals_one_batch.py::test_a_step_is_that_of_one_big_batch",
+    ],
+    "metrics equal a plain computation over all samples; shapes that would broadcast raise an error": [
+        "metrics/test_shapes.py::test_metrics_of_a_single_output_are_those_of_its_sign",
+        "metrics/test_shapes.py::test_the_classes_may_be_in_dimension_1_or_the_last",
+        "metrics/test_shapes.py::test_targets_that_the_loss_ignores_do_not_count",
+        "metrics/test_shapes.py::test_numbers_that_have_no_counterpart_raise_an_error",
+        "metrics/test_shapes.py::test_regression_metrics_are_those_of_pairs",
+        "metrics/test_shapes.py::test_losses_of_torch_are_not_broadcast_either",
+        "metrics/test_shapes.py::test_scores_of_any_number_of_classes_are_those_of_the_table",
+    ],
+    "validating, predicting, checking and interpreting between two fits do not change the training": [
+        "checkpoint/test_hidden_state.py::test_looking_does_not_change_training",
+        "checkpoint/test_machine.py::test_training_after_anything_equals_training_alone",
+    ],
     "with gradient accumulation, `lr_find` changes the learning rate once per optimizer step": [
         f"{FINDER}::test_under_accumulation_a_point_is_a_step_of_the_optimizer",
     ],
@@ -47,6 +65,17 @@ TESTS: dict[str, list[str]] = {
         f"{RESUME}::test_a_run_taken_up_again_equals_one_that_was_left_alone",
         f"{RESUME}::test_frozen_layers_and_buffers_outside_the_state_are_kept",
         f"{GUARANTEES}::test_generators_of_data_and_transforms_go_on_after_a_resume",
+    ],
+    "generators inside data sets, samplers, transforms, modules and losses are restored by a resume": [
+        "checkpoint/test_hidden_state.py::test_a_resumed_run_equals_one_that_was_not_interrupted",
+    ],
+    "caches, counters and lazily opened files do not make another run; changed settings do": [
+        "checkpoint/test_hidden_state.py::test_caches_counters_and_open_files_do_not_make_another_run",
+        "checkpoint/test_hidden_state.py::test_a_changed_setting_of_data_or_model_is_told",
+    ],
+    "runs and models saved by version 0.1 still load": [
+        "checkpoint/test_version_0_1.py::test_a_run_resumes_to_the_weights_that_version_0_1_reaches",
+        "checkpoint/test_version_0_1.py::test_weights_are_loaded_with_the_optimizer",
     ],
     "resuming another run under the same name raises with the differences; a truncated file is detected": [
         f"{RESUME}::test_another_run_is_refused_with_what_differs",
@@ -75,6 +104,8 @@ TESTS: dict[str, list[str]] = {
         f"{RESUME}::test_a_checkpoint_with_code_in_it_runs_nothing",
         "learner/test_learner.py::test_nothing_is_saved_outside_the_folder",
         f"{RESUME}::test_a_checkpoint_is_a_name",
+        "data/test_archives.py::test_links_devices_and_paths_that_lead_out_raise_and_leave_nothing",
+        "data/test_archives.py::test_any_members_are_unpacked_inside_or_not_at_all",
         "data/test_download.py::test_a_member_that_leads_out_or_is_no_plain_file_raises",
     ],
     "the same seed gives bitwise identical results in one process and in two; learners do not affect each other": [
