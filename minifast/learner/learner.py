@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -27,7 +26,7 @@ from minifast.errors import DataError, MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
 from minifast.history import History
-from minifast.learner import fitting, predicting
+from minifast.learner import copying, fitting, predicting
 from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
@@ -35,7 +34,7 @@ from minifast.metrics.base import as_metric
 from minifast.models import initialise
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
-from minifast.training.callback import Callback, attach_callbacks, check_callback_fns, check_callbacks
+from minifast.training.callback import Callback, check_callback_fns, check_callbacks
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.utils import files
@@ -44,7 +43,6 @@ from minifast.utils.checks import check_callable, check_count
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
-from minifast.utils.walk import deep_copy
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -151,19 +149,13 @@ class Learner:
         return f"{type(self).__name__}({type(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
 
     def __getstate__(self) -> dict[str, Any]:
-        # Without the schedulers of past fits: their schedules may be functions that cannot be pickled.
-        past = {name for name, value in vars(self).items() if isinstance(value, Callback) and value.controls}
-        return {k: v for k, v in vars(self).items() if k not in past or v in self.callbacks}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
-        memo[id(self)] = copied = type(self).__new__(type(self))
-        deep_copy([self.model, self.loss_func], memo)
-        copied.__setstate__(copy.deepcopy(self.__getstate__(), memo))
-        return copied
+        return copying.state_of(self)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
-        attach_callbacks(self)
+        copying.restore(self, state)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Learner:
+        return copying.deep_copy_learner(self, memo)
 
     # --- training
 
@@ -258,6 +250,7 @@ class Learner:
         """Train for ``epochs`` epochs with schedules for the learning rate, momentum and weight decay.
 
         ``fit`` describes the arguments from ``callbacks`` on, the return value and the errors.
+        A ValueError names the first invalid value of a schedule.
 
         Args:
             epochs: the number of passes over the training data, at least 1.
@@ -265,9 +258,6 @@ class Learner:
                 return an array with one value per layer group.
             mom: the same for the momentum. By default the optimizer's own momentum stays.
             wd: the same for the weight decay. By default the learner's.
-
-        Raises:
-            ValueError, TypeError: a schedule returns no valid learning rate, momentum or weight decay.
 
         >>> import torch
         >>> from minifast import *
@@ -426,11 +416,7 @@ class Learner:
         same features as validation. The optimizer keeps its state, where fastai v1 makes a new one. Frozen parameters
         get no steps and no weight decay.
 
-        Args:
-            n: the index of the first group to train, from 0; a negative index counts from the end.
-
-        Raises:
-            ValueError: there is no group ``n``.
+        Groups count from 0, negative numbers from the end; a ValueError says that there is no group ``n``.
         """
         freeze_to(self.layer_groups, n, bool(self.train_bn))
         if self.train_bn is None:
@@ -440,14 +426,11 @@ class Learner:
     def freeze(self) -> Learner:
         """Freeze all layer groups but the last, see ``freeze_to``, and return the learner.
 
-        Raises:
-            ValueError: there is only one group.
+        With only one group it raises a ValueError.
         """
         if len(self.layer_groups) < 2:
-            raise ValueError(
-                "The model has only one layer group, so there is nothing to freeze before it; split it first, such as "
-                "learn.split(lambda model: [model[-1]])."
-            )
+            advice = "split it first, such as learn.split(lambda model: [model[-1]])"
+            raise ValueError(f"The model has only one layer group, so there is nothing to freeze before it; {advice}.")
         return self.freeze_to(-1)
 
     def unfreeze(self) -> Learner:
@@ -458,12 +441,6 @@ class Learner:
         """Initialise the weights with ``init``, such as ``nn.init.kaiming_normal_``, and biases with 0.
 
         Normalisation layers and frozen parameters stay as they are. Returns the learner.
-
-        >>> from minifast import DataBunch, simple_ann
-        >>> data = DataBunch([(torch.randn(8, 10), torch.randint(2, (8,)))], device="cpu", classes=["a", "b"])
-        >>> learn = Learner(data, simple_ann(10, 2)).init(nn.init.zeros_)
-        >>> learn.model[1].weight.abs().max().item()
-        0.0
         """
         initialise(self.model, init)
         return self
@@ -502,13 +479,6 @@ class Learner:
 
         Parameter names stay, so files fit both compiled and other models. The optimizer is not compiled. Training and
         evaluation mode are compiled separately, and again for a batch of another size.
-
-        >>> import torch
-        >>> from minifast import *
-        >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 3
-        >>> loss = torch.nn.CrossEntropyLoss()
-        >>> learn = Learner(DataBunch(batches, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)
-        >>> recorder = learn.compile(backend="eager").fit(1, 1e-2)
         """
         compile_in_place(self.model, **options)
         return self
@@ -574,12 +544,6 @@ class Learner:
             ds_type: the part of the data whose first batch is used.
             batch: another batch ``(x, y)``, as the model takes it.
             activ: the activation, see ``get_preds``.
-
-        >>> from minifast import DataBunch, Learner, simple_ann
-        >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 2
-        >>> learn = Learner(DataBunch(batches, batches, device="cpu", classes=["a", "b"]), simple_ann(4, 2))
-        >>> learn.pred_batch().shape, learn.pred_batch(batch=(torch.zeros(1, 4), None)).shape
-        (torch.Size([8, 2]), torch.Size([1, 2]))
         """
         return predicting.pred_batch(self, ds_type, batch, activ)
 

@@ -312,21 +312,6 @@ class LearnerCallback(Callback):
         return copied
 
 
-def attach_callbacks(learn: Learner) -> None:
-    """Let the callbacks of a copied or unpickled learner belong to it; a copy of a callback alone has no learner."""
-    waiting: list[Any] = [value for value in vars(learn).values() if isinstance(value, (Callback, list))]
-    seen: set[int] = set()
-    while waiting:
-        value = waiting.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, LearnerCallback) and "_learn" not in vars(value):
-            value.learn = learn
-        parts = vars(value).values() if isinstance(value, Callback) else value
-        waiting += [part for part in parts if isinstance(part, (Callback, list, tuple))]
-
-
 def adopt_callbacks(learn: Learner, callbacks: Iterable[Callback]) -> None:
     """Give the callbacks and metrics that belong to no learner yet the learner that uses them."""
     for callback in callbacks:

@@ -1,4 +1,4 @@
-"""The Learner: what it refuses, how it fits, predicts, saves and loads, and what an interrupted fit leaves."""
+"""The Learner: arguments, training, predictions, saving and loading, and interrupted fits."""
 
 from __future__ import annotations
 
@@ -54,13 +54,13 @@ def same(before: list[torch.Tensor], now: list[torch.Tensor]) -> bool:
         (lambda x: x, "`model` must be an instance of .*, got .*; make one"),
     ],
 )
-def test_a_model_of_the_wrong_kind_is_refused(model, message) -> None:
+def test_a_model_of_the_wrong_type_raises(model, message) -> None:
     with pytest.raises(TypeError, match=message):
         Learner(toy_data(), model)
 
 
 @pytest.mark.parametrize("data", [None, "mnist", [1, 2], DataLoader(toy_items(), 20)])
-def test_data_of_the_wrong_kind_are_refused(data) -> None:
+def test_data_of_the_wrong_type_raise(data) -> None:
     with pytest.raises(TypeError, match=r"`data` must be a DataBunch, got \w+; wrap your loaders"):
         Learner(data, nn.Linear(10, 2))
 
@@ -81,27 +81,27 @@ def test_the_loss_is_chosen_from_the_data(target, loss) -> None:
     assert Learner(data, nn.Linear(10, 2), loss_func=own).loss_func is own
 
 
-def test_data_that_do_not_say_which_loss_are_refused() -> None:
+def test_data_without_a_default_loss_raise() -> None:
     data = DataBunch([(torch.zeros(2, 10), torch.zeros(2))], device="cpu")
     with pytest.raises(DataError, match="No loss can be chosen from the data; pass `loss_func`"):
         Learner(data, nn.Linear(10, 2))
 
 
 @pytest.mark.parametrize("name", ["loss_func", "opt_func"])
-def test_what_cannot_be_called_is_refused_before_the_first_batch(name) -> None:
+def test_arguments_that_are_not_callable_raise(name) -> None:
     for value in ("cross_entropy", 3):
         with pytest.raises(TypeError, match=f"`{name}` must be callable, got .*{value}"):
             toy_learner(**{name: value}).fit(1)
 
 
-def test_a_loss_class_where_an_instance_is_wanted_is_refused() -> None:
+def test_a_loss_class_instead_of_an_instance_raises() -> None:
     with pytest.raises(
         TypeError, match=r"`loss_func` is the class CrossEntropyLoss; pass an instance of it: CrossEntropyLoss\(\)"
     ):
         toy_learner(loss_func=nn.CrossEntropyLoss).fit(1)
 
 
-def test_files_go_where_the_data_say_or_the_learner_is_told(tmp_path) -> None:
+def test_the_path_comes_from_the_data_or_the_argument(tmp_path) -> None:
     assert toy_learner().path == Path()
     learn = toy_learner(path=tmp_path, model_dir="here")
     learn.save("x")
@@ -122,7 +122,7 @@ def test_files_go_where_the_data_say_or_the_learner_is_told(tmp_path) -> None:
         (True, TypeError, "`epochs` must be an integer, got True of type bool"),
     ],
 )
-def test_epochs_are_a_whole_number_of_one_or_more(epochs, error, message) -> None:
+def test_epochs_must_be_an_integer_of_at_least_1(epochs, error, message) -> None:
     learn = toy_learner()
     before = weights(learn)
     with pytest.raises(error, match=message):
@@ -130,7 +130,7 @@ def test_epochs_are_a_whole_number_of_one_or_more(epochs, error, message) -> Non
     assert same(before, weights(learn))
 
 
-def test_epochs_may_be_a_whole_number_of_numpys() -> None:
+def test_epochs_may_be_a_numpy_integer() -> None:
     learn = toy_learner()
     learn.fit(np.int64(2))
     assert len(learn.recorder.val_losses) == 2
@@ -149,7 +149,7 @@ def test_epochs_may_be_a_whole_number_of_numpys() -> None:
         ([0.1, 0.2], ValueError, "lr has 2 values for 1 layer groups"),
     ],
 )
-def test_a_learning_rate_is_a_number_above_zero(lr, error, message) -> None:
+def test_a_learning_rate_must_be_positive(lr, error, message) -> None:
     learn = toy_learner()
     learn.fit(1)
     before, rate = weights(learn), learn.opt.lr
@@ -160,13 +160,13 @@ def test_a_learning_rate_is_a_number_above_zero(lr, error, message) -> None:
 
 
 @pytest.mark.parametrize("wd", ["0.1", None, float("nan"), -0.1])
-def test_weight_decay_is_a_number_of_zero_or_more(wd) -> None:
+def test_weight_decay_must_be_at_least_0(wd) -> None:
     learn = toy_learner(wd=wd)
     with pytest.raises((TypeError, ValueError), match="`wd` must be"):
         learn.fit(1)
 
 
-def test_weight_decay_may_be_an_array_with_one_a_layer_group() -> None:
+def test_weight_decay_may_be_an_array_with_one_value_per_layer_group() -> None:
     learn = toy_learner(wd=np.array([0.1, 0.2]))
     learn.layer_groups = [learn.model[1], learn.model[3]]
     learn.fit(1)
@@ -175,7 +175,7 @@ def test_weight_decay_may_be_an_array_with_one_a_layer_group() -> None:
     assert learn.opt.read("wd") == [0.3, 0.4]
 
 
-def test_there_must_be_a_training_batch() -> None:
+def test_training_data_without_a_batch_raise() -> None:
     data = DataBunch(DataLoader(toy_items(5), 20, drop_last=True), device="cpu")
     learn = Learner(data, simple_ann(10, 2), silent=True)
     for train in (lambda: learn.fit(1), lambda: learn.fit_one_cycle(1), learn.lr_find):
@@ -193,7 +193,7 @@ def data_of(targets: list[int], classes=("a", "b"), bs: int = 4) -> DataBunch:
 
 @pytest.mark.parametrize("outputs", [1, 3, 10])
 @pytest.mark.parametrize("train", ["fit", "fit_one_cycle", "lr_find"])
-def test_outputs_that_do_not_fit_the_classes_are_refused(outputs, train) -> None:
+def test_a_number_of_outputs_other_than_the_classes_raises(outputs, train) -> None:
     learn = Learner(data_of([0, 1, 0, 1]), nn.Linear(10, outputs), silent=True)
     before = weights(learn)
     with pytest.raises(DataError, match=rf"The model gives {outputs} outputs, but the data have 2 classes \(a, b\)"):
@@ -210,20 +210,20 @@ def test_outputs_that_do_not_fit_the_classes_are_refused(outputs, train) -> None
     ],
 )
 @pytest.mark.parametrize("classes", [None, ("a", "b")])
-def test_targets_out_of_range_are_refused(targets, message, classes) -> None:
+def test_targets_out_of_range_raise(targets, message, classes) -> None:
     learn = Learner(data_of(targets, classes), nn.Linear(10, 2), silent=True)
     with pytest.raises(DataError, match=message):
         learn.fit(1)
 
 
-def test_targets_out_of_range_in_validation_are_refused() -> None:
+def test_targets_out_of_range_in_validation_raise() -> None:
     data = DataBunch(data_of([0, 1]).train_dl, data_of([0, 5]).valid_dl, device="cpu")
     with pytest.raises(DataError, match="The targets go from 0 to 5"):
         Learner(data, nn.Linear(10, 2), silent=True).fit(1)
 
 
 @pytest.mark.parametrize("where", ["data", "model", "loss_func", "callback"])
-def test_an_index_error_of_another_kind_stays_what_it_is(where) -> None:
+def test_an_index_error_of_the_model_or_loss_is_not_replaced(where) -> None:
     def fails(*args):
         raise IndexError("not a target")
 
@@ -243,7 +243,7 @@ def test_an_index_error_of_another_kind_stays_what_it_is(where) -> None:
 
 
 @pytest.mark.parametrize("loss_func", [nn.MSELoss(), functional.mse_loss, partial(functional.huber_loss, delta=0.5)])
-def test_numbers_that_would_be_broadcast_are_refused(loss_func) -> None:
+def test_regression_targets_that_would_broadcast_raise(loss_func) -> None:
     batches = [(torch.randn(8, 10), torch.randn(8))]
     learn = Learner(DataBunch(batches, device="cpu"), simple_ann(10, 1), loss_func=loss_func, silent=True)
     with warnings.catch_warnings():
@@ -252,7 +252,7 @@ def test_numbers_that_would_be_broadcast_are_refused(loss_func) -> None:
             learn.fit(1)
 
 
-def test_a_target_to_ignore_is_in_range() -> None:
+def test_the_ignored_target_is_in_range() -> None:
     learn = Learner(data_of([0, 1, -100, 1]), nn.Linear(10, 2), silent=True)
     learn.fit(1)
     assert np.isfinite(learn.recorder.losses).all()
@@ -271,7 +271,7 @@ def test_a_target_to_ignore_is_in_range() -> None:
         (lambda output, target: None, TypeError, "`loss_func` must return a tensor of one number, got None"),
     ],
 )
-def test_a_loss_that_is_not_one_number_is_refused_before_a_step(loss_func, error, message) -> None:
+def test_a_loss_that_is_not_one_number_raises_before_a_step(loss_func, error, message) -> None:
     learn = toy_learner(loss_func=loss_func)
     before = weights(learn)
     with pytest.raises(error, match=message):
@@ -279,7 +279,7 @@ def test_a_loss_that_is_not_one_number_is_refused_before_a_step(loss_func, error
     assert same(before, weights(learn))
 
 
-def test_a_loss_of_one_element_is_one_number() -> None:
+def test_a_loss_may_be_a_tensor_of_one_element() -> None:
     learn = toy_learner(loss_func=lambda output, target: functional.cross_entropy(output, target)[None])
     learn.fit(1)
     assert len(learn.recorder.losses) == 3
@@ -290,7 +290,7 @@ def test_a_loss_of_one_element_is_one_number() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("batch", [0, 1, 4])
-def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where(bad, batch) -> None:
+def test_a_loss_that_is_not_finite_stops_the_fit_and_names_the_batch(bad, batch) -> None:
     count = itertools.count()
 
     def loss_func(output, target):
@@ -322,7 +322,7 @@ def test_a_loss_that_is_not_finite_stops_the_fit_and_says_where(bad, batch) -> N
     assert np.isfinite(learn.recorder.losses).all()
 
 
-def test_the_rate_that_is_named_is_the_batchs() -> None:
+def test_the_error_names_the_learning_rate_of_the_batch() -> None:
     count = itertools.count()
     learn = toy_learner(
         loss_func=lambda output, target: output.sum() * (float("nan") if next(count) == 1 else 1.0), metrics=[]
@@ -342,7 +342,7 @@ def test_training_that_diverges_stops() -> None:
 # --- going on
 
 
-def test_a_later_fit_goes_on_with_the_optimizers_state() -> None:
+def test_a_later_fit_continues_with_the_optimizer_state() -> None:
     learn = toy_learner()
     learn.fit(1)
     opt = learn.opt
@@ -355,7 +355,7 @@ def test_a_later_fit_goes_on_with_the_optimizers_state() -> None:
     assert not learn.opt.opt.state
 
 
-def test_two_fits_of_one_epoch_are_one_fit_of_two() -> None:
+def test_two_fits_of_one_epoch_equal_one_fit_of_two() -> None:
     once, twice = toy_learner(), toy_learner()
     once.fit(2)
     twice.fit(1)
@@ -363,7 +363,7 @@ def test_two_fits_of_one_epoch_are_one_fit_of_two() -> None:
     assert same(weights(once), weights(twice))
 
 
-def test_wd_of_a_fit_is_for_that_fit() -> None:
+def test_wd_of_a_fit_applies_to_that_fit_only() -> None:
     learn = toy_learner(wd=0.1)
     seen = []
 
@@ -378,7 +378,7 @@ def test_wd_of_a_fit_is_for_that_fit() -> None:
     assert seen == [0.1, 0.3, 0.1]
 
 
-def test_the_model_is_in_training_mode_at_each_epoch_and_evaluated_in_between() -> None:
+def test_the_model_trains_in_training_mode_and_validates_in_evaluation_mode() -> None:
     modes = []
 
     class Notes(LearnerCallback):
@@ -405,7 +405,7 @@ def interrupting(iteration: int, event: str = "on_batch_end", how=None) -> Callb
     return callback
 
 
-def test_a_ctrl_c_keeps_what_was_recorded_and_the_learner_goes_on(capsys) -> None:
+def test_after_ctrl_c_the_record_stays_and_training_can_continue(capsys) -> None:
     learn = toy_learner(silent=False)
     with pytest.raises(KeyboardInterrupt):
         learn.fit(3, callbacks=[interrupting(4)])
@@ -428,7 +428,7 @@ def test_a_real_ctrl_c_stops_a_fit() -> None:
 
 
 @pytest.mark.parametrize(("event", "error"), [("on_backward_end", KeyboardInterrupt), ("on_step_end", RuntimeError)])
-def test_a_stopped_batch_leaves_no_gradient_in_the_next_fit(event, error) -> None:
+def test_an_interrupted_batch_leaves_no_gradient_for_the_next_fit(event, error) -> None:
     def fail():
         raise error
 
@@ -462,7 +462,7 @@ def test_validate_returns_the_loss_and_the_metrics() -> None:
     assert learn.validate(learn.data.train_dl) == pytest.approx(values)
 
 
-def test_validate_leaves_modes_weights_and_record_alone() -> None:
+def test_validate_does_not_change_modes_weights_or_record() -> None:
     learn = toy_learner()
     learn.fit(1)
     learn.model.train()
@@ -474,7 +474,7 @@ def test_validate_leaves_modes_weights_and_record_alone() -> None:
     assert same(before, weights(learn))
 
 
-def test_validation_of_what_is_not_there_is_refused() -> None:
+def test_validating_without_data_raises() -> None:
     learn = toy_learner()
     with pytest.raises(MinifastError, match="no batch"):
         learn.validate([])
@@ -513,7 +513,7 @@ def test_get_preds_returns_probabilities_and_targets() -> None:
         (lambda output, target: functional.cross_entropy(output, target), nn.CrossEntropyLoss(reduction="none")),
     ],
 )
-def test_get_preds_with_the_loss_of_each_item(loss_func, each) -> None:
+def test_get_preds_with_the_loss_of_each_sample(loss_func, each) -> None:
     learn = toy_learner(n=50, bs=20, loss_func=loss_func)
     outputs, targets, losses = learn.get_preds(with_loss=True, activ=lambda output: output)
     assert losses.shape == (50,)
@@ -528,7 +528,7 @@ def test_get_preds_of_some_batches(n_batch, n) -> None:
     assert len(predictions) == len(targets) == len(losses) == n
 
 
-def test_get_preds_of_no_batch_is_refused() -> None:
+def test_get_preds_without_a_batch_raises() -> None:
     for n_batch, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
         with pytest.raises(error, match="`n_batch` must be"):
             toy_learner().get_preds(n_batch=n_batch)
@@ -544,13 +544,13 @@ def test_get_preds_of_no_batch_is_refused() -> None:
         (nn.MSELoss(), lambda output: output),
     ],
 )
-def test_predictions_have_the_activation_that_belongs_to_the_loss(loss_func, activation) -> None:
+def test_predictions_have_the_activation_of_the_loss(loss_func, activation) -> None:
     learn = toy_learner(loss_func=loss_func, metrics=[])
     outputs, _ = learn.get_preds(activ=lambda output: output)
     assert torch.allclose(learn.get_preds()[0], activation(outputs))
 
 
-def test_predict_one_item() -> None:
+def test_predict_one_sample() -> None:
     items = toy_items()
     learn = Learner(
         DataBunch(DataLoader(items, 20), DataLoader(items, 20), device="cpu", classes=["no", "yes"]),
@@ -586,7 +586,7 @@ def test_summary_names_layers_shapes_and_parameters() -> None:
 
 
 @pytest.mark.parametrize("look", [lambda learn: learn.summary(), lambda learn: learn.data.one_batch()])
-def test_looking_leaves_training_as_it_was(look) -> None:
+def test_inspecting_a_learner_does_not_change_training(look) -> None:
     def trained(with_look: bool) -> list[float]:
         torch.manual_seed(0)
         learn = Learner(toy_data(shuffle=True), simple_ann(10, 2, 8), silent=True)
@@ -605,7 +605,7 @@ def learner_in(folder, **options) -> Learner:
     return toy_learner(path=folder, **options)
 
 
-def test_what_was_saved_is_loaded_with_the_optimizer(tmp_path) -> None:
+def test_save_and_load_with_the_optimizer(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.fit_one_cycle(1, np.float64(0.01))
     assert learn.save("a", return_path=True) == tmp_path / "models" / "a.pth"
@@ -625,7 +625,7 @@ def test_what_was_saved_is_loaded_with_the_optimizer(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("opt_func", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.RMSprop])
-def test_the_decay_of_an_optimizer_comes_along(tmp_path, opt_func) -> None:
+def test_the_weight_decay_of_the_optimizer_is_saved(tmp_path, opt_func) -> None:
     learn = learner_in(tmp_path, opt_func=opt_func)
     learn.fit(1, 0.01, wd=0.5)
     learn.save("a")
@@ -634,7 +634,7 @@ def test_the_decay_of_an_optimizer_comes_along(tmp_path, opt_func) -> None:
     assert (fresh.opt.lr, fresh.opt.wd) == (0.01, 0.5)
 
 
-def test_without_the_optimizer(tmp_path) -> None:
+def test_save_and_load_without_the_optimizer(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.save("never trained")
     learn.fit(1)
@@ -652,7 +652,7 @@ def test_without_the_optimizer(tmp_path) -> None:
     assert same(weights(learn), weights(fresh))
 
 
-def test_an_open_file_will_do(tmp_path) -> None:
+def test_save_and_load_an_open_file(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.fit(1)
     file = io.BytesIO()
@@ -664,7 +664,7 @@ def test_an_open_file_will_do(tmp_path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_holds_tensors_and_plain_values_only(tmp_path) -> None:
+def test_a_saved_file_holds_tensors_and_plain_values_only(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.layer_groups = [learn.model[1], learn.model[3]]
     learn.fit(1, slice(1e-3, 1e-2), wd=np.float64(0.1))
@@ -686,7 +686,7 @@ def spoil(file: Path, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["cut off", "empty", "text"])
-def test_a_spoilt_file_is_named_and_changes_nothing(tmp_path, how) -> None:
+def test_a_damaged_file_raises_and_changes_nothing(tmp_path, how) -> None:
     learn = learner_in(tmp_path)
     learn.fit(1)
     file = learn.save("x", return_path=True)
@@ -716,7 +716,7 @@ def test_code_in_a_file_does_not_run(tmp_path, wrapped) -> None:
     assert ran.exists(), "the file is as malicious as it is meant to be"
 
 
-def test_a_missing_file_is_named_with_those_that_are_there(tmp_path) -> None:
+def test_the_error_for_a_missing_file_lists_the_existing_ones(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.save("one")
     learn.save("two")
@@ -734,7 +734,7 @@ def other_models() -> dict[str, nn.Module]:
 
 
 @pytest.mark.parametrize("other", list(other_models()))
-def test_another_models_file_is_refused_and_changes_nothing(tmp_path, other) -> None:
+def test_a_file_of_another_model_raises_and_changes_nothing(tmp_path, other) -> None:
     learn = Learner(toy_data(), other_models()[other], path=tmp_path, silent=True)
     learn.create_opt(1e-3)
     learn.save("x")
@@ -747,7 +747,7 @@ def test_another_models_file_is_refused_and_changes_nothing(tmp_path, other) -> 
 
 
 @pytest.mark.parametrize("content", [[1, 2], 3, {"model": 3, "opt": 4}, {"a": torch.zeros(2)}, torch.zeros(3)])
-def test_a_file_of_something_else_is_refused(tmp_path, content) -> None:
+def test_a_file_with_other_content_raises(tmp_path, content) -> None:
     learn = learner_in(tmp_path)
     torch.save(content, learn.save("x", return_path=True))
     before = weights(learn)
@@ -757,7 +757,7 @@ def test_a_file_of_something_else_is_refused(tmp_path, content) -> None:
 
 
 @pytest.mark.parametrize("saved", ["another kind", "other groups", "fastai's"])
-def test_another_optimizers_state_is_refused_and_changes_nothing(tmp_path, saved) -> None:
+def test_the_state_of_another_optimizer_raises_and_changes_nothing(tmp_path, saved) -> None:
     learn = learner_in(tmp_path, opt_func=torch.optim.SGD) if saved == "another kind" else learner_in(tmp_path)
     if saved == "other groups":
         learn.layer_groups = [learn.model[1], learn.model[3]]
@@ -777,7 +777,7 @@ def test_another_optimizers_state_is_refused_and_changes_nothing(tmp_path, saved
     assert same(weights(learn), weights(fresh))
 
 
-def test_part_of_a_model_may_be_loaded(tmp_path) -> None:
+def test_strict_false_loads_part_of_a_model(tmp_path) -> None:
     learn = Learner(toy_data(), other_models()["more layers"], path=tmp_path, silent=True)
     learn.save("x")
     fresh = learner_in(tmp_path)
@@ -786,13 +786,13 @@ def test_part_of_a_model_may_be_loaded(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "a/../../x", "/elsewhere/x", "../../x"])
-def test_nothing_is_saved_outside_the_folder(tmp_path, name) -> None:
+def test_saving_outside_the_folder_raises(tmp_path, name) -> None:
     with pytest.raises(ValueError, match=r"is outside of .*models; give a name"):
         learner_in(tmp_path / "a" / "b").save(name)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_from_elsewhere_is_loaded_by_its_path(tmp_path) -> None:
+def test_a_file_outside_the_folder_is_loaded_by_its_path(tmp_path) -> None:
     learn = learner_in(tmp_path / "a")
     file = learn.save("x.pth", return_path=True)
     assert file.name == "x.pth"
@@ -801,7 +801,7 @@ def test_a_file_from_elsewhere_is_loaded_by_its_path(tmp_path) -> None:
     assert same(weights(learn), weights(fresh))
 
 
-def test_a_name_with_a_folder_inside_is_fine(tmp_path) -> None:
+def test_a_name_may_have_a_subfolder(tmp_path) -> None:
     learn = learner_in(tmp_path)
     learn.save("deep/x")
     learn.load("deep/x")
@@ -809,7 +809,7 @@ def test_a_name_with_a_folder_inside_is_fine(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, error) -> None:
+def test_a_failed_save_leaves_only_the_old_file(tmp_path, monkeypatch, error) -> None:
     learn = learner_in(tmp_path)
     file = learn.save("x", return_path=True)
     content = file.read_bytes()
@@ -828,7 +828,7 @@ def test_a_save_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkey
     assert list((tmp_path / "models").iterdir()) == [file]
 
 
-def test_saving_and_loading_while_a_fit_runs(tmp_path) -> None:
+def test_save_and_load_during_a_fit(tmp_path) -> None:
     class SavesBest(LearnerCallback):
         def on_epoch_end(self, epoch):
             self.learn.save(f"epoch{epoch}")
@@ -843,10 +843,10 @@ def test_saving_and_loading_while_a_fit_runs(tmp_path) -> None:
     learn.fit(1)
 
 
-# --- what is refused before any work
+# --- errors before any training
 
 
-def test_optimizers_that_the_loop_cannot_use_are_refused() -> None:
+def test_invalid_optimizers_raise() -> None:
     for make, error, message in (
         (torch.optim.LBFGS, ValueError, "LBFGS needs a closure at each step"),
         (lambda params, lr: None, TypeError, "`opt_func` must return a torch optimizer, got None"),
@@ -855,7 +855,7 @@ def test_optimizers_that_the_loop_cannot_use_are_refused() -> None:
             toy_learner(opt_func=make).fit(1)
 
 
-def test_a_model_that_is_frozen_altogether_is_refused() -> None:
+def test_a_completely_frozen_model_raises() -> None:
     learn = toy_learner()
     learn.model.requires_grad_(False)
     with pytest.raises(ValueError, match="The model has no trainable parameter: all are frozen"):
@@ -863,20 +863,20 @@ def test_a_model_that_is_frozen_altogether_is_refused() -> None:
 
 
 @pytest.mark.parametrize("file", ["a\0b", ".", "", "x/.."])
-def test_what_is_no_name_is_refused(tmp_path, file) -> None:
+def test_an_invalid_name_of_a_file_raises(tmp_path, file) -> None:
     with pytest.raises(ValueError, match="`file` must be a file name"):
         toy_learner(path=tmp_path).save(file)
 
 
 @pytest.mark.parametrize("file", [123, None])
-def test_what_is_no_file_is_refused(tmp_path, file) -> None:
+def test_an_invalid_type_of_a_file_raises(tmp_path, file) -> None:
     learn = toy_learner(path=tmp_path)
     for use in (learn.save, learn.load):
         with pytest.raises(TypeError, match="must be a name, a path or an open file"):
             use(file)
 
 
-def test_a_whole_model_is_loaded_from_a_file_that_is_trusted(tmp_path) -> None:
+def test_a_pickled_model_is_loaded_from_a_trusted_file(tmp_path) -> None:
     learn = toy_learner(path=tmp_path)
     (tmp_path / "models").mkdir()
     other = toy_learner()
@@ -886,7 +886,7 @@ def test_a_whole_model_is_loaded_from_a_file_that_is_trusted(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-def test_gradients_of_an_earlier_run_are_not_of_the_next() -> None:
+def test_gradients_of_an_earlier_run_are_cleared() -> None:
     class Keeps(Callback):
         def on_backward_end(self):
             return {"skip_step": True, "skip_zero": True}
@@ -901,7 +901,7 @@ def test_gradients_of_an_earlier_run_are_not_of_the_next() -> None:
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes from Python 3.11 on")
-def test_a_failure_in_the_validation_is_said_to_be_there() -> None:
+def test_an_error_in_the_validation_names_it() -> None:
     class Fails(Callback):
         def on_batch_begin(self, train):
             if not train:
