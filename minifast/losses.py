@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from minifast.errors import DataError
 from minifast.utils.checks import check_number, check_word
+from minifast.utils.compiled import uncompiled
 from minifast.utils.shapes import match_shapes
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors
 
@@ -107,14 +108,14 @@ class MixUpLoss(nn.Module):
 
 
 def unwrap_mixup(loss_func: Any) -> Any:
-    """Return the loss inside a MixUpLoss, and any other loss as it is."""
-    return loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func
+    """Return the loss inside a MixUpLoss, without ``torch.compile`` around it, and any other loss as it is."""
+    return uncompiled(loss_func.loss_func if isinstance(loss_func, MixUpLoss) else loss_func)
 
 
 def unwrap_loss(loss_func: Any) -> Any:
     """Return a loss without MixUpLoss around it and without arguments bound by ``functools.partial``."""
     loss_func = unwrap_mixup(loss_func)
-    return loss_func.func if isinstance(loss_func, partial) else loss_func
+    return uncompiled(loss_func.func) if isinstance(loss_func, partial) else loss_func
 
 
 def is_loss(loss_func: Any, kind: type[nn.Module], function: Any) -> bool:

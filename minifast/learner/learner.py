@@ -138,7 +138,8 @@ class Learner:
         self.model_dir = Path(model_dir)
         self.callback_fns = check_callback_fns(as_list(callback_fns))
         self.callbacks = check_callbacks(as_list(callbacks))
-        self.layer_groups = [self.model] if layer_groups is None else check_groups(self.model, list(layer_groups))
+        groups = [self.model] if layer_groups is None else map(unwrap_compiled, layer_groups)
+        self.layer_groups = check_groups(self.model, list(groups))
         self.silent = silent
         self.precision: torch.dtype | None = None  # of the forward pass; None is float32
         self.opt: Any = None

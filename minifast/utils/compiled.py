@@ -1,7 +1,8 @@
-"""Models that are wrapped by ``torch.compile``."""
+"""Models and functions that are wrapped by ``torch.compile``."""
 
 from __future__ import annotations
 
+from types import FunctionType
 from typing import Any
 
 from torch import nn
@@ -32,6 +33,18 @@ def plain_name(name: str) -> str:
     '0.weight'
     """
     return name.replace("_orig_mod.", "")
+
+
+def uncompiled(function: Any) -> Any:
+    """Return the module or function inside a wrapper of ``torch.compile``, and any other as it is.
+
+    >>> import torch
+    >>> uncompiled(torch.compile(nn.MSELoss(), backend="eager"))
+    MSELoss()
+    """
+    if isinstance(function, nn.Module):
+        return uncompiled(function._modules["_orig_mod"]) if _is_wrapper(function) else function
+    return getattr(function, "_torchdynamo_orig_callable", function) if isinstance(function, FunctionType) else function
 
 
 def _is_wrapper(module: nn.Module) -> bool:

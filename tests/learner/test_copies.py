@@ -362,6 +362,32 @@ def test_weights_of_a_compiled_model_saved_by_torch_are_loaded(tmp_path) -> None
     assert torch.equal(learn.model[0].weight, ann()[0].weight)
 
 
+@pytest.mark.parametrize(
+    "loss",
+    [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), nn.functional.cross_entropy, nn.CrossEntropyLoss()],
+)
+def test_a_compiled_loss_is_known_like_the_loss_itself(loss, tmp_path) -> None:
+    plain = toy_learner(loss_func=loss, path=tmp_path / "a")
+    learn = toy_learner(loss_func=torch.compile(loss, backend="eager"), path=tmp_path / "b")
+    for one in (plain, learn):
+        one.fit(1, 1e-2)
+        one.export()
+    assert torch.equal(learn.get_preds()[0], plain.get_preds()[0])
+    assert torch.equal(learn.get_preds(with_loss=True)[2], plain.get_preds(with_loss=True)[2])
+    assert learn.validate() == plain.validate()
+    assert str(learn.check(4)) == str(plain.check(4))
+    exported = [load_learner(tmp_path / name, device="cpu").loss_func for name in "ab"]
+    assert str(exported[0]) == str(exported[1])
+
+
+def test_layer_groups_may_be_compiled() -> None:
+    model = compiled_layer()
+    learn = Learner(toy_data(), model, layer_groups=[model[0], model[2]], silent=True).freeze()
+    learn.fit(1, 1e-2)
+    whole = compiled(ann())
+    assert Learner(toy_data(), whole, layer_groups=[whole]).layer_groups == [whole._orig_mod]
+
+
 # --- paths of files to load
 
 
