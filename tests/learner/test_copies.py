@@ -362,6 +362,7 @@ def test_weights_of_a_compiled_model_saved_by_torch_are_loaded(tmp_path) -> None
     assert torch.equal(learn.model[0].weight, ann()[0].weight)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while compiling
 @pytest.mark.parametrize(
     "loss",
     [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), nn.functional.cross_entropy, nn.CrossEntropyLoss()],
