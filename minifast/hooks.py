@@ -1,4 +1,4 @@
-"""Hooks: what modules of a model give and receive while it runs."""
+"""Hooks: store the outputs or gradients of modules while a model runs."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ HookFunc = Callable[[nn.Module, Any, Any], Any]
 
 
 def leaves(model: nn.Module) -> list[nn.Module]:
-    """Return the innermost modules of a model, each once, in the order in which they were made.
+    """Return the innermost modules of a model, each once, in the order in which they were created.
 
-    >>> [type(one).__name__ for one in leaves(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU()))]
+    >>> [type(module).__name__ for module in leaves(nn.Sequential(nn.Sequential(nn.Linear(2, 2)), nn.ReLU()))]
     ['Linear', 'ReLU']
     """
     return [module for module in model.modules() if not list(module.children())]
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """Return the tensors in a value: itself, or those in a tuple or list."""
+    """Return the tensors in a value: the value itself, or the tensors in a tuple or list."""
     values = value if isinstance(value, (list, tuple)) else (value,)
-    return [one for one in values if isinstance(one, Tensor)]
+    return [item for item in values if isinstance(item, Tensor)]
 
 
 def _nothing(module: nn.Module, input: Any, output: Any) -> None:
-    """What is called when a hook is gone."""
+    """The function of a removed hook."""
 
 
 class Hook:
-    """Calls ``hook_func(module, input, output)`` whenever module ``m`` runs, and keeps what it returns in ``stored``.
+    """Call ``hook_func(module, input, output)`` whenever module ``m`` runs, and store its result in ``stored``.
 
-    A ``with`` block removes the hook at its end, also when it fails.
+    A ``with`` block removes the hook at its end, also after an error.
 
     Args:
         m: the module.
-        hook_func: of the module, a tuple of its inputs, and its output.
-        is_forward: False calls it in the backward pass, with tuples of the gradients of the inputs and of the outputs
-            in the place of both. Other than with torch's own, modules may work in place.
-        detach: give tensors without their gradients.
+        hook_func: a function of the module, the tuple of its inputs, and its output.
+        is_forward: False calls it in the backward pass, with the gradients of the inputs and of the outputs as two
+            tuples. Unlike torch's backward hooks, this works for modules that change tensors in place.
+        detach: pass detached tensors.
 
     >>> import torch
     >>> layer = nn.Linear(2, 3)
@@ -57,26 +57,26 @@ class Hook:
         self.detach = detach
         self.stored: Any = None
         self.removed = False
-        self._calls: list[dict[str, Any]] = []  # of a module that calls itself, the inner ones last
+        self._calls: list[dict[str, Any]] = []  # a module that calls itself has several; the inner ones are last
         if is_forward:
             self._handles = [m.register_forward_hook(self.hook_fn)]
         else:
             self._handles = [m.register_forward_pre_hook(self._before), m.register_forward_hook(self._after)]
 
     def hook_fn(self, module: nn.Module, input: Any, output: Any) -> None:
-        """Keep what ``hook_func`` says."""
+        """Store the result of ``hook_func``."""
         if self.detach:
             input, output = map_tensors(Tensor.detach, input), map_tensors(Tensor.detach, output)
         self.stored = self.hook_func(module, input, output)
 
-    # Gradients are asked of the tensors, the inputs' before the module may write into them: torch's own backward hook
-    # of a module refuses modules that work in place.
+    # The hooks are on the tensors, on inputs before the module can write into them: torch's backward hooks of modules
+    # fail for modules that change tensors in place.
     def _before(self, module: nn.Module, input: Any) -> None:
-        wanted = [one for one in tensors_in(input) if one.requires_grad]
-        call: dict[str, Any] = {"inputs": bool(wanted), "output": ()}
+        tensors = [tensor for tensor in tensors_in(input) if tensor.requires_grad]
+        call: dict[str, Any] = {"inputs": bool(tensors), "output": ()}
         self._calls.append(call)
-        if wanted:
-            register_multi_grad_hook(wanted, lambda gradients: self._arrived(module, tuple(gradients), call["output"]))
+        if tensors:
+            register_multi_grad_hook(tensors, lambda gradients: self._arrived(module, tuple(gradients), call["output"]))
 
     def _after(self, module: nn.Module, _: Any, output: Any) -> None:
         call = self._calls.pop()
@@ -86,19 +86,19 @@ class Hook:
             if not call["inputs"]:
                 self._arrived(module, (), call["output"])
 
-        if wanted := [one for one in tensors_in(output) if one.requires_grad]:
-            register_multi_grad_hook(wanted, arrived)
+        if tensors := [tensor for tensor in tensors_in(output) if tensor.requires_grad]:
+            register_multi_grad_hook(tensors, arrived)
 
     def _arrived(self, module: nn.Module, of_inputs: Any, of_outputs: Any) -> None:
         if not self.removed:
             self.hook_fn(module, of_inputs, of_outputs)
 
     def remove(self) -> None:
-        """Take the hook off the module; what it kept stays."""
+        """Remove the hook from the module; ``stored`` stays."""
         for handle in self._handles:
             handle.remove()
         self.removed = True
-        self.hook_func = _nothing  # a callback's own method would keep the callback alive
+        self.hook_func = _nothing  # a method of a callback would keep the callback alive
 
     def __enter__(self) -> Hook:
         return self
@@ -108,7 +108,7 @@ class Hook:
 
 
 class Hooks:
-    """A hook on each of the modules ``ms``; ``stored`` is the list of what they keep. See ``Hook``."""
+    """Hooks on the modules ``ms``; ``stored`` is the list of their stored values. See ``Hook``."""
 
     def __init__(
         self, ms: Iterable[nn.Module], hook_func: HookFunc, is_forward: bool = True, detach: bool = True
@@ -117,11 +117,11 @@ class Hooks:
 
     @property
     def stored(self) -> list[Any]:
-        """What each hook keeps."""
+        """The stored value of each hook."""
         return [hook.stored for hook in self.hooks]
 
     def remove(self) -> None:
-        """Take all hooks off."""
+        """Remove all hooks."""
         for hook in self.hooks:
             hook.remove()
 
@@ -146,7 +146,7 @@ def _output(module: nn.Module, input: Any, output: Any) -> Any:
 
 
 def hook_output(module: nn.Module, detach: bool = True, grad: bool = False) -> Hook:
-    """Keep the output of ``module`` in ``stored``, or with ``grad`` a list of the gradients of its outputs.
+    """Store the output of ``module`` in ``stored``, or with ``grad`` the list of gradients of its outputs.
 
     >>> import torch
     >>> layer = nn.Linear(2, 3)
@@ -159,5 +159,5 @@ def hook_output(module: nn.Module, detach: bool = True, grad: bool = False) -> H
 
 
 def hook_outputs(modules: Iterable[nn.Module], detach: bool = True, grad: bool = False) -> Hooks:
-    """Keep the output of each of ``modules``, or with ``grad`` the gradients; see ``hook_output``."""
+    """Store the output of each of ``modules``, or with ``grad`` its gradients; see ``hook_output``."""
     return Hooks(modules, _output, is_forward=not grad, detach=detach)

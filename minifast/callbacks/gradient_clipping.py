@@ -1,4 +1,4 @@
-"""Gradients whose norm has a limit."""
+"""Gradient clipping by norm."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 class GradientClipping(LearnerCallback):
-    """Scales the gradients down to a norm of ``clip`` before each step, where their norm is higher.
+    """Scale the gradients down to a norm of ``clip`` before each step, where their norm is higher.
 
-    It is one norm over all parameters. Under accumulation it is that of the whole step's gradient, and in float16 that
-    of the gradient itself, not of the scaled one. ``Learner.clip_grad`` is the short way.
+    The norm is taken over all parameters. With gradient accumulation it is the norm of the whole step's gradient; in
+    float16 it is the norm of the unscaled gradient. ``Learner.clip_grad`` adds this callback.
 
     Args:
         learn: the learner.
-        clip: the highest norm; 0 leaves the gradients alone.
+        clip: the maximum norm; 0 turns clipping off.
 
     Source: R. Pascanu et al., "On the difficulty of training recurrent neural networks" (2013), section 3.2.
     """
@@ -33,6 +33,6 @@ class GradientClipping(LearnerCallback):
         self.clip = check_number("clip", clip, low=0)
 
     def on_backward_end(self, skip_step: bool) -> None:
-        """Clip what the optimizer is about to step with."""
+        """Clip the gradients of the next step."""
         if self.clip and not skip_step:
             clip_grad_norm_(self.learn.model.parameters(), self.clip)

@@ -1,4 +1,4 @@
-"""Training in float16: losses are scaled so that small gradients do not vanish."""
+"""Mixed precision training in float16 with a scaled loss."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-LOWEST = 2.0**-14  # a scale at which any finite gradient fits: what overflows still is no number of its own
+MIN_SCALE = 2.0**-14  # any finite gradient fits at this scale, so a gradient that overflows here is not finite
 
 
 class MixedPrecision(LearnerCallback):
-    """Runs the forward pass in float16, and backward from a scaled loss, by torch's autocast and GradScaler.
+    """Run the forward pass in float16 and the backward pass from a scaled loss, with torch's autocast and GradScaler.
 
-    Weights, gradients, the loss and what callbacks see of outputs are float32 (fastai v1 held the weights twice);
-    gradients come unscaled to callbacks with an ``_order`` over -30, such as ``GradientClipping``. A step whose
-    gradients overflow is not made: schedules stand still in it, and the scale is halved. The scale is kept from fit to
-    fit and in checkpoints. ``Learner.to_fp16`` is the short way. To know whether to step, the device is waited for once
-    a step; ``Learner.to_bf16`` needs none of this.
+    Weights, gradients, the loss and the outputs that callbacks see are float32; fastai v1 held the weights twice.
+    Callbacks with an ``_order`` above -30, such as ``GradientClipping``, see unscaled gradients. A step whose gradients
+    overflow is skipped: schedules do not move and the scale is halved. Later fits and checkpoints keep the scale.
+    Each step waits for the device once, to see whether gradients overflowed; ``Learner.to_bf16`` does not.
+    ``Learner.to_fp16`` adds this callback.
 
     Args:
         learn: the learner.
-        loss_scale: the scale to begin with; by default 2**16.
-        max_noskip: after so many steps without an overflow the scale is doubled.
+        loss_scale: the initial scale; by default 2**16.
+        max_noskip: the number of steps without an overflow after which the scale is doubled.
 
     Raises:
-        MinifastError: the model's weights are float16 themselves.
+        MinifastError: the weights of the model are float16.
         NonFiniteLossError: the gradients are not finite at any scale.
 
     Source: P. Micikevicius et al., "Mixed precision training" (2018).
@@ -47,11 +47,11 @@ class MixedPrecision(LearnerCallback):
         self.loss_scale = 2.0**16 if loss_scale is None else check_number("loss_scale", loss_scale, above=0)
         self.max_noskip = check_count("max_noskip", max_noskip)
         self._first = self.loss_scale
-        self._kept: dict[str, Any] = {}  # the scaler's state, from fit to fit
+        self._saved: dict[str, Any] = {}  # the state of the scaler between fits
         self._scaler: Any = None
 
     def on_train_begin(self) -> None:
-        """Go on with the scale that the fit before ended with."""
+        """Start with the scale at the end of the previous fit."""
         learn = self.learn
         if any(parameter.dtype == torch.float16 for parameter in learn.model.parameters()):
             raise MinifastError(
@@ -61,18 +61,18 @@ class MixedPrecision(LearnerCallback):
         device = learn.data.device
         self._one = torch.ones((), device=device)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=self.loss_scale, growth_interval=self.max_noskip)
-        if self._kept:
-            self._scaler.load_state_dict(self._kept)
+        if self._saved:
+            self._scaler.load_state_dict(self._saved)
         self._before = learn.precision
         learn.precision = torch.float16
 
     def on_backward_begin(self, last_loss: Tensor) -> None:
-        """Let the backward pass begin with the scale instead of with 1; the loss itself stays what it is."""
+        """Start the backward pass with the scale instead of 1; the loss keeps its value."""
         if last_loss.requires_grad:
             last_loss.register_hook(self._scaler.scale)  # type: ignore[no-untyped-call]
 
     def on_backward_end(self, skip_step: bool) -> dict[str, bool] | None:
-        """Take the scale out of the gradients; where they overflowed, halve it and make no step."""
+        """Unscale the gradients; where they overflowed, halve the scale and skip the step."""
         learn = self.learn
         if skip_step or all(parameter.grad is None for parameter in learn.model.parameters()):
             return None
@@ -82,7 +82,7 @@ class MixedPrecision(LearnerCallback):
         (self.loss_scale,) = read_floats(self._scaler.scale(self._one))
         if self.loss_scale >= before:
             return None
-        if self.loss_scale < LOWEST:
+        if self.loss_scale < MIN_SCALE:
             raise NonFiniteLossError(
                 f"The gradients are NaN or infinite, though each loss was finite, and scaling the loss by "
                 f"{before:.2g} does not help any more, so float16 is not the cause; try a lower learning rate, and "
@@ -91,18 +91,18 @@ class MixedPrecision(LearnerCallback):
         return {"skip_step": True}
 
     def on_train_end(self) -> None:
-        """Keep the scale, and leave the learner in the precision that it had."""
+        """Save the scale and restore the precision of the learner."""
         if self._scaler is not None:
-            self._kept, self._scaler = self._scaler.state_dict(), None
+            self._saved, self._scaler = self._scaler.state_dict(), None
             self.learn.precision = self._before
-            if self.loss_scale < LOWEST:
-                self._kept, self.loss_scale = {}, self._first
+            if self.loss_scale < MIN_SCALE:
+                self._saved, self.loss_scale = {}, self._first
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the scaler's state."""
-        return self._kept if self._scaler is None else self._scaler.state_dict()
+        """Return the state of the scaler."""
+        return self._saved if self._scaler is None else self._scaler.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on with a scaler's state."""
+        """Load the state of a scaler."""
         self._scaler.load_state_dict(state)
         self.loss_scale = state["scale"]

@@ -1,4 +1,4 @@
-"""Training on mixtures of two items."""
+"""Mixup: training on mixtures of two samples."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ STACK = {"inputs": "stack_x", "targets": "stack_y"}
 
 
 class MixUpCallback(LearnerCallback):
-    """Trains on ``share`` of an item plus ``1 - share`` of another of its batch, and on their targets in the same way.
+    """Train on ``share`` of a sample plus ``1 - share`` of another one of its batch, with both targets in these shares.
 
-    The shares, one an item, are drawn from Beta(``alpha``, ``alpha``), the larger part first, by torch's global
-    generator. Validation sees the items as they are. While the fit runs, ``learn.loss_func`` is wrapped to take both
-    targets: what callbacks see as ``last_target`` in training is (target, other target, shares). ``Learner.mixup`` is
-    the short way.
+    The shares, one per sample, are sampled from Beta(``alpha``, ``alpha``) with torch's global generator; the larger
+    part comes first. Validation uses unmixed samples. During the fit ``learn.loss_func`` is wrapped to take both
+    targets, and callbacks see (target, other target, shares) as ``last_target`` in training. ``Learner.mixup`` adds
+    this callback.
 
     Args:
         learn: the learner.
-        alpha: how evenly items are mixed, above 0: near 0 they are hardly mixed at all.
-        stack_x: hand the model the inputs, the other inputs and the shares as three arguments, to mix by itself.
-        stack_y: mix the losses; False mixes the targets, which must then be real numbers or probabilities.
+        alpha: how evenly samples are mixed, above 0; near 0 they are hardly mixed.
+        stack_x: pass the inputs, the other inputs and the shares to the model as three arguments, without mixing them.
+        stack_y: mix the losses; False mixes the targets, which must be floats such as probabilities.
 
     Raises:
-        DataError: inputs, or with ``stack_y=False`` targets, are not tensors of real numbers.
+        DataError: the inputs, or with ``stack_y=False`` the targets, are not float tensors.
 
     Source: H. Zhang et al., "mixup: Beyond empirical risk minimization" (2018).
     """
@@ -49,7 +49,7 @@ class MixUpCallback(LearnerCallback):
         self.stack_x = stack_x
         self.stack_y = stack_y
         self._shares = torch.distributions.Beta(self.alpha, self.alpha)
-        self._loss_func: Any = None  # the learner's own, while it is wrapped
+        self._loss_func: Any = None  # of the learner, while it is wrapped
 
     def on_batch_begin(self, last_input: Any, last_target: Any, train: bool) -> dict[str, Any] | None:
         """Mix a training batch with a shuffled copy of itself."""
@@ -63,7 +63,7 @@ class MixUpCallback(LearnerCallback):
         share = torch.maximum(share, 1 - share)
         order = torch.randperm(n)
         if isinstance(last_input, Tensor):
-            share, order = (one.to(last_input.device, non_blocking=True) for one in (share, order))
+            share, order = (values.to(last_input.device, non_blocking=True) for values in (share, order))
         x, y = _taken(last_input, order, "inputs"), _taken(last_target, order, "targets")
         return {
             "last_input": (last_input, x, share) if self.stack_x else _mixed(last_input, x, share, "inputs"),
@@ -71,7 +71,7 @@ class MixUpCallback(LearnerCallback):
         }
 
     def on_train_end(self) -> None:
-        """Put the loss back."""
+        """Restore the loss of the learner."""
         if self._loss_func is not None:
             self.learn.loss_func, self._loss_func = self._loss_func, None
 

@@ -1,7 +1,7 @@
-"""The training loop and what it stands on: state, events, callbacks' contract, optimizer, progress bar.
+"""The training loop and its parts: state, events, base classes of callbacks, optimizer and progress bar.
 
-``loop.py`` is the only loop in the library. Each ready-made callback lives in ``minifast.callbacks``; how a fit is
-prepared lives in ``minifast.learner``.
+``loop.py`` is the only loop in the library. The ready-made callbacks are in ``minifast.callbacks``; the preparation of
+a fit is in ``minifast.learner``.
 """
 
 from minifast.training.averages import SmoothenValue

@@ -1,4 +1,4 @@
-"""The state of the loop: its only holder, the events, which fields are known at each, and what may be changed."""
+"""The events of the loop, the fields that callbacks may read and return at each, and the state that holds them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from minifast.training.averages import Losses
 
 @dataclass(frozen=True)
 class Event:
-    """One event of the loop: the fields first known there, and the fields that a callback may return."""
+    """An event of the loop: the fields first known there, and the fields that a callback may return."""
 
     first_known: tuple[str, ...]
     may_return: tuple[str, ...]
 
 
-# In the order in which a run meets them. The README's table is made from this one.
+# In the order of a run. The table of events in the docs is created from this one.
 EVENTS: dict[str, Event] = {
     "on_train_begin": Event(
         (
@@ -71,10 +71,10 @@ FIRST_KNOWN: dict[str, str] = {field: name for name, event in EVENTS.items() for
 
 
 class State:
-    """All that the loop knows, under the names that callbacks ask for; nobody else holds a copy.
+    """The state of the loop, under the names of the fields that callbacks read.
 
-    A field that nobody has set yet is None. ``raw_losses`` holds a loss a batch; ``smooth_loss`` is their moving
-    average, a tensor on the CPU, computed when somebody asks.
+    A field that is not set yet is None. ``raw_losses`` holds one loss per batch; ``smooth_loss`` is their moving
+    average, a tensor on the CPU that is computed when it is read.
     """
 
     def __init__(
@@ -109,32 +109,32 @@ class State:
 
     @property
     def smooth_loss(self) -> Tensor | None:
-        """The moving average of the training losses so far, before callbacks changed them."""
+        """The moving average of the training losses so far, before changes by callbacks."""
         smoothed = self.raw_losses.smoothed()
         return torch.tensor(smoothed[-1]) if smoothed else None
 
     def batches(self, loader: Any) -> Any:
-        """Return the batches of this epoch that are still to do: all, or after a resume the rest."""
+        """Return the batches of this epoch: all, or after a resume those that remain."""
         rest, self.rest = self.rest, None
         return loader if rest is None else rest(loader)
 
     def begin_epoch(self) -> None:
-        """Start counting an epoch's batches."""
+        """Start to count the batches of an epoch."""
         self.num_batch = 0
         self.stop_training = False
 
     def end_epoch(self) -> None:
-        """Count an epoch as done."""
+        """Count a finished epoch."""
         self.epoch += 1
         self.pbar.epochs_done(self.epoch, self.n_epochs)
 
     def end_batch(self) -> None:
-        """Count a training batch as done."""
+        """Count a finished training batch."""
         self.iteration += 1
         self.num_batch += 1
 
     def begin_batch(self, xb: Any, yb: Any, train: bool) -> None:
-        """Take a batch in and lower the flags that last for one batch."""
+        """Set the fields of a new batch and reset the flags that last for one batch."""
         self.last_input = xb
         self.last_target = yb
         if train:

@@ -12,10 +12,10 @@ R = TypeVar("R")
 
 
 def accept_aliases(**aliases: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Let a function take keyword arguments under other names too: ``alias="name"``.
+    """Return a decorator that lets a function take keyword arguments under aliases, given as ``alias="name"``.
 
     Raises:
-        TypeError: when the function is called with an argument under both names.
+        TypeError: the function is called with an argument under both names.
 
     >>> @accept_aliases(cyc_len="epochs")
     ... def fit(epochs):

@@ -158,9 +158,9 @@ def test_the_scale_goes_on_in_the_next_fit() -> None:
 def test_the_finder_puts_the_scale_back() -> None:
     learn = toy_learner().to_fp16(loss_scale=1024, max_noskip=2)
     learn.fit(1)
-    before = (learn.mixed_precision.loss_scale, dict(learn.mixed_precision._kept))
+    before = (learn.mixed_precision.loss_scale, dict(learn.mixed_precision._saved))
     learn.lr_find(num_it=20)
-    assert (learn.mixed_precision.loss_scale, learn.mixed_precision._kept) == before
+    assert (learn.mixed_precision.loss_scale, learn.mixed_precision._saved) == before
     assert learn.precision is torch.float16
     alone = toy_learner().to_fp16(loss_scale=1024, max_noskip=2)
     for one in (learn, alone):
