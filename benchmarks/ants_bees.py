@@ -114,6 +114,7 @@ def trial(folder: Path, weights: str) -> str:
         means = [fmean(values) for values in zip(*results, strict=True)]
         each = ", ".join(f"{result[0]:.3f}" for result in results)
         rows.append(f"| {name} | {means[0]:.3f} ({each}) | {means[1]:.3f} | {means[2]:.1f} s |")
+        print(rows[-1], flush=True)
         accuracies[name] = means[0]
     probe = linear_probe(folder, weights)
     rows.append(f"| linear probe | {probe:.3f} | | |")

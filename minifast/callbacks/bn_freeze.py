@@ -10,9 +10,9 @@ from minifast.training.callback import LearnerCallback
 class BnFreeze(LearnerCallback):
     """Keep the running statistics of frozen BatchNorm layers constant during training.
 
-    A BatchNorm layer is frozen when it has parameters and none of them requires a gradient. Create the Learner with
-    ``train_bn=False``, or freeze the layers yourself. A frozen layer then normalizes by its running statistics, in
-    training as in validation.
+    A BatchNorm layer is frozen when it has parameters and none of them requires a gradient. A frozen layer then
+    normalizes by its running statistics, in training as in validation. You need this callback only for a Learner with
+    ``train_bn=False``, as in fastai v1; the default ``train_bn=None`` does the same without it.
 
     Example:
         >>> import torch

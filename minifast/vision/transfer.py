@@ -34,9 +34,9 @@ def cnn_learner(
 
     The model is a Sequential of backbone and head. It has three layer groups: the first half of the backbone, the
     second half (for a ResNet it begins at ``layer3``, as in fastai v1), and the head. With pretrained weights, all but
-    the head is frozen. Train the head first, then call ``learn.unfreeze()`` and train all layers with
-    ``max_lr=slice(low, high)``. If the data are not normalized yet, they are normalized as the weights expect, and a
-    line is printed.
+    the head is frozen, running statistics of BatchNorm layers included. Train the head first, then call
+    ``learn.unfreeze()`` and train all layers with ``max_lr=slice(low, high)``. If the data are not normalized yet, they
+    are normalized as the weights expect, and a line is printed.
 
     Args:
         data: batches of images with 3 channels.
