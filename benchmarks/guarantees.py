@@ -113,6 +113,11 @@ TESTS: dict[str, list[str]] = {
         f"{GUARANTEES}::test_two_learners_in_turn_do_not_disturb_each_other",
         f"{GUARANTEES}::test_two_processes_on_one_folder_do_not_disturb_each_other",
     ],
+    "frozen layer groups stay bitwise identical in a fit, running statistics of BatchNorm layers included": [
+        "training/test_batchnorm.py::test_frozen_groups_stay_bitwise_identical_in_a_fit",
+        "training/test_batchnorm.py::test_layers_frozen_by_requires_grad_keep_their_statistics",
+        "vision/test_transfer.py::test_frozen_backbone_stays_bitwise_identical_and_builds_no_graph",
+    ],
     "memory, open files, threads and figures stay constant over 1,000 fits and over 100,000 steps of one fit": [
         f"{GUARANTEES}::test_a_thousand_fits_leave_memory_files_and_threads_where_they_were",
         f"{GUARANTEES}::test_a_hundred_thousand_steps_take_no_more_memory_than_their_record",
