@@ -64,14 +64,17 @@ class Learner:
         data: the training and validation batches.
         model: the network. It is moved to ``data.device``. A model of ``torch.compile`` stays compiled, without the
             prefix in its parameter names.
-        opt_func: a function that makes the optimizer from parameters and ``lr=``, such as any torch optimizer class.
+        opt_func: a function that makes the optimizer from parameters and ``lr=``, such as any torch optimizer class or
+            a ``partial`` of one. Its ``weight_decay``, ``betas`` and others are used as they are; schedules set the
+            momentum (``momentum``, or the first of ``betas``) during a fit.
             By default AdamW with betas (0.9, 0.99).
         loss_func: a function or module of (output, target). By default the loss of ``data``, such as cross entropy for
-            classes.
+            classes. Trainable parameters of a module are trained with those of the last layer group.
         metrics: functions of (output, target), averaged over the validation set; objects with ``reset``, ``update``
             and ``compute``, such as those of torchmetrics; or callbacks that return
             ``add_metrics(last_metrics, value)`` at the end of an epoch.
-        wd: weight decay, decoupled from the gradient: one number or one per layer group.
+        wd: weight decay, decoupled from the gradient: one number or one per layer group. By default the
+            ``weight_decay`` of ``opt_func``, which torch applies in its own way, or 0.01.
         bn_wd: apply weight decay to normalisation layers and biases too.
         train_bn: how BatchNorm layers of frozen layer groups train. None freezes them completely: parameters and
             running statistics stay constant, and the layers normalize by running statistics. True trains them, the

@@ -430,3 +430,32 @@ def test_a_momentum_that_begins_at_zero_is_scheduled_and_put_back() -> None:
     learn.fit(1, 1e-2, callbacks=[GeneralScheduler(learn, [phase])])
     assert learn.recorder.moms == pytest.approx([0.0, 0.3, 0.6])
     assert learn.opt.mom == 0.9
+
+
+@pytest.mark.parametrize(("lr", "expected"), [([1e-3, 0.0], [1.0, 0.0]), ([0.0, 1e-3], [0.0, 1.0])])
+def test_a_layer_group_with_a_learning_rate_of_0_keeps_it(lr, expected):
+    learn = toy_learner().split(lambda model: [model[3]])
+    seen = []
+
+    class Sees(Callback):
+        def on_batch_begin(self, train):
+            if train:
+                seen.append(learn.opt.read("lr"))
+
+    learn.fit(1, lr, callbacks=[LearningRateScheduler(lambda epoch, lr: 2 * lr), Sees()])
+    assert seen[0] == [2e-3 * ratio for ratio in expected]
+
+
+def test_a_torch_scheduler_leaves_attributes_of_the_optimizer_alone():
+    class Own(torch.optim.SGD):
+        def step(self, closure=None):
+            self.steps = getattr(self, "steps", 0) + 1
+            return super().step(closure)
+
+    learn = toy_learner(opt_func=Own)
+    for steps in (3, 6):
+        learn.fit(1, callbacks=TorchScheduler(lambda opt: torch.optim.lr_scheduler.StepLR(opt, 1)))
+        assert learn.opt.opt.steps == steps
+        assert "step" not in vars(learn.opt.opt)
+        assert "_opt_called" not in vars(learn.opt.opt)
+        assert "initial_lr" not in learn.opt.opt.param_groups[0]

@@ -11,6 +11,7 @@ from conftest import FailsAt, toy_data, toy_learner
 
 from minifast import (
     Callback,
+    CallbackError,
     DataBunch,
     DataError,
     EarlyStoppingCallback,
@@ -427,3 +428,90 @@ def test_a_subclass_in_the_manner_of_fastai_v1_works():
 
     assert fitted(Notes(monitor="score"), 0.1, 0.0, 0.2).notes.values == [0, 2]
     assert epochs(fitted(Stops(monitor="score"), 0.1, 0.0, 0.2)) == 2
+
+
+# --- the direction comes from the metric
+
+
+class Stated:
+    """A metric object that states its direction."""
+
+    def __init__(self, higher_is_better, name="distance"):
+        self.higher_is_better, self.name = higher_is_better, name
+
+    def reset(self):
+        pass
+
+    def update(self, output, target):
+        pass
+
+    def compute(self):
+        return 0.5
+
+
+@pytest.mark.parametrize("name", ["distance", "some_loss", "accuracy"])
+@pytest.mark.parametrize("higher", [True, False])
+@pytest.mark.parametrize("mode", ["auto", "min", "max"])
+def test_the_metric_states_which_direction_is_better(name, higher, mode, capsys):
+    tracker = TrackerCallback(monitor=name, mode=mode)
+    learn = toy_learner(metrics=[Stated(higher, name)], callbacks=[tracker], silent=False)
+    learn.fit(1)
+    assert tracker.lower_is_better is (not higher if mode == "auto" else mode == "min")
+    assert "judging by the name" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "better", "other"), [("distance", "higher", "min"), ("my_error", "lower", "max")])
+def test_a_direction_judged_by_the_name_is_printed(name, better, other, capsys):
+    tracker = TrackerCallback(monitor=name)
+    toy_learner(metrics=[Stated(None, name)], callbacks=[tracker], silent=False).fit(1)
+    line = (
+        f"TrackerCallback takes {better} values of {name} as better, judging by the name; mode='{other}' is the "
+        f"opposite."
+    )
+    assert line in capsys.readouterr().out
+    assert tracker.lower_is_better is (better == "lower")
+
+
+@pytest.mark.parametrize("name", ["rmse", "root_mean_squared_error", "val_loss", "valid_loss", "train_loss"])
+def test_other_names_of_a_value_are_known(name):
+    from minifast import rmse
+
+    x = torch.randn(16, 3)
+    data = DataBunch([(x, x.sum(1, keepdim=True))], [(x, x.sum(1, keepdim=True))], device="cpu")
+    tracker = TrackerCallback(monitor=name)
+    model = torch.nn.Linear(3, 1)
+    Learner(data, model, loss_func=torch.nn.MSELoss(), metrics=[rmse], callbacks=[tracker], silent=True).fit(2, 1e-3)
+    assert tracker.best_epoch == 1
+    assert tracker.lower_is_better
+
+
+@pytest.mark.parametrize("every", ["improvement", "epoch"])
+def test_a_best_model_that_cannot_be_written_is_found_before_training(tmp_path, every):
+    (tmp_path / "models").write_text("a file where the folder should be")
+    learn = toy_learner(path=tmp_path)
+    with pytest.raises(OSError, match=r"bestmodel.*\.pth cannot be written: .*; use another folder or name"):
+        learn.fit(1, callbacks=SaveModelCallback(every=every))
+    assert learn.recorder.lrs == []
+
+
+def test_a_resumed_run_refuses_the_other_direction(tmp_path):
+    class Stops(Callback):
+        armed = True
+
+        def on_epoch_begin(self, epoch):
+            if Stops.armed and epoch == 2:
+                raise OSError("gone")
+
+    def fit(mode):
+        torch.manual_seed(0)
+        tracker = EarlyStoppingCallback(monitor="valid_loss", mode=mode, patience=99)
+        learn = toy_learner(path=tmp_path, callbacks=[tracker, Stops()])
+        learn.fit(3, 1e-3, checkpoint="run")
+        return learn
+
+    with pytest.raises(OSError, match="gone"):
+        fit("auto")
+    Stops.armed = False
+    with pytest.raises(CallbackError, match="took lower values of valid_loss as better; give the same `mode`"):
+        fit("max")
+    assert len(fit("min").recorder.rows) == 3

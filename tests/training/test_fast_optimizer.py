@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from minifast.training import fast_optimizer
 from minifast.training.optimizer import OptimWrapper
@@ -92,6 +92,25 @@ def test_hooks_of_an_optimizer_are_called():
     opt.register_step_post_hook(lambda *_: called.append("after"))
     one_step(opt)
     assert called == ["before", "after"]
+
+
+@pytest.mark.parametrize("kind", ["pre", "post"])
+def test_a_hook_of_one_kind_alone_is_called(kind):
+    opt, called = adam(), []
+    getattr(opt, f"register_step_{kind}_hook")(lambda *_: called.append(kind))
+    one_step(opt)
+    assert called == [kind]
+
+
+@pytest.mark.parametrize("register", [register_optimizer_step_pre_hook, register_optimizer_step_post_hook])
+def test_a_hook_of_all_optimizers_of_one_kind_alone_is_called(register):
+    called = []
+    handle = register(lambda *_: called.append(1))
+    try:
+        one_step(adam())
+    finally:
+        handle.remove()
+    assert called == [1]
 
 
 def test_hooks_of_all_optimizers_are_called():
