@@ -75,9 +75,14 @@ def settings_of_run(learn: Learner) -> dict[str, Any]:
     settings = {}
     for path, owner, name, value, changes in plain_attributes(roots, ("train_dl", "valid_dl"), [learn, learn.data]):
         is_loaders = isinstance(owner, DataLoader) and name not in LOADER_SETTINGS
-        if not changes and not is_loaders and is_setting(value):
-            settings[path] = str(Path(*Path(value).parts[-2:])) if isinstance(value, str) else value
+        if not changes and not is_loaders and is_setting(value) and not _is_passing(value):
+            settings[path] = value
     return settings
+
+
+def _is_passing(value: Any) -> bool:
+    """Return whether a value differs from process to process: a folder, a time, an address."""
+    return Path(value).is_absolute() if isinstance(value, str) else isinstance(value, (int, float)) and abs(value) > 1e9
 
 
 def described(value: Any) -> str:
@@ -87,7 +92,9 @@ def described(value: Any) -> str:
     ("L1Loss({'reduction': 'sum'})", "round((), {'ndigits': 2})")
     """
     if isinstance(value, partial):
-        return f"{described(value.func)}({value.args}, {value.keywords})"
+        arguments = tuple(element if is_setting(element) else described(element) for element in value.args)
+        keywords = {n: element if is_setting(element) else described(element) for n, element in value.keywords.items()}
+        return f"{described(value.func)}({arguments}, {keywords})"
     name = getattr(value, "__qualname__", None)
     if name is not None:
         return str(name)

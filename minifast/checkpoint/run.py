@@ -200,9 +200,12 @@ class Checkpointer(LearnerCallback):
         self._lock()
         self._run = RunState(self.learn, self._others)
         for path, value in self._run.unsaved():
+            what = f"{path} is a {type(value).__name__}"
+            if path.endswith("persistent_workers"):
+                what = f"{path} is True, and the workers have random generators of their own"
             warnings.warn(
-                f"{path} is a {type(value).__name__}, which a checkpoint does not save: if it changes, a resumed run "
-                f"will differ. Use numbers, tensors, lists of them, or a random generator.",
+                f"{what}, which a checkpoint does not save: if they change, a resumed run will differ. Use numbers, "
+                f"tensors, lists of them, or random generators in this process.",
                 stacklevel=2,
             )
         if self._found is None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from torch.utils.data import DataLoader
 
 from minifast.data.resume import load_loader_state
 from minifast.training.callback import Callback
@@ -25,7 +26,7 @@ from minifast.utils.state import (
     single_values,
     to_plain,
 )
-from minifast.utils.walk import changing_attributes, walk
+from minifast.utils.walk import changing_attributes, package_of, walk
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -126,6 +127,10 @@ class RunState:
 
     def unsaved(self) -> Iterator[tuple[str, Any]]:
         """Yield the paths and values of attributes with state that a checkpoint cannot save."""
+        for path, value, _ in walk(self._data, LOADERS, self._stop):
+            has_own_workers = isinstance(value, DataLoader) and bool(vars(value).get("persistent_workers"))
+            if has_own_workers and package_of(value.dataset.__class__) != "minifast":  # ours use no random numbers
+                yield f"{path}.persistent_workers", value.persistent_workers
         for path, owner, name, value, in_data in all_attributes(self._roots, LOADERS, self._stop):
             is_iterator = hasattr(type(value), "__next__") and not isinstance(value, io.IOBase)
             is_container = isinstance(value, (list, dict, set, deque)) and not in_data

@@ -64,6 +64,28 @@ def is_generator(value: Any) -> bool:
     return isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
 
 
+def generator_kind(generator: Any) -> str:
+    """Return the name of a generator's type, from which ``make_generator`` makes another.
+
+    >>> generator_kind(np.random.default_rng(0)), generator_kind(random.Random(0))
+    ('Generator PCG64', 'Random')
+    """
+    inner = f" {type(generator.bit_generator).__name__}" if isinstance(generator, np.random.Generator) else ""
+    return f"{type(generator).__name__}{inner}"
+
+
+def make_generator(kind: str) -> Any:
+    """Return a new generator of a kind, or None where it is not one of torch, NumPy or Python itself."""
+    name, _, inner = kind.partition(" ")
+    if inner:
+        bit_generator = getattr(np.random, inner, None)
+        return None if bit_generator is None else np.random.Generator(bit_generator())
+    if kind == "Generator":
+        return torch.Generator()
+    found = {"Random": random.Random, "RandomState": np.random.RandomState}.get(name)
+    return None if found is None else found()
+
+
 def generator_state(generator: Any) -> Any:
     """Return the state of a generator, as a tensor or plain values.
 

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 
-from minifast.utils.random import generator_state, is_generator, set_generator_state
+from minifast.utils.random import generator_kind, generator_state, is_generator, make_generator, set_generator_state
 from minifast.utils.walk import CONTAINERS, MOST, OPAQUE, SCALARS, attributes_of, changing_attributes, package_of, walk
 
 MANY = 2**16  # elements above which a container or tensor of a data set counts as data, not as state
@@ -38,10 +38,15 @@ class Snapshot:
     ) -> None:
         self.tensors: list[Tensor] = []
         self._copies: list[tuple[Any, Any]] = []
+        self._workers: list[tuple[DataLoader[Any], Any]] = []
         for _, value, in_data in walk(roots, data, stop, seen, tensors=not generators_only):
             if is_generator(value):
                 self._copies.append((value, generator_state(value)))
             elif not generators_only:
+                if isinstance(value, DataLoader) and vars(value).get("persistent_workers"):
+                    # Its workers have a state that only they know: others work until it is restored.
+                    self._workers.append((value, vars(value).get("_iterator")))
+                    vars(value)["_iterator"] = None
                 copy = _copy_of(value, in_data)
                 if copy is not None:
                     self._copies.append((value, copy))
@@ -50,6 +55,8 @@ class Snapshot:
 
     def restore(self) -> None:
         """Restore the state."""
+        for loader, iterator in self._workers:
+            vars(loader)["_iterator"] = iterator
         for value, copy in self._copies:
             if is_generator(value):
                 set_generator_state(value, copy)
@@ -121,12 +128,16 @@ def _put_attributes(value: Any, copy: _Attributes) -> None:
     if type(value) is not copy.cls:
         value.__class__ = copy.cls
     now = attributes_of(value)
+
+    def is_state(new: Any) -> bool:
+        # A data set keeps what it opened, loaded or cached.
+        return not copy.in_data or type(new) in SCALARS or is_generator(new)
+
     for name in now.keys() - copy.values.keys():
-        if not copy.in_data or type(now[name]) in SCALARS:
+        if is_state(now[name]):
             _delete(value, name)
     for name, old in copy.values.items():
-        # A data set keeps what it opened, loaded or cached.
-        if now.get(name, value) is not old and (not copy.in_data or {type(old), type(now.get(name))} <= set(SCALARS)):
+        if now.get(name, value) is not old and is_state(old) and is_state(now.get(name)):
             if name in getattr(value, "__dict__", {name: None}):
                 vars(value)[name] = old
             else:
@@ -271,9 +282,13 @@ def single_values(roots: Mapping[str, Any], data: Collection[str] = (), stop: Co
 
 
 def generators_of(roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()) -> dict[str, Any]:
-    """Return the states of the generators in ``roots``, by path."""
+    """Return the kinds and states of the generators in ``roots``, by path."""
     nodes = walk(roots, data, stop, tensors=False)
-    return {node.path: generator_state(node.value) for node in nodes if is_generator(node.value)}
+    return {
+        node.path: [generator_kind(node.value), generator_state(node.value)]
+        for node in nodes
+        if is_generator(node.value)
+    }
 
 
 def load_saved_state(
@@ -312,9 +327,16 @@ def load_generators(
     states: Mapping[str, Any], roots: Mapping[str, Any], data: Collection[str] = (), stop: Collection[Any] = ()
 ) -> None:
     """Restore what ``generators_of`` returned."""
-    for node in list(walk(roots, data, stop, tensors=False)):
-        if is_generator(node.value) and node.path in states:
-            set_generator_state(node.value, states[node.path])
+    nodes = {node.path: node.value for node in walk(roots, data, stop, tensors=False)}
+    for path, (kind, state) in states.items():
+        generator = nodes.get(path)
+        if generator is None:  # it is created when it is first needed
+            owner, _, name = path.rpartition(".")
+            generator = make_generator(kind) if hasattr(nodes.get(owner), "__dict__") else None
+            if generator is not None and vars(nodes[owner]).get(name) is None:
+                object.__setattr__(nodes[owner], name, generator)
+        if is_generator(generator) and generator_kind(generator) == kind:
+            set_generator_state(generator, state)
 
 
 def _load(owner: Any, name: str, saved: Any) -> None:

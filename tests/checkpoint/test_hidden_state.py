@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import random
 import tempfile
@@ -155,6 +156,20 @@ def in_a_function(generator):
     return lambda x: x + sample(generator)
 
 
+class Later(Samples):
+    """Creates its generator when it is first read."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.kind, self.rng = kind, None
+
+    def __getitem__(self, i):
+        if self.rng is None:
+            self.rng = copy.deepcopy(self.kind)
+        x, y = super().__getitem__(i)
+        return x + sample(self.rng), y
+
+
 def with_global_generator(generator):
     GLOBAL_GENERATOR.bit_generator.state = np.random.default_rng(0).bit_generator.state
     return DataLoader(Samples(lambda x: global_noise(x)), BS)
@@ -169,6 +184,7 @@ PLACES = {
     "closure": lambda g: DataLoader(Samples(in_a_function(g)), BS),
     "default of an argument": lambda g: DataLoader(Samples(lambda x, generator=g: x + sample(generator)), BS),
     "class attribute": lambda g: DataLoader(with_class_attribute(g), BS),
+    "created later": lambda g: DataLoader(Later(g), BS),
     "global variable": with_global_generator,
     "collate function": lambda g: DataLoader(Samples(), BS, collate_fn=Noise(g).collate),
     "sampler": lambda g: DataLoader(Samples(), BS, sampler=Shuffled(g)),
@@ -246,6 +262,31 @@ def test_a_resumed_run_equals_one_that_was_not_interrupted(kind, place, at, ever
         resumed.fit(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=every)
     assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
     assert all(torch.equal(p, q) for p, q in zip(plain.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+class InWorkers(Samples):
+    """Uses the generators of the worker process."""
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x + torch.rand(()), y
+
+
+def test_workers_that_stay_are_not_used_for_looking(tmp_path):
+    def fitted(look):
+        torch.manual_seed(0)
+        loader = DataLoader(InWorkers(), BS, shuffle=True, num_workers=1, persistent_workers=True)
+        learn = Learner(DataBunch(loader, None, device="cpu", classes=["a", "b"]), Model(), path=tmp_path, silent=True)
+        learn.fit(1, 1e-2)
+        if look:
+            learn.lr_find(num_it=6)
+            learn.validate(learn.data.train_dl)
+        learn.fit(1, 1e-2)
+        return learn, list(learn.recorder.raw_losses)
+
+    assert fitted(False)[1] == fitted(True)[1]
+    with pytest.warns(UserWarning, match=r"train_dl\.dl\.persistent_workers is True, and the workers have random"):
+        fitted(False)[0].fit(1, checkpoint="run")
 
 
 # --- attributes

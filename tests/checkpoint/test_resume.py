@@ -477,8 +477,8 @@ def test_a_state_that_is_not_kept_is_named(tmp_path):
         learner(tmp_path, callbacks=[Window()]).fit(1, checkpoint="run")
 
 
-@pytest.mark.parametrize("batch", [1, 4, 5])
-def test_an_order_from_the_global_generator_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, batch):
+@pytest.mark.parametrize(("batch", "every"), [(1, 1), (4, 1), (5, 1), (4, None), (8, None)])
+def test_an_order_from_the_global_generator_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, batch, every):
     def begin(path):
         torch.manual_seed(0)
         items = toy_data().train_ds
@@ -488,10 +488,10 @@ def test_an_order_from_the_global_generator_goes_on_in_the_middle_of_an_epoch(tm
 
     alone = begin(tmp_path / "alone")
     alone.fit_one_cycle(4, 1e-2)
-    stop_at(monkeypatch, begin(tmp_path), batch, every=1)
+    stop_at(monkeypatch, begin(tmp_path), batch, every=every)
     again = begin(tmp_path)
     torch.manual_seed(99)
-    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
+    again.fit_one_cycle(4, 1e-2, checkpoint="run", every=every)
     assert same(alone, again)
 
 
