@@ -36,6 +36,9 @@ TESTS: dict[str, list[str]] = {
     "`lr_find` followed by training is bitwise identical to training alone": [
         f"{FINDER}::test_training_after_it_is_training_without_it_bit_for_bit",
     ],
+    "with gradient accumulation, `lr_find` changes the learning rate once per optimizer step": [
+        f"{FINDER}::test_under_accumulation_a_point_is_a_step_of_the_optimizer",
+    ],
     "the validation loss and an accumulated step are those of all samples at once, whatever the batch size": [
         "training/test_loss_weights.py::test_the_validation_loss_is_that_of_all_samples",
         "training/test_loss_weights.py::test_known_losses_do_not_depend_on_the_batch_size",
@@ -53,9 +56,6 @@ TESTS: dict[str, list[str]] = {
     "validating, predicting, checking and interpreting between two fits do not change the training": [
         "checkpoint/test_hidden_state.py::test_looking_does_not_change_training",
         "checkpoint/test_machine.py::test_training_after_anything_equals_training_alone",
-    ],
-    "with gradient accumulation, `lr_find` changes the learning rate once per optimizer step": [
-        f"{FINDER}::test_under_accumulation_a_point_is_a_step_of_the_optimizer",
     ],
     "runs killed by SIGKILL at random moments, also during a save, resume bit for bit (cases are kills)": [
         f"{RESUME}::test_killed_runs_equal_one_that_was_left_alone",
