@@ -102,7 +102,7 @@ TESTS: dict[str, list[str]] = {
     "code in a model file, checkpoint or cache never runs; file names and archives cannot leave their folder": [
         "checkpoint/test_files.py::test_code_in_a_file_is_not_run",
         f"{RESUME}::test_a_checkpoint_with_code_in_it_runs_nothing",
-        "learner/test_learner.py::test_nothing_is_saved_outside_the_folder",
+        "learner/test_learner.py::test_saving_outside_the_folder_raises",
         f"{RESUME}::test_a_checkpoint_is_a_name",
         "data/test_archives.py::test_links_devices_and_paths_that_lead_out_raise_and_leave_nothing",
         "data/test_archives.py::test_any_members_are_unpacked_inside_or_not_at_all",
