@@ -510,8 +510,9 @@ class Learner:
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
         """Return ``[loss, *metrics]`` over ``dl``.
 
-        By default these are the validation set and the learner's metrics. Only the batch events of callbacks run, and
-        only of callbacks that affect more than training.
+        By default these are the validation set and the learner's metrics. Batches of any other loader, or a list of
+        batches, are moved and transformed as those of the validation set; a minifast loader does so itself. Only the
+        batch events of callbacks run, and only of callbacks that affect more than training.
         """
         return predicting.validate(self, dl, metrics)
 
@@ -524,11 +525,13 @@ class Learner:
     ) -> list[Any]:
         """Return ``[predictions, targets]`` of a part of the data, on the CPU, in the structure they come in.
 
+        Values that cannot be one tensor, such as padded sequences or a hidden state, are a list with one per batch.
+
         Args:
             ds_type: the part. A test set may have no targets; they are returned as 0.
             activ: the activation that turns outputs into predictions. By default the loss's: softmax for cross
                 entropy, sigmoid for binary cross entropy, none otherwise.
-            with_loss: return the loss of each sample as the third element, averaged over the elements of a sample.
+            with_loss: return the loss of each sample as the third element; of several numbers per sample that of each.
             n_batch: stop after this number of batches.
 
         Raises:
@@ -560,11 +563,13 @@ class Learner:
 
         Returns:
             ``(class, index, probabilities)`` for classes; an unnamed class is its index. Under binary cross entropy,
-            where a sample may have several classes, ``(classes above 0.5, 0/1 vector, probabilities)``. Otherwise
+            where a sample may have several classes, ``(classes above 0.5, 0/1 vector, probabilities)``. A single
+            output for two classes predicts the second class above 0.5 after the loss's activation, or above 0 if a
+            loss of your own has none. With one class per position the first two are class numbers. Otherwise
             ``(output, output, output)``.
 
         Raises:
-            DataError: the item does not have the form of the data's samples.
+            DataError: the item does not have the form of the data's samples, or the outputs do not fit the classes.
         """
         return predicting.predict(self, item)
 

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from minifast.errors import DataError
-from minifast.losses import check_broadcast, loss_weight
+from minifast.losses import check_broadcast, is_summed, loss_weight
 from minifast.metrics.loss_options import loss_options
 from minifast.training.averages import WeightedMean
 from minifast.training.callback import Callback, snake_case
@@ -107,7 +107,8 @@ class AverageMetric(Callback):
 
     def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
         """Return the means."""
-        values = [mean.read() for mean in self._means]
+        summed = is_summed(self.func)  # sums of batches add up
+        values = [mean.read_sum() if summed else mean.read() for mean in self._means]
         if not values:
             return add_metrics(last_metrics, None)
         if self._keys is None:

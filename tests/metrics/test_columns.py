@@ -269,7 +269,7 @@ def test_other_data_is_moved_and_normalised_as_the_own():
     assert own.validate([tuple(batch) for batch in loader]) == wanted
     assert own.validate(own.data.valid_dl) == wanted
     for wrong in (own.data, 3):
-        with pytest.raises(DataError, match="`dl` must yield batches"):
+        with pytest.raises(DataError, match="`dl` must be a loader of batches"):
             own.validate(wrong)
     without = toy_learner(metrics=[accuracy])
     without.data = toy_data()

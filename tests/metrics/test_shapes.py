@@ -279,6 +279,18 @@ def test_losses_of_torch_are_not_broadcast_either(kind):
         learn.validate(metrics=[kind()])
 
 
+@pytest.mark.parametrize("bs", [1, 3, 7])
+@pytest.mark.parametrize(
+    "metric",
+    [nn.CrossEntropyLoss(torch.tensor([1.0, 5.0])), nn.CrossEntropyLoss(reduction="sum"), functional.cross_entropy],
+)
+def test_a_loss_as_a_metric_does_not_depend_on_the_batch_size(metric, bs):
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(7, 2, generator=generator), torch.tensor([0, 1, 0, 0, -100, 1, 0])
+    found = echo(x, y, nn.CrossEntropyLoss(), bs).validate(metrics=metric)[1]
+    assert found == pytest.approx(metric(x, y).item(), rel=1e-5)
+
+
 # --- masks
 
 
