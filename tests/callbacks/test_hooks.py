@@ -1,4 +1,4 @@
-"""Hooks: what they keep, that they go, and what the layers' statistics are."""
+"""Hooks store values and are removed; statistics of the layers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hooks_of(model: nn.Module) -> int:
     return sum(len(getattr(module, kind)) for module in model.modules() for kind in kinds)
 
 
-def test_outputs_are_kept_detached_or_not():
+def test_outputs_are_stored_detached_or_not():
     layer = nn.Linear(3, 2)
     x = torch.ones(4, 3)
     with hook_output(layer) as plain, hook_output(layer, detach=False) as live:
@@ -44,7 +44,7 @@ def test_outputs_are_kept_detached_or_not():
     assert hooks_of(layer) == 0
 
 
-def test_a_hook_goes_when_the_block_fails():
+def test_a_hook_is_removed_when_the_block_fails():
     layer = nn.Linear(3, 2)
     with pytest.raises(RuntimeError), hook_output(layer), hook_output(layer, grad=True):
         layer(torch.ones(4, 5))
@@ -113,7 +113,7 @@ def test_stats_are_mean_and_deviation_of_each_layer_in_each_training_batch():
     assert learn.activation_stats.names == ["1 Linear", "3 Linear"]
 
 
-def test_hooks_go_when_a_fit_fails():
+def test_hooks_are_removed_when_a_fit_fails():
     learn = toy_learner(callback_fns=[ActivationStats])
     with pytest.raises(OSError, match="gone"):
         learn.fit(1, callbacks=[FailsAt(1)])
@@ -183,7 +183,7 @@ def test_callback_and_model_go_with_the_last_reference():
         gc.enable()
 
 
-def test_the_picture_has_a_line_a_layer():
+def test_the_plot_has_a_line_per_layer():
     learn = toy_learner(callback_fns=ActivationStats)
     learn.fit(2)
     figure = learn.activation_stats.plot(return_fig=True)

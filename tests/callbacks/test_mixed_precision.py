@@ -1,4 +1,4 @@
-"""Forward passes in float16 and bfloat16: what is computed in which type, the scale of the loss, what is put back."""
+"""Forward passes in float16 and bfloat16: what is computed in which type, the scale of the loss, what is restored."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ class Overflows(Callback):
             last_output.register_hook(lambda gradient: gradient * float("inf"))
 
 
-def test_a_step_that_overflows_is_not_made_and_the_scale_is_halved() -> None:
+def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
     learn = toy_learner(n=100, bs=10).to_fp16(loss_scale=1024, max_noskip=3)
     seen = []
 
@@ -155,7 +155,7 @@ def test_the_scale_goes_on_in_the_next_fit() -> None:
     assert learn.mixed_precision.loss_scale == 1024
 
 
-def test_the_finder_puts_the_scale_back() -> None:
+def test_lr_find_restores_the_scale() -> None:
     learn = toy_learner().to_fp16(loss_scale=1024, max_noskip=2)
     learn.fit(1)
     before = (learn.mixed_precision.loss_scale, dict(learn.mixed_precision._saved))
@@ -260,7 +260,7 @@ def test_outputs_keep_their_kind() -> None:
     assert named.one.dtype == output.logits.dtype == torch.float32
 
 
-def test_half_weights_are_refused_with_the_way_out() -> None:
+def test_float16_weights_raise() -> None:
     learn = Learner(toy_data(), simple_ann(10, 2).half(), silent=True).to_fp16()
     with pytest.raises(MinifastError, match=r"weights are float16 .*call model.float\(\)"):
         learn.fit(1)

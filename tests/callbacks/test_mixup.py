@@ -1,4 +1,4 @@
-"""Training on mixtures of items, and label smoothing."""
+"""Mixup and label smoothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_validation_is_as_without() -> None:
     assert isinstance(learn.loss_func, nn.CrossEntropyLoss)
 
 
-def test_the_smaller_alpha_is_the_less_items_are_mixed() -> None:
+def test_a_smaller_alpha_mixes_samples_less() -> None:
     def share(alpha):
         torch.manual_seed(0)
         return torch.cat([target[2] for _, target, *_ in mixed(alpha=alpha)[1].seen]).mean()
@@ -90,7 +90,7 @@ def test_the_smaller_alpha_is_the_less_items_are_mixed() -> None:
     assert share(0.01) > 0.97 > share(0.4) > share(10)
 
 
-def test_the_model_mixes_where_it_is_handed_the_parts() -> None:
+def test_stack_x_passes_both_inputs_to_the_model() -> None:
     class Mixes(nn.Module):
         def __init__(self):
             super().__init__()
@@ -106,7 +106,7 @@ def test_the_model_mixes_where_it_is_handed_the_parts() -> None:
     assert [tuple(inputs.shape) for inputs, *_ in batches.validated] == [(20, 10)] * 3
 
 
-def test_real_targets_may_be_mixed_themselves() -> None:
+def test_float_targets_can_be_mixed() -> None:
     x, y = toy_items().tensors
     data = DataBunch([(x, y.float()[:, None])], [(x, y.float()[:, None])], device="cpu")
 
@@ -134,7 +134,7 @@ def test_real_targets_may_be_mixed_themselves() -> None:
         (nn.MSELoss(), torch.float),
     ],
 )
-def test_any_loss_of_items_is_mixed(loss_func, dtype) -> None:
+def test_any_loss_is_mixed(loss_func, dtype) -> None:
     torch.manual_seed(0)
     output = torch.randn(6, 2)
     target, other = ((torch.arange(6) + i) % 2 for i in range(2))
@@ -147,7 +147,7 @@ def test_any_loss_of_items_is_mixed(loss_func, dtype) -> None:
     assert MixUpLoss(loss_func)(output, target).item() == loss_func(output, target).item()
 
 
-def test_pictures_with_a_class_a_pixel_are_mixed() -> None:
+def test_segmentation_targets_are_mixed() -> None:
     output, target = torch.randn(4, 3, 5, 5), torch.randint(3, (4, 5, 5))
     share = torch.tensor([1.0, 1.0, 0.5, 0.5])
     loss = MixUpLoss(nn.CrossEntropyLoss())(output, target, target.flip(0), share)
@@ -163,7 +163,7 @@ def test_pictures_with_a_class_a_pixel_are_mixed() -> None:
         ([torch.zeros(4, 2)] * 2, torch.zeros(4, 2), {}, "inputs of a batch are a list; MixUpCallback mixes what"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_mixed_is_refused_and_the_loss_put_back(x, y, options, words) -> None:
+def test_data_that_cannot_be_mixed_raises_and_restores_the_loss(x, y, options, words) -> None:
     learn = Learner(DataBunch([(x, y)], device="cpu"), nn.Linear(2, 2), loss_func=nn.MSELoss(), silent=True)
     loss_func = learn.loss_func
     with pytest.raises(DataError, match=words):
@@ -191,7 +191,7 @@ def test_a_callback_of_the_learner_does_not_touch_what_is_no_training() -> None:
     assert learn.loss_func is loss_func
 
 
-def test_items_are_mixed_once_and_the_loss_is_put_back() -> None:
+def test_samples_are_mixed_once_and_the_loss_is_restored() -> None:
     learn = toy_learner().mixup()
     loss_func = learn.loss_func
     with pytest.raises(DataError, match="targets of a batch are a tuple"):
@@ -201,7 +201,7 @@ def test_items_are_mixed_once_and_the_loss_is_put_back() -> None:
     assert (learn.mix_up_callback.alpha, len(learn.callback_fns)) == (0.2, 1)
 
 
-def test_several_numbers_an_item_are_mixed_each() -> None:
+def test_several_targets_per_sample_are_mixed() -> None:
     x = torch.randn(64, 4)
     data = TensorDataBunch.from_arrays(x, x[:, :3].clone(), device="cpu", bs=16)
     learn = Learner(data, simple_ann(4, 3), silent=True).mixup()
@@ -228,7 +228,7 @@ def test_it_is_the_formula_of_fastai_v1(eps) -> None:
     assert torch.allclose(LabelSmoothingCrossEntropy(eps, "sum")(output, target), losses.sum(), atol=1e-5)
 
 
-def test_predictions_and_item_losses_know_it() -> None:
+def test_predictions_and_sample_losses_use_the_wrapped_loss() -> None:
     learn = toy_learner(loss_func=LabelSmoothingCrossEntropy())
     learn.fit(1, 1e-2)
     predictions, _, losses = learn.get_preds(with_loss=True)
@@ -237,6 +237,6 @@ def test_predictions_and_item_losses_know_it() -> None:
     assert torch.equal(activation_of(MixUpLoss(learn.loss_func))(torch.zeros(1, 2)), torch.tensor([[0.5, 0.5]]))
 
 
-def test_eps_is_a_share() -> None:
+def test_eps_must_be_in_0_to_1() -> None:
     with pytest.raises(ValueError, match=r"`eps` must be at most 1, got 1\.5"):
         LabelSmoothingCrossEntropy(1.5)

@@ -1,4 +1,4 @@
-"""Steps made of several batches, and gradients with a limit."""
+"""Gradient accumulation and gradient clipping."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def weights(learn: Learner) -> torch.Tensor:
 
 
 class Steps(Callback):
-    """Notes the gradient of each step of the optimizer, and the batch that it came after."""
+    """Records the gradient of each optimizer step and the index of its last batch."""
 
     _order = 10
 
@@ -55,7 +55,7 @@ def trained(n: int, bs: int, *callbacks: Callback, epochs: int = 2, loss=None, m
         (60, 10, 60),  # an epoch a step
     ],
 )
-def test_it_equals_one_big_batch(n, few, many) -> None:
+def test_an_accumulated_step_equals_one_big_batch(n, few, many) -> None:
     one, alone = trained(n, many)
     several, steps = trained(n, few, AccumulateScheduler(n_step=many // few))
     assert len(steps.gradients) == len(alone.gradients)
@@ -64,7 +64,7 @@ def test_it_equals_one_big_batch(n, few, many) -> None:
     assert torch.allclose(weights(several), weights(one), atol=1e-6, rtol=0)
 
 
-def test_batches_of_every_size_count_by_their_items() -> None:
+def test_batches_are_weighted_by_their_samples() -> None:
     x, y = toy_items(30).tensors
     cuts = [0, 1, 10, 13, 30]
     batches = [(x[a:b], y[a:b]) for a, b in itertools.pairwise(cuts)]
@@ -87,13 +87,13 @@ def test_gradients_of_a_sum_are_added() -> None:
     assert len(single.gradients) == len(accumulated.gradients)
 
 
-def test_one_batch_a_step_is_training_without_it_to_the_bit() -> None:
+def test_n_step_1_is_bitwise_identical_to_no_accumulation() -> None:
     alone, _ = trained(50, 20)
     one, _ = trained(50, 20, AccumulateScheduler())
     assert torch.equal(weights(alone), weights(one))
 
 
-def test_the_tail_makes_a_step_or_is_dropped() -> None:
+def test_the_last_batches_of_an_epoch_make_a_step_or_are_dropped() -> None:
     _, steps = trained(50, 10, AccumulateScheduler(n_step=2))
     assert steps.batches == [1, 3, 4, 6, 8, 9]
     learn, steps = trained(50, 10, AccumulateScheduler(n_step=2, drop_last=True))
@@ -102,7 +102,7 @@ def test_the_tail_makes_a_step_or_is_dropped() -> None:
     assert torch.equal(weights(learn), weights(whole)), "nothing of the tail is in the next step"
 
 
-def test_what_an_epoch_that_ended_early_left_is_dropped() -> None:
+def test_gradients_of_an_epoch_that_ended_early_are_dropped() -> None:
     class Stops(Callback):
         def __init__(self, after):
             self.after = after
@@ -116,7 +116,7 @@ def test_what_an_epoch_that_ended_early_left_is_dropped() -> None:
     assert torch.equal(weights(learn), weights(whole))
 
 
-def test_an_epoch_that_is_known_to_end_makes_its_step() -> None:
+def test_stop_epoch_before_the_backward_pass_makes_a_step() -> None:
     class Stops(Callback):
         _order = -50
 
@@ -169,7 +169,7 @@ def test_a_schedule_is_that_of_the_big_batches(epochs) -> None:
     assert torch.allclose(weights(several), weights(one), atol=1e-6, rtol=0)
 
 
-def test_the_finder_takes_steps_and_puts_all_back() -> None:
+def test_lr_find_counts_steps_and_restores_the_callback() -> None:
     accumulate = AccumulateScheduler(n_step=2)
     learn = toy_learner(n=50, bs=10, callbacks=accumulate)
     found = learn.lr_find(num_it=6, stop_div=False)
@@ -179,12 +179,12 @@ def test_the_finder_takes_steps_and_puts_all_back() -> None:
 
 
 @pytest.mark.parametrize(("n_step", "error"), [(0, ValueError), (1.5, TypeError)])
-def test_a_number_of_batches_is_a_whole_one(n_step, error) -> None:
+def test_n_step_must_be_a_positive_integer(n_step, error) -> None:
     with pytest.raises(error, match="`n_step` must be"):
         AccumulateScheduler(n_step=n_step)
 
 
-def test_an_accumulation_that_could_never_step_is_refused() -> None:
+def test_an_accumulation_without_a_step_raises() -> None:
     learn = toy_learner(n=30, bs=10)
     with pytest.raises(
         MinifastError, match=r"`n_step` is 4 but an epoch has 3 batches, so with `drop_last` .* never a"
@@ -199,7 +199,7 @@ def norms(steps: Steps) -> list[float]:
     return [gradient.norm().item() for gradient in steps.gradients]
 
 
-def test_a_long_gradient_is_cut_to_the_norm_and_a_short_one_left_alone() -> None:
+def test_only_gradients_above_the_norm_are_clipped() -> None:
     _, free = trained(60, 20)
     limit = sorted(norms(free))[2]
     torch.manual_seed(0)
@@ -219,27 +219,27 @@ def test_under_accumulation_the_gradient_of_a_step_is_clipped() -> None:
     assert torch.allclose(weights(several), weights(one), atol=1e-6, rtol=0)
 
 
-def test_a_clip_of_0_is_none() -> None:
+def test_a_clip_of_0_turns_clipping_off() -> None:
     alone, _ = trained(60, 20)
     none, _ = trained(60, 20, GradientClipping())
     assert torch.equal(weights(alone), weights(none))
 
 
-def test_the_last_call_counts() -> None:
+def test_the_last_call_of_clip_grad_counts() -> None:
     learn = toy_learner().clip_grad().clip_grad(0.3)
     learn.fit(1)
     assert learn.gradient_clipping.clip == 0.3
     assert len(learn.callback_fns) == 1
 
 
-def test_a_norm_is_a_number() -> None:
+def test_clip_must_be_a_number_of_at_least_0() -> None:
     with pytest.raises(ValueError, match="`clip` must be at least 0, got -1"):
         toy_learner().clip_grad(-1)
     with pytest.raises(TypeError, match="`clip` must be a number, got 'high' of type str"):
         toy_learner().clip_grad("high")
 
 
-def test_a_loader_of_torch_is_accumulated_too() -> None:
+def test_accumulation_with_a_torch_loader() -> None:
     items = toy_items(50)
     torch.manual_seed(0)
     learn = Learner(DataBunch(DataLoader(items, 10), device="cpu"), simple_ann(10, 2, 8), SGD, nn.CrossEntropyLoss())
