@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast import plotting
-from minifast.data.checks import check_batch, check_devices, check_loader
+from minifast.data.checks import check_batch, check_dataset, check_devices, check_loader
 from minifast.data.labels import Labels, printable, target_text
 from minifast.data.loaders import (
     BatchLoader,
@@ -133,11 +133,9 @@ class DataBunch:
             device: device for training; by default the GPU if there is one.
             seed: seed of the order in each epoch and of the workers; by default both come from torch's generator.
             dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
-
-        Returns:
-            A bunch of torch DataLoaders.
         """
         check_count("bs", bs)
+        check_dataset(train_ds)
         val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
         common = {"num_workers": num_workers, **dl_kwargs}
         order: dict[str, Any] = {"shuffle": True}

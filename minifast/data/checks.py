@@ -21,6 +21,14 @@ def check_loader(name: str, dl: Any) -> None:
         )
 
 
+def check_dataset(dataset: Any) -> None:
+    """Raise a DataError if a training set has no length or no samples."""
+    if not has_length(dataset):
+        raise DataError(f"`train_ds` must have a length, so that it can be shuffled, got a {type(dataset).__name__}.")
+    if not len(dataset):
+        raise DataError("`train_ds` has no samples. Give it at least one.")
+
+
 def check_devices(device: torch.device, loaders: Sequence[torch.device]) -> None:
     """Raise a DataError if a loader is on another device than its DataBunch."""
     if not all(is_same_device(device, other) for other in loaders):

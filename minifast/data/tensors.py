@@ -83,7 +83,7 @@ class TensorDataBunch(DataBunch):
         _check_lengths(inputs, targets, "x", "y")
         if valid is None:
             if len(inputs) < 2:
-                raise DataError("`x` has 1 sample, too few to split into training and validation. Give `valid=(x, y)`.")
+                raise DataError(f"`x` needs at least 2 samples to split, got {len(inputs)}. Or give `valid=(x, y)`.")
             rows = split_rows(len(inputs), valid_pct, seed)
         else:
             if not isinstance(valid, (tuple, list)) or len(valid) != 2:

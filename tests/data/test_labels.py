@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from minifast import DataError
 from minifast.data.labels import as_labels
@@ -185,3 +187,49 @@ def test_a_delimiter_is_a_text_and_columns_have_none():
         as_labels(["a"], delim="")
     with pytest.raises(DataError, match=r"Leave `label_delim` out"):
         as_labels(np.eye(2), delim=" ")
+
+
+# --- properties
+
+WORDS = st.text(st.characters(codec="utf-8", exclude_categories=["Cc"]), min_size=1, max_size=5)
+PLAIN = st.one_of(
+    st.lists(WORDS, min_size=1, max_size=8), st.lists(st.integers(-(2**40), 2**40), min_size=1, max_size=8)
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(PLAIN, st.sampled_from([list, tuple, np.array, lambda values: np.array(values, object)]))
+def test_names_and_integers_are_indices_of_their_sorted_classes(values, form):
+    labels = as_labels(form(values))
+    assert labels.classes == sorted(set(values))
+    assert [labels.classes[i] for i in labels.targets.tolist()] == values
+    assert as_labels(values, labels.classes[::-1]).targets.tolist() == [
+        labels.c - 1 - i for i in labels.targets.tolist()
+    ]
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.lists(WORDS.filter(lambda word: "|" not in word and word == word.strip())), min_size=1).filter(any))
+def test_lists_of_names_are_multi_label_rows(lists):
+    labels = as_labels(["|".join(names) for names in lists], delim="|")
+    assert [{labels.classes[i] for i in row.nonzero().flatten()} for row in labels.targets] == list(map(set, lists))
+    assert as_labels(lists).targets.equal(labels.targets) or all(len(names) == len(lists[0]) for names in lists)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.floats(-1e30, 1e30), min_size=1, max_size=8), st.booleans())
+def test_floats_are_regression_targets(values, columns):
+    labels = as_labels([[value, value + 0.5] for value in values] if columns else values)
+    expected = torch.tensor([[value, value + 0.5] for value in values] if columns else values, dtype=torch.float32)
+    if columns and expected.unique().tolist() in ([0.0], [1.0], [0.0, 1.0]):
+        return
+    assert labels.kind == "number"
+    assert labels.targets.equal(expected)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=8), st.integers(4, 6))
+def test_integers_are_indices_of_given_names(values, n):
+    names = [f"class {i}" for i in range(n)]
+    labels = as_labels(values, names)
+    assert (labels.targets.tolist(), labels.classes) == (values, names)

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from minifast import DataBunch, DataError, DatasetType, Learner, TensorDataBunch
 from minifast.data import DeviceDataLoader, TensorLoader
+from minifast.data.order import EpochOrder
 
 X, Y = torch.randn(24, 4, generator=torch.Generator().manual_seed(0)), torch.arange(24) % 2
 
@@ -202,3 +203,31 @@ def test_the_old_name_of_to_images_warns():
     with pytest.warns(DeprecationWarning, match=r"`DataBunch\.pictures` is now `DataBunch\.to_images`"):
         old = data.pictures(x)
     assert all((a == b).all() for a, b in zip(old, data.to_images(x), strict=True))
+
+
+# --- data sets
+
+
+def test_a_training_set_without_a_length_or_without_samples_raises():
+    with pytest.raises(DataError, match=r"^`train_ds` must have a length, .* got a Endless"):
+        DataBunch.create(Endless(), device="cpu")
+    with pytest.raises(DataError, match=r"^`train_ds` has no samples"):
+        DataBunch.create(TensorDataset(X[:0], Y[:0]), device="cpu")
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 30), st.integers(1, 12), st.booleans(), st.integers(0, 2**16))
+def test_loaders_of_tensors_and_of_torch_give_the_same_batches(n, bs, shuffle, seed):
+    x, y = torch.arange(n), torch.arange(n) * 10
+    loader = TensorLoader(x, y, bs, shuffle=shuffle, seed=seed, device="cpu")
+    drop = shuffle and n >= bs
+    other = DataLoader(TensorDataset(x, y), bs, sampler=EpochOrder(n, seed) if shuffle else None, drop_last=drop)
+    for _ in range(2):
+        first, second = list(loader), list(other)
+        assert len(first) == len(second) == len(loader)
+        assert all(a.equal(c) and b.equal(d) for (a, b), (c, d) in zip(first, second, strict=True))
+    epoch = loader.epoch
+    for start in range(len(loader)):
+        loader.epoch = epoch - 1
+        assert all(a[0].equal(b[0]) for a, b in zip(loader.batches(start), first[start:], strict=True))
+    assert sorted(torch.cat([x for x, _ in loader.in_order()]).tolist()) == list(range(n))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset, WeightedRandomSampler, random_split
 
-from minifast import DataBunch, DataError, Learner, TensorDataBunch
+from minifast import DataBunch, DataError, DatasetType, Learner, TensorDataBunch
 from minifast.data import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_stats
 
@@ -200,3 +202,24 @@ def test_without_validation_other_data_get_no_training_augmentation():
     data = DataBunch(loader, device="cpu", loss_func=nn.CrossEntropyLoss())
     data._add_ds_tfms(([lambda batch: (batch[0] + 100, batch[1])], []), seed=0)
     assert whole(data.adapt([(loader.x, Y[:20])])).equal(loader.x)
+
+
+class Sampling(Dataset):
+    """A data set that uses every global generator."""
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, i):
+        return torch.randn(3) + random.random() + float(np.random.normal()), i % 2
+
+
+@pytest.mark.parametrize("act", ["one_batch", "batch_stats", "normalize", "sanity_check", "show"])
+def test_looking_at_a_batch_moves_no_generator(act):
+    data = DataBunch(DataLoader(Sampling(), 5, shuffle=True), DataLoader(Sampling(), 5), device="cpu")
+    look = {"show": lambda: data.one_batch(DatasetType.Valid)}.get(act) or getattr(data, act)
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    look()
+    after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
+    assert before[0].equal(after[0])
+    assert before[1:] == after[1:]

@@ -200,7 +200,7 @@ def test_validation_must_be_like_training(valid, sentence):
 def test_what_cannot_be_split_or_paired_raises():
     with pytest.raises(DataError, match=r"^`x` has 50 samples and `y` has 3 targets"):
         bunch(y=[0, 1, 0])
-    with pytest.raises(DataError, match=r"^`x` has 1 sample, too few to split"):
+    with pytest.raises(DataError, match=r"^`x` needs at least 2 samples to split, got 1"):
         bunch(X[:1], [0])
     with pytest.raises(TypeError, match=r"^`valid` must be a pair \(x, y\), got a ndarray"):
         bunch(valid=X)
