@@ -69,6 +69,13 @@ def test_statistics_do_not_depend_on_the_batches(sizes, shape, seed):
     assert std[1] == 0
 
 
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 3000), st.integers(1, 700), st.floats(-1e9, 1e9))
+def test_a_constant_channel_has_the_standard_deviation_zero_in_double_precision(n, bs, value):
+    x = torch.full((n, 2), value, dtype=torch.float64)
+    assert channel_stats((part, None) for part in x.split(bs))[1].tolist() == [0, 0]
+
+
 X = torch.randn(50, 4, generator=torch.Generator().manual_seed(0)) * 3 + 1
 Y = torch.arange(50) % 2
 IN_MEMORY = {
