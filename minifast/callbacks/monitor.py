@@ -52,7 +52,7 @@ class TrackerCallback(LearnerCallback):
         learn: the learner.
         monitor: ``"train_loss"`` (smoothed), ``"valid_loss"`` or the name of a metric.
         mode: ``"min"`` or ``"max"``, which is better. ``"auto"`` asks the metric (its ``higher_is_better``). If the
-            metric does not say, the name decides, and a printed line says so: lower is better for a loss, an error, an
+            metric does not say, the name decides, which is printed: lower is better for a loss, an error, an
             entropy, a perplexity, and for mse, rmse, mae, msle and rmspe.
 
     A resumed run needs the same ``monitor`` and direction; other settings, such as a patience, may change.

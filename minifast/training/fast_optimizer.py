@@ -1,8 +1,8 @@
-"""Optimizers of torch's without its compiler, whose import takes more than a second.
+"""Call torch optimizers without importing torch's compiler, which takes more than a second.
 
-torch keeps some methods of its optimizers away from its compiler by wrappers, and the wrappers import the compiler,
-whether or not anybody compiles. Here the methods inside are called, which do all the work. An optimizer that is
-wrapped in another way, hooked or profiled is called as it is.
+torch wraps some methods of its optimizers to keep them away from its compiler, and the wrappers import the compiler
+even if nothing is compiled. This module calls the methods inside the wrappers, which do all the work. Optimizers
+with hooks, under a profiler or with other wrappers are called through their own ``step``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.optim import Optimizer, optimizer
 
 
 def unwrapped_method(opt: Optimizer, name: str) -> Callable[..., Any]:
-    """Return a method of an optimizer as it is inside torch's wrapper; another's override as it is."""
+    """Return a method of an optimizer without torch's wrapper; a method that a subclass overrides as it is."""
     method = getattr(type(opt), name)
     if name not in vars(opt) and method is getattr(Optimizer, name) and "torch._dynamo" not in sys.modules:
         return MethodType(inspect.unwrap(method), opt)
@@ -27,7 +27,7 @@ def unwrapped_method(opt: Optimizer, name: str) -> Callable[..., Any]:
 
 
 def construct_optimizer(opt_func: Callable[..., Optimizer], *args: Any, **kwargs: Any) -> Optimizer:
-    """Call ``opt_func``, which is an optimizer's class, a partial of one, or any function that returns one."""
+    """Call ``opt_func``: an optimizer class, a partial of one, or a function that returns an optimizer."""
     maker = opt_func if isinstance(opt_func, partial) else partial(opt_func)
     cls: Any = maker.func
     metaclass: Any = type(cls)
@@ -43,9 +43,9 @@ def construct_optimizer(opt_func: Callable[..., Optimizer], *args: Any, **kwargs
 
 
 def unwrapped_step(opt: Optimizer) -> Callable[[], Any] | None:
-    """Return what ``opt.step()`` does inside torch's wrappers, to be called without gradients; None if it is not known.
+    """Return ``opt.step`` without torch's wrappers, to be called under ``no_grad``; None if the wrappers are unknown.
 
-    ``is_observed`` tells, at each step, whether to use it.
+    Do not use it at a step for which ``is_observed`` is true.
     """
     step: Any = getattr(type(opt).step, "__wrapped__", None)
     known = getattr(type(opt).step, "hooked", False) and getattr(step, "__globals__", None) is vars(optimizer)
@@ -55,7 +55,7 @@ def unwrapped_step(opt: Optimizer) -> Callable[[], Any] | None:
 
 
 def is_observed(opt: Any) -> bool:
-    """Whether somebody watches an optimizer's steps: by a hook, a profiler, or a step put in place of its own."""
+    """Whether a hook, a profiler or a replaced ``step`` must see the steps of an optimizer."""
     return bool(
         "step" in vars(opt)
         or opt._optimizer_step_pre_hooks

@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, when the model holds it, what is left at the end."""
+"""EMACallback: the average, when the model has it, and the weights after the fit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit_schedule, the forms of one cycle, and plans that are drawn before they are trained."""
+"""fit_schedule, the forms of the 1cycle policy, and plot_schedule."""
 
 from __future__ import annotations
 

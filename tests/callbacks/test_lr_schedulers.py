@@ -1,4 +1,4 @@
-"""Schedulers in the manner of Keras, torch and fastai v1's phases: the rates of each batch, and what is left after."""
+"""Schedulers of Keras, torch and fastai v1's phases: the learning rate of each batch, and what they restore."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Callbacks that watch a value: when they act, what they refuse, and that a run taken up again is the same run."""
+"""Callbacks that monitor a value: when they act, which errors they raise, and resumed runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""fit_one_cycle: the rates and momenta that the optimizer's steps use, what is put back, and what is refused."""
+"""fit_one_cycle: learning rate and momentum of each step, what is restored, and which arguments raise an error."""
 
 from __future__ import annotations
 

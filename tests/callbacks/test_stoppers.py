@@ -1,4 +1,4 @@
-"""Fits that callbacks end early: at a loss that is not finite, and after a few batches."""
+"""Callbacks that end a fit early: at a NaN loss, and after a number of batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lr_find: the rates it visits, when it stops, and that nothing is left of it, however it ends."""
+"""lr_find: its learning rates, when it stops, its suggestion, and that it restores all state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Schedules as numbers: the makers, how they are joined, and the 1cycle policy at every small size."""
+"""Schedules: the functions that build them, join and repeat, and the 1cycle policy at every small size."""
 
 from __future__ import annotations
 

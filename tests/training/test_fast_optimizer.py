@@ -1,4 +1,4 @@
-"""torch's optimizers without torch's compiler: the same steps, the same hooks, and no import of a second."""
+"""Torch optimizers without torch's compiler make the same steps, call all hooks and do not import it."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Layer groups: cut, frozen and unfrozen, with rates and decays of their own."""
+"""Layer groups: splitting, freezing, and learning rates and weight decays per group."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizer seen as lr, mom and wd over layer groups, whatever torch optimizer does the work."""
+"""OptimWrapper: lr, mom and wd per layer group, around every torch optimizer."""
 
 from __future__ import annotations
 
