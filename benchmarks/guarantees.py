@@ -58,36 +58,36 @@ TESTS: dict[str, list[str]] = {
         "checkpoint/test_machine.py::test_training_after_anything_equals_training_alone",
     ],
     "runs killed by SIGKILL at random moments, also during a save, resume bit for bit (cases are kills)": [
-        f"{RESUME}::test_killed_runs_equal_one_that_was_left_alone",
-        f"{RESUME}::test_runs_killed_many_times_equal_one_that_was_left_alone",
+        f"{RESUME}::test_killed_runs_equal_an_uninterrupted_run",
+        f"{RESUME}::test_runs_killed_many_times_equal_an_uninterrupted_run",
     ],
     "runs stopped by an error at any batch resume bit for bit": [
-        f"{RESUME}::test_a_run_taken_up_again_equals_one_that_was_left_alone",
-        f"{RESUME}::test_frozen_layers_and_buffers_outside_the_state_are_kept",
-        f"{GUARANTEES}::test_generators_of_data_and_transforms_go_on_after_a_resume",
+        f"{RESUME}::test_a_resumed_run_equals_an_uninterrupted_run",
+        f"{RESUME}::test_frozen_layers_and_non_persistent_buffers_are_saved",
+        f"{GUARANTEES}::test_generators_of_data_and_transforms_resume",
     ],
     "generators inside data sets, samplers, transforms, modules and losses are restored by a resume": [
         "checkpoint/test_hidden_state.py::test_a_resumed_run_equals_one_that_was_not_interrupted",
     ],
     "caches, counters and lazily opened files do not make another run; changed settings do": [
         "checkpoint/test_hidden_state.py::test_caches_counters_and_open_files_do_not_make_another_run",
-        "checkpoint/test_hidden_state.py::test_a_changed_setting_of_data_or_model_is_told",
+        "checkpoint/test_hidden_state.py::test_a_changed_setting_of_data_or_model_raises",
     ],
     "runs and models saved by version 0.1 still load": [
         "checkpoint/test_version_0_1.py::test_a_run_resumes_to_the_weights_that_version_0_1_reaches",
         "checkpoint/test_version_0_1.py::test_weights_are_loaded_with_the_optimizer",
     ],
     "resuming another run under the same name raises with the differences; a truncated file is detected": [
-        f"{RESUME}::test_another_run_is_refused_with_what_differs",
-        f"{RESUME}::test_a_run_of_other_things_in_the_same_shapes_is_refused",
-        f"{RESUME}::test_a_split_that_is_drawn_anew_is_refused",
-        f"{RESUME}::test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used",
+        f"{RESUME}::test_another_run_raises_with_the_difference",
+        f"{RESUME}::test_a_run_of_other_content_in_the_same_shapes_raises",
+        f"{RESUME}::test_another_random_split_raises",
+        f"{RESUME}::test_a_truncated_file_is_detected_and_the_previous_one_is_used",
     ],
     "a full disk, a dead worker or too little memory keeps the last good checkpoint; the error names the batch": [
         f"{RESUME}::test_a_disk_that_takes_nothing_does_not_stop_the_training",
         f"{RESUME}::test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work",
-        f"{RESUME}::test_weights_that_are_lost_do_not_replace_a_good_file",
-        f"{RESUME}::test_a_run_is_kept_before_its_first_batch",
+        f"{RESUME}::test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint",
+        f"{RESUME}::test_a_run_is_saved_before_its_first_batch",
         f"{GUARANTEES}::test_a_worker_that_dies_names_the_batch",
     ],
     "a NaN or infinite loss raises with batch, learning rate, layer and gradient; `on_nan` restores or ignores": [
@@ -97,7 +97,7 @@ TESTS: dict[str, list[str]] = {
         f"{GUARANTEES}::test_on_a_device_a_lost_loss_is_seen_when_the_losses_are_read",
         f"{GUARANTEES}::test_restore_puts_the_last_good_weights_back_and_ends_the_fit",
         f"{GUARANTEES}::test_restore_does_not_trust_an_epoch_that_began_with_lost_weights",
-        f"{GUARANTEES}::test_ignore_goes_on",
+        f"{GUARANTEES}::test_ignore_continues",
     ],
     "code in a model file, checkpoint or cache never runs; file names and archives cannot leave their folder": [
         "checkpoint/test_files.py::test_code_in_a_file_is_not_run",

@@ -1,7 +1,7 @@
-"""Kill a run at random moments, start it again until it finishes, and compare it with one that was left alone.
+"""Kill a run at random moments, start it again until it finishes, and compare it with an uninterrupted run.
 
 ``python tests/killed.py KILLS FOLDER [KINDS]`` prints, as JSON, how often each kind of run was killed and whether its
-weights, lists and table were equal to the bit. Last, runs of the first kind kill themselves in the middle of a save.
+weights, lists and table were bitwise identical. Last, runs of the first kind kill themselves in the middle of a save.
 One process imports torch and forks a child for each start.
 """
 

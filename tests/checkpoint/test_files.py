@@ -35,7 +35,7 @@ def same(found, wanted) -> bool:
 
 @pytest.fixture
 def umask():
-    """Set the umask; the test's own is put back."""
+    """Set the umask, and restore the test's own."""
     before = os.umask(0o022)
     yield os.umask
     os.umask(before)

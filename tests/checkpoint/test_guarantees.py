@@ -1,4 +1,4 @@
-"""A finder that leaves no trace in callbacks, losses that go wrong and say so, seeds, and long lives."""
+"""lr_find restores all state; losses that are not finite; seeds; long runs."""
 
 from __future__ import annotations
 
@@ -262,7 +262,7 @@ def test_generators_of_data_and_transforms_are_as_before(memory) -> None:
 
 
 @pytest.mark.parametrize("memory", [False, True])
-def test_generators_of_data_and_transforms_go_on_after_a_resume(tmp_path, memory) -> None:
+def test_generators_of_data_and_transforms_resume(tmp_path, memory) -> None:
     alone, again = noisy_learner(memory=memory), noisy_learner(tmp_path, memory)
     alone.fit(3, 1e-2)
     with pytest.raises(OSError, match="gone"):
@@ -394,7 +394,7 @@ def test_the_history_holds_every_run() -> None:
     assert learn.recorder is learn.history[-1]
 
 
-def test_a_refused_finder_leaves_the_record_of_the_fit() -> None:
+def test_a_finder_that_raises_leaves_the_recorder_of_the_fit() -> None:
     learn = toy_learner()
     learn.fit(1)
     recorder = learn.recorder
@@ -576,7 +576,7 @@ def test_restore_does_not_trust_an_epoch_that_began_with_lost_weights() -> None:
     assert equal(before, weights(learn))
 
 
-def test_ignore_goes_on() -> None:
+def test_ignore_continues() -> None:
     learn = spoilt(4)
     learn.fit(3, 1e-2, on_nan="ignore")
     assert len(learn.recorder.raw_losses) == 9
@@ -613,7 +613,7 @@ def test_a_worker_that_dies_names_the_batch(tmp_path) -> None:
     assert "run.checkpoint holds epoch 0, batch 2: repeat the same call to resume there." in said
 
 
-def test_a_ctrl_c_says_how_to_go_on(tmp_path, capsys) -> None:
+def test_a_ctrl_c_prints_how_to_resume(tmp_path, capsys) -> None:
     class Interrupts(Callback):
         def on_batch_begin(self, iteration):
             if iteration == 4:

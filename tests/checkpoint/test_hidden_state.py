@@ -470,7 +470,7 @@ def test_caches_counters_and_open_files_do_not_make_another_run(tmp_path, at, re
 @pytest.mark.parametrize(
     ("change", "words"), [({"noise": 0.5}, r"dataset\.noise = 0\.0"), ({"dropout": 0.5}, r"model\.dropout = 0\.0")]
 )
-def test_a_changed_setting_of_data_or_model_is_told(tmp_path, change, words):
+def test_a_changed_setting_of_data_or_model_raises(tmp_path, change, words):
     lazy(tmp_path).fit(1, 1e-2, checkpoint="run")
     with pytest.raises(MinifastError, match=f"its settings have .*{words}, and this run has 0.5"):
         lazy(tmp_path, **change).fit(1, 1e-2, checkpoint="run")
@@ -492,7 +492,7 @@ class Observes(Acts):
 
 
 @pytest.mark.parametrize("kind", [Acts, Observes])
-def test_a_changed_setting_of_a_callback_is_used_or_told(tmp_path, kind):
+def test_a_changed_setting_of_a_callback_is_used_or_raises(tmp_path, kind):
     learn = lazy(tmp_path)
     learn.fit(2, 1e-2, callbacks=kind(0.5), checkpoint="run")
     changed = kind(0.25)

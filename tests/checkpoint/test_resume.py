@@ -1,4 +1,4 @@
-"""Runs that are kept and taken up again: equal to the bit, refused where they differ, whole on disk."""
+"""Checkpointed runs: they resume bit for bit, raise where they differ, and are complete on disk."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, learn: Learner, batch: int, **kwarg
 
 @pytest.mark.parametrize("every", [None, 1, 2, "0s"])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 11, 12])
-def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, monkeypatch, every, batch):
+def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, monkeypatch, every, batch):
     alone = learner(tmp_path / "alone")
     alone.fit_one_cycle(4, 1e-2)
     stop_at(monkeypatch, learner(tmp_path), batch, every=every)
@@ -82,7 +82,7 @@ def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, monkeypat
     assert len(again.recorder.lrs) == 12
 
 
-def test_keeping_a_run_changes_nothing(tmp_path):
+def test_saving_checkpoints_changes_nothing(tmp_path):
     alone, kept = learner(tmp_path / "alone"), learner(tmp_path)
     alone.fit_one_cycle(3, 1e-2)
     kept.fit_one_cycle(3, 1e-2, checkpoint="run", every=1)
@@ -140,7 +140,7 @@ def with_callback(path: Path) -> None:
         (with_callback, "saved with other callbacks: Callback is new"),
     ],
 )
-def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, change, words):
+def test_another_run_raises_with_the_difference(tmp_path, monkeypatch, change, words):
     stop_at(monkeypatch, learner(tmp_path), 5, every=1)
     before = (tmp_path / "models" / "run.checkpoint").read_bytes()
     with pytest.raises(MinifastError, match=words):
@@ -151,7 +151,7 @@ def test_another_run_is_refused_with_what_differs(tmp_path, monkeypatch, change,
 @pytest.mark.parametrize(
     "damage", [lambda b: b[:-1], lambda b: b[:10], lambda b: b"", lambda b: b[:200] + b"x" + b[201:]]
 )
-def test_a_file_that_is_cut_off_is_noticed_and_the_one_before_is_used(tmp_path, monkeypatch, capsys, damage):
+def test_a_truncated_file_is_detected_and_the_previous_one_is_used(tmp_path, monkeypatch, capsys, damage):
     alone = learner(tmp_path / "alone")
     alone.fit_one_cycle(4, 1e-2)
     stop_at(monkeypatch, learner(tmp_path), 8, every=1)
@@ -193,7 +193,7 @@ def test_a_run_that_a_callback_stopped_stays_stopped(tmp_path):
     assert len(second.recorder.val_losses) == 2
 
 
-def test_data_in_memory_need_no_seed_to_go_on(tmp_path, monkeypatch):
+def test_data_in_memory_need_no_seed_to_resume(tmp_path, monkeypatch):
     def begin(path):
         items = toy_data().train_ds
         train = TensorLoader(*items.tensors, 20, shuffle=True, device="cpu")  # its seed is drawn
@@ -213,7 +213,7 @@ def test_data_in_memory_need_no_seed_to_go_on(tmp_path, monkeypatch):
     assert same(alone, again)
 
 
-def test_a_lost_run_does_not_replace_a_good_file(tmp_path, monkeypatch):
+def test_a_diverged_run_does_not_replace_a_good_checkpoint(tmp_path, monkeypatch):
     class Spoils(Callback):
         def on_loss_begin(self, iteration, last_output, train):
             return {"last_output": last_output * float("nan")} if train and iteration == 7 else None
@@ -281,7 +281,7 @@ def test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_w
         ({"callbacks": [3]}, TypeError, "callbacks holds 3"),
     ],
 )
-def test_what_is_refused_changes_nothing(tmp_path, arguments, error, message):
+def test_arguments_that_raise_change_nothing(tmp_path, arguments, error, message):
     learn = learner(tmp_path)
     learn.fit(1, 1e-2)
     recorder = learn.recorder
@@ -296,7 +296,7 @@ def test_what_is_refused_changes_nothing(tmp_path, arguments, error, message):
     ("extra", "lr", "words"),
     [(0, 0.5, "holds another run"), (1, 1e-2, "saved with other callbacks: Callback is new")],
 )
-def test_a_refused_checkpoint_changes_nothing(tmp_path, extra, lr, words):
+def test_a_checkpoint_of_another_run_changes_nothing(tmp_path, extra, lr, words):
     learner(tmp_path).fit(1, 1e-2, checkpoint="run")
     learn = learner(tmp_path)
     learn.fit(1, 3e-3)
@@ -340,14 +340,14 @@ def changed(what: str, path: Path) -> Learner:
         ("wd", "its opt has weight decay"),
     ],
 )
-def test_a_run_of_other_things_in_the_same_shapes_is_refused(tmp_path, what, words):
+def test_a_run_of_other_content_in_the_same_shapes_raises(tmp_path, what, words):
     changed("nothing", tmp_path).fit(2, 1e-2, checkpoint="run")
     changed("nothing", tmp_path).fit(2, 1e-2, checkpoint="run")
     with pytest.raises(MinifastError, match=f"holds another run: {words}"):
         changed(what, tmp_path).fit(2, 1e-2, checkpoint="run")
 
 
-def test_a_split_that_is_drawn_anew_is_refused(tmp_path):
+def test_another_random_split_raises(tmp_path):
     for name in "ab":
         write_images(tmp_path / "data" / name, 20, (6, 6), "L", ord(name))
 
@@ -364,7 +364,7 @@ def test_a_split_that_is_drawn_anew_is_refused(tmp_path):
 
 @pytest.mark.parametrize("again", ["stop", "restore", "ignore"])
 @pytest.mark.parametrize("first", ["stop", "restore", "ignore"])
-def test_a_run_goes_on_with_another_on_nan(tmp_path, monkeypatch, first, again):
+def test_a_run_resumes_with_another_on_nan(tmp_path, monkeypatch, first, again):
     stop_at(monkeypatch, learner(tmp_path), 4, every=1, on_nan=first)
     learn = learner(tmp_path)
     learn.resume("run", on_nan=again)
@@ -395,7 +395,7 @@ def test_on_nan_is_what_this_call_says(tmp_path):
     assert files.read_checked(tmp_path / "models" / "run.checkpoint")[0]["finished"]
 
 
-def test_weights_that_are_lost_do_not_replace_a_good_file(tmp_path):
+def test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint(tmp_path):
     class Root(nn.Module):
         """Adds nothing, with a gradient that is NaN at one batch: that of the root of 0."""
 
@@ -415,7 +415,7 @@ def test_weights_that_are_lost_do_not_replace_a_good_file(tmp_path):
     assert all(torch.isfinite(value).all() for value in values["weights"].values())
 
 
-def test_epochs_that_a_callback_added_are_kept(tmp_path):
+def test_epochs_that_a_callback_added_are_saved(tmp_path):
     class Longer(Callback):
         def on_epoch_end(self, epoch):
             return {"n_epochs": 4} if epoch == 1 else None
@@ -428,14 +428,14 @@ def test_epochs_that_a_callback_added_are_kept(tmp_path):
 
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have notes from Python 3.11 on")
-def test_a_resumed_run_that_fails_at_once_knows_what_is_kept(tmp_path):
+def test_a_resumed_run_that_fails_at_once_names_its_checkpoint(tmp_path):
     for at in (5, 5):
         with pytest.raises(OSError, match="gone") as error:
             learner(tmp_path, callbacks=[FailsAt(at)]).fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
         assert "run.checkpoint holds epoch 1, batch 2" in error.value.__notes__[0]
 
 
-def test_frozen_layers_and_buffers_outside_the_state_are_kept(tmp_path):
+def test_frozen_layers_and_non_persistent_buffers_are_saved(tmp_path):
     class Averages(nn.Module):
         def __init__(self):
             super().__init__()
@@ -468,7 +468,7 @@ def test_frozen_layers_and_buffers_outside_the_state_are_kept(tmp_path):
     assert same(alone, begin(tmp_path))
 
 
-def test_a_state_that_is_not_kept_is_named(tmp_path):
+def test_state_that_is_not_saved_is_named_in_a_warning(tmp_path):
     class Window(Callback):
         def __init__(self):
             self.recent = deque(maxlen=3)
@@ -478,7 +478,7 @@ def test_a_state_that_is_not_kept_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(("batch", "every"), [(1, 1), (4, 1), (5, 1), (4, None), (8, None)])
-def test_an_order_from_the_global_generator_goes_on_in_the_middle_of_an_epoch(tmp_path, monkeypatch, batch, every):
+def test_the_data_order_of_the_global_generator_resumes_mid_epoch(tmp_path, monkeypatch, batch, every):
     def begin(path):
         torch.manual_seed(0)
         items = toy_data().train_ds
@@ -504,7 +504,7 @@ def test_a_damaged_checkpoint_does_not_replace_the_good_one(tmp_path, monkeypatc
     assert files.is_complete(files.previous(file))
 
 
-def test_two_fits_of_one_run_at_the_same_time_are_told_apart(tmp_path, monkeypatch):
+def test_a_second_fit_of_the_same_run_raises(tmp_path, monkeypatch):
     monkeypatch.setattr("minifast.checkpoint.run.LOCK_SECONDS", 0.1)
 
     class Nested(Callback):
@@ -545,7 +545,7 @@ def test_an_optimizer_inside_the_optimizer_is_saved(tmp_path):
     assert again.opt.opt.steps == 9
 
 
-def test_another_process_at_the_same_file_is_noticed(tmp_path):
+def test_another_process_that_writes_the_file_raises_a_warning(tmp_path):
     class Meddles(Callback):
         def on_epoch_end(self):
             os.utime(tmp_path / "models" / "run.checkpoint", ns=(1, 1))
@@ -554,7 +554,7 @@ def test_another_process_at_the_same_file_is_noticed(tmp_path):
         learner(tmp_path, callbacks=[Meddles()]).fit(3, checkpoint="run")
 
 
-def test_beginning_anew_leaves_nothing_of_the_old_run(tmp_path):
+def test_starting_again_leaves_nothing_of_the_old_run(tmp_path):
     learner(tmp_path).fit(2, 1e-2, checkpoint="run")
     assert (tmp_path / "models" / "run.previous.checkpoint").exists()
     with pytest.raises(OSError, match="gone"):
@@ -562,7 +562,7 @@ def test_beginning_anew_leaves_nothing_of_the_old_run(tmp_path):
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["run.checkpoint"]
 
 
-def test_a_run_is_kept_before_its_first_batch(tmp_path):
+def test_a_run_is_saved_before_its_first_batch(tmp_path):
     class Fails(Callback):
         def on_batch_begin(self, iteration):
             raise MemoryError("out of memory")
@@ -620,7 +620,7 @@ def kill(tmp_path: Path, kills: int, kinds: int) -> list[dict]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_killed_runs_equal_one_that_was_left_alone(tmp_path, record_property):
+def test_killed_runs_equal_an_uninterrupted_run(tmp_path, record_property):
     reports = kill(tmp_path, 2, kinds=1)
     assert all(report["kills"] >= 1 and report["equal"] for report in reports), reports
     assert reports[-1]["kills"] == reports[-1]["runs"] == 6
@@ -629,7 +629,7 @@ def test_killed_runs_equal_one_that_was_left_alone(tmp_path, record_property):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-def test_runs_killed_many_times_equal_one_that_was_left_alone(tmp_path, record_property):
+def test_runs_killed_many_times_equal_an_uninterrupted_run(tmp_path, record_property):
     reports = kill(tmp_path, 12, kinds=5)
     assert sum(report["kills"] for report in reports[:-1]) >= 50
     assert reports[-1]["kills"] == reports[-1]["runs"] == 36

@@ -47,7 +47,7 @@ def test_resume_reads_the_arguments_of_version_0_1(tmp_path):
     assert [p.sum().item() for p in learn.model.parameters()] == pytest.approx(FINAL_SUMS, rel=1e-4)
 
 
-def test_a_run_of_other_data_is_told_apart(tmp_path):
+def test_a_run_of_other_data_raises(tmp_path):
     shutil.copy(FILES / "middle.checkpoint", tmp_path)
     with pytest.raises(MinifastError, match="its data has checksum of training items"):
         learner(tmp_path, lr_scale=2.0).fit_one_cycle(3, 1e-2, checkpoint="middle", every=1)
