@@ -17,7 +17,7 @@ from minifast.export.graph import Program
 from minifast.export.reader import build_loss, check_archive, check_format
 from minifast.learner.learner import Learner
 from minifast.utils import files
-from minifast.utils.checks import check_count
+from minifast.utils.checks import check_count, shortlist
 
 
 def load_learner(
@@ -44,7 +44,7 @@ def load_learner(
             trust.
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file, or an image in ``test`` does not exist.
         FileFormatError: the file is incomplete, holds code, or was not written by ``export``.
 
     >>> load_learner("models")
@@ -89,6 +89,9 @@ def make_test_loader(test: Any, size: Sequence[int] | None, bs: int, device: tor
             raise DataError(f"There is no folder {test}; `test` must be a folder of images or a list of files.")
         images.add(list_images(test, recurse=True), 0)
     else:
+        missing = [str(file) for file in test if not Path(file).is_file()]
+        if missing:
+            raise FileNotFoundError(f"There is no file {shortlist(missing)}; check the paths in `test`.")
         images.add([(str(file), 0, 0) for file in test], 0)
     if not len(images):
         raise DataError("There are no images in `test`; give a folder or a list with at least one.")
