@@ -374,7 +374,7 @@ def test_predict_prints_a_table_or_json_for_several_images(trained, capsys):
         (["out", "sample/valid/3/0.png"], 2, "out is a folder; give the model's file in it, such as export.pkl."),
         (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
         (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a readable image"),
-        (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is no export; learn.save wrote it"),
+        (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is not an export; learn.save wrote it"),
         (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
         (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not available here"),
     ],
