@@ -40,5 +40,5 @@ def on_page_content(html: str, page: Any, **_: Any) -> str:
     if not page.file.src_uri.endswith(".ipynb"):
         return html
     html = re.sub(r'href="(\w+)\.ipynb(#[^"]*)?"', r'href="../\1/\2"', html)
-    html = html.replace('<script src="-"></script>', "")  # in the place of MathJax, which no notebook needs
+    html = re.sub(r'<script src="-">\s*</script>', "", html)  # in the place of MathJax, which no notebook needs
     return html.replace('href="../benchmarks/README.md"', 'href="../../explanation/benchmarks/"')
