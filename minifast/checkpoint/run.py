@@ -159,9 +159,9 @@ class Checkpointer(LearnerCallback):
                 if repr(theirs.get(name)) != repr(mine.get(name)) and theirs.get(name) != mine.get(name)
             ]
             if different:
-                self._refuse(part, min(different), theirs, mine)
+                self._raise_difference(part, min(different), theirs, mine)
 
-    def _refuse(self, part: str, name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
+    def _raise_difference(self, part: str, name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
         was, now = (reprlib.repr(values.get(name, "absent")) for values in (theirs, mine))
         advice = " If the split is random, give it a seed." if name.startswith("checksum") else ""
         advice += " Freeze the same layers: freeze, freeze_to, unfreeze." if name == "frozen" else ""
