@@ -267,6 +267,7 @@ class Checkpointer(LearnerCallback):
                 self._save(epoch, 0, iteration, finished=True)
         finally:
             self._unlock()
+            vars(self).pop("_run", None)  # it refers to the learner, which refers to this callback
 
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
         learn, state = self.learn, self._state
