@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 
 from minifast.data.resume import load_loader_state
 from minifast.training.callback import Callback
+from minifast.training.snapshot import not_owned
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.state import (
     UNKNOWN,
@@ -45,8 +46,7 @@ class RunState:
         self._roots = {"model": learn.model, "loss_func": learn.loss_func, "optimizer": learn.opt.opt, **data}
         self._stop = [learn, learn.data]
         self._with_callbacks = {**self._roots, "callbacks": list(callbacks)}
-        entered = {id(value) for value in (*self._roots.values(), *callbacks)}
-        self._not_callbacks = [*self._stop, *(value for value in vars(learn).values() if id(value) not in entered)]
+        self._not_callbacks = not_owned(learn, [*self._roots.values(), *callbacks])
         self._before = single_values(self._roots, LOADERS, self._stop)
 
     def position(self) -> dict[str, Any]:

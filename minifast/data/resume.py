@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.state import Snapshot, load_saved_state, saved_state
+from minifast.utils.state import Snapshot, load_saved_state, restoring, saved_state
 
 
 class RemainingBatches:
@@ -53,12 +52,8 @@ def load_loader_state(loader: Any, state: Any) -> None:
 def preserve_loader(*loaders: Any) -> Iterator[None]:
     """Restore loaders, what they use, and the global generators on leaving."""
     roots = {str(i): loader for i, loader in enumerate(loaders)}
-    snapshot, generators = Snapshot(roots, data=roots), get_rng_states()
-    try:
+    with restoring(Snapshot(roots, data=roots)):
         yield
-    finally:
-        snapshot.restore()
-        set_rng_states(generators)
 
 
 def _load_version_0_1(loader: Any, position: list[dict[str, Any]]) -> None:

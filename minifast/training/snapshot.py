@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minifast.training.callback import Callback
-from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.state import Snapshot
+from minifast.utils.state import Snapshot, restoring
 from minifast.utils.walk import walk
 
 if TYPE_CHECKING:
@@ -37,26 +36,19 @@ def preserve_model(*models: Any) -> Iterator[None]:
     Parameters, buffers, gradients, ``requires_grad``, training flags, and all attributes are restored.
     """
     roots = {str(i): model for i, model in enumerate(models) if isinstance(model, nn.Module)}
-    snapshot, generators = Snapshot(roots), get_rng_states()
-    try:
+    snapshot = Snapshot(roots)
+    with restoring(snapshot):
         for tensor in snapshot.tensors:
             tensor.grad = None
         yield
-    finally:
-        snapshot.restore()
-        set_rng_states(generators)
 
 
 @contextmanager
 def preserve_generators(*objects: Any) -> Iterator[None]:
     """Restore the global random generators and those in ``objects`` on leaving."""
     roots = {str(i): value for i, value in enumerate(objects)}
-    snapshot, generators = Snapshot(roots, generators_only=True), get_rng_states()
-    try:
+    with restoring(Snapshot(roots, generators_only=True)):
         yield
-    finally:
-        snapshot.restore()
-        set_rng_states(generators)
 
 
 @contextmanager
@@ -70,17 +62,9 @@ def preserve_randomness(learn: Learner, *loaders: Any) -> Iterator[None]:
     data = loaders_of(learn) | {str(i): loader for i, loader in enumerate(loaders)}
     owners = [*learn.callbacks, *learn.metrics]
     others = {"model": learn.model, "loss_func": learn.loss_func, "owners": owners}
-    snapshots = [
-        Snapshot(data, data, [learn, learn.data], seen=seen),
-        Snapshot(others, (), not_owned(learn, owners), generators_only=True, seen=seen),
-    ]
-    generators = get_rng_states()
-    try:
+    data_order = Snapshot(data, data, [learn, learn.data], seen=seen)
+    with restoring(data_order, Snapshot(others, (), not_owned(learn, owners), generators_only=True, seen=seen)):
         yield
-    finally:
-        for snapshot in snapshots:
-            snapshot.restore()
-        set_rng_states(generators)
 
 
 @contextmanager
@@ -125,6 +109,6 @@ def loaders_of(learn: Learner) -> dict[str, Any]:
 
 
 def not_owned(learn: Learner, owners: Sequence[Any]) -> list[Any]:
-    """Return what callbacks and metrics may refer to but do not own."""
+    """Return what ``owners``, such as callbacks and metrics, may refer to but do not own."""
     entered = {id(value) for value in (learn.model, learn.loss_func, *owners)}
     return [learn, learn.data, *(value for value in vars(learn).values() if id(value) not in entered)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from types import BuiltinMethodType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -13,7 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Sampler
 
-from minifast.utils.random import generator_kind, generator_state, is_generator, make_generator, set_generator_state
+from minifast.utils.random import (
+    generator_kind,
+    generator_state,
+    get_rng_states,
+    is_generator,
+    make_generator,
+    set_generator_state,
+    set_rng_states,
+)
 from minifast.utils.walk import CONTAINERS, MOST, OPAQUE, SCALARS, attributes_of, changing_attributes, package_of, walk
 
 MANY = 2**16  # elements above which a container or tensor of a data set counts as data, not as state
@@ -62,6 +71,18 @@ class Snapshot:
                 set_generator_state(value, copy)
             else:
                 _put(value, copy)
+
+
+@contextmanager
+def restoring(*snapshots: Snapshot) -> Iterator[None]:
+    """Restore snapshots and the global random generators on leaving."""
+    generators = get_rng_states()
+    try:
+        yield
+    finally:
+        for snapshot in snapshots:
+            snapshot.restore()
+        set_rng_states(generators)
 
 
 class _Attributes(NamedTuple):
