@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from torch import nn
-
 from minifast.training.callback import LearnerCallback
+from minifast.training.groups import BatchNorm, is_frozen
 
 
 class BnFreeze(LearnerCallback):
@@ -16,6 +15,7 @@ class BnFreeze(LearnerCallback):
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> from minifast import *
         >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["a", "b"])
         >>> model = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2))
@@ -29,7 +29,5 @@ class BnFreeze(LearnerCallback):
     def on_epoch_begin(self) -> None:
         """Put frozen BatchNorm layers in evaluation mode."""
         for module in self.learn.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                parameters = list(module.parameters())
-                if parameters and not any(parameter.requires_grad for parameter in parameters):
-                    module.eval()
+            if isinstance(module, BatchNorm) and is_frozen(module):
+                module.eval()

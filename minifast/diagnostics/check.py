@@ -18,7 +18,7 @@ from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.groups import regroup
+from minifast.training.groups import BatchNorm, regroup
 from minifast.training.lazy import initialise_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
@@ -145,7 +145,7 @@ def _check_statistics(learn: Learner, x: Any, y: Any) -> Iterator[Finding]:
     layers = [
         layer
         for layer in learn.model.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.training and has_trained_statistics(layer)
+        if isinstance(layer, BatchNorm) and layer.training and has_trained_statistics(layer)
     ]
     if losses := compare_statistics(learn, layers, x, y):
         yield Finding(

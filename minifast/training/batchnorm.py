@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from minifast.training.groups import BatchNorm, is_frozen
 from minifast.training.snapshot import eval_mode, preserve_model
-from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import as_arguments, read_floats
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
-BatchNorm = nn.modules.batchnorm._BatchNorm
 MIN_SAMPLES = 8  # the statistics of a smaller batch are mostly noise
 LARGE_SHARE = 0.5  # of the loss with batch statistics: a larger difference is reported
 MIN_SHARE = 0.1  # of the first training loss: a smaller difference does not matter
@@ -42,16 +41,11 @@ def hold_frozen_statistics(model: nn.Module, groups: Sequence[nn.Module]) -> Non
     frozen: set[int] = set()
     if not all(parameter.requires_grad for parameter in model.parameters()):
         for part in [*groups, *model.modules()]:
-            if id(part) not in frozen and _is_frozen(part):
+            if id(part) not in frozen and is_frozen(part):
                 frozen.update(map(id, part.modules()))
     for module in model.modules():
         if _has_statistics(module):
             module.training = id(module) not in frozen
-
-
-def _is_frozen(part: nn.Module) -> bool:
-    flags = [parameter.requires_grad for parameter in part.parameters()]
-    return bool(flags) and not any(flags)
 
 
 def _has_statistics(module: nn.Module) -> bool:
@@ -101,7 +95,6 @@ def compare_statistics(
         return None
     if not isinstance(learn.loss_func, nn.Module) and not hasattr(learn.loss_func, "__code__"):
         return None
-    generators = get_rng_states()
     try:
         with preserve_model(learn.loss_func), eval_mode(learn.model), torch.no_grad():
             running = float(learn.loss_func(learn.output_of(x), *targets))
@@ -109,8 +102,6 @@ def compare_statistics(
                 batch = float(learn.loss_func(learn.output_of(x), *targets))
     except Exception:  # the code of a model or a loss may raise anything; then there is nothing to compare
         return None
-    finally:
-        set_rng_states(generators)
     scale = abs(batch if first_loss is None else first_loss)
     large = running - batch > max(LARGE_SHARE * abs(batch), MIN_SHARE * scale)
     return (batch, running) if large else None

@@ -12,11 +12,18 @@ from torch import nn
 
 from minifast.utils.checks import check_count, check_number
 
+BatchNorm = nn.modules.batchnorm._BatchNorm
 NORMS = tuple(
     kind
     for kind in (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, getattr(nn, "RMSNorm", None))
     if kind is not None
 )
+
+
+def is_frozen(part: nn.Module) -> bool:
+    """Return whether a module has parameters, and none of them requires a gradient."""
+    flags = [parameter.requires_grad for parameter in part.parameters()]
+    return bool(flags) and not any(flags)
 
 
 def split_no_decay(group: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
@@ -277,7 +284,7 @@ def freeze_to(groups: Sequence[nn.Module], n: int, train_bn: bool) -> None:
         raise ValueError(f"`n` must be lower than the number of layer groups ({count}), got {n}; the first group is 0.")
     for i, group in enumerate(groups):
         for module in group.modules():
-            trains = i >= n % count or (train_bn and isinstance(module, nn.modules.batchnorm._BatchNorm))
+            trains = i >= n % count or (train_bn and isinstance(module, BatchNorm))
             for parameter in module.parameters(recurse=False):
                 parameter.requires_grad_(trains)
                 if not trains:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minifast.hooks import Hooks
 from minifast.losses import is_summed, loss_weight
+from minifast.utils.compiled import without_compiled_code
 from minifast.utils.tensors import as_arguments, count_samples, read_floats
 
 
@@ -35,20 +36,6 @@ def all_finite(values: Iterable[Any]) -> bool:
 
 
 @contextmanager
-def uncompiled(model: nn.Module) -> Iterator[None]:
-    """Run a model without its compiled code, so that hooks registered since then are called."""
-    modules = [module for module in model.modules() if "_compiled_call_impl" in vars(module)]
-    compiled_calls = [module._compiled_call_impl for module in modules]
-    for module in modules:
-        module._compiled_call_impl = None
-    try:
-        yield
-    finally:
-        for module, compiled_call in zip(modules, compiled_calls, strict=True):
-            module._compiled_call_impl = compiled_call
-
-
-@contextmanager
 def first_output(model: nn.Module) -> Iterator[list[str]]:
     """Yield a list that gets the name of the first innermost module whose output is not finite.
 
@@ -61,15 +48,15 @@ def first_output(model: nn.Module) -> Iterator[list[str]]:
     >>> names
     ['1 (Explode)']
     """
-    found: list[str] = []
+    failing: list[str] = []
     names = {module: name for name, module in model.named_modules()}
 
     def check_output(module: nn.Module, _: Any, output: Any) -> None:
-        if not found and not is_finite(output):
-            found.append(f"{names[module] or 'the model'} ({type(module).__name__})")
+        if not failing and not is_finite(output):
+            failing.append(f"{names[module] or 'the model'} ({type(module).__name__})")
 
     with Hooks(names, check_output):
-        yield found
+        yield failing
 
 
 def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targets: Any) -> Iterator[str]:
@@ -101,7 +88,7 @@ def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targe
     if buffer:
         yield f"The buffer {buffer} is not finite, which makes validation wrong: load a saved model."
     model.zero_grad()
-    with uncompiled(model), first_output(model) as names:
+    with without_compiled_code(model), first_output(model) as names:
         output = model(*as_arguments(inputs))
     if names:
         yield f"The first output that is not finite is that of {names[0]}."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FunctionType
 from typing import Any
 
@@ -50,6 +52,20 @@ def uncompiled(function: Any) -> Any:
     if inner is not function and inner.__code__.co_filename.endswith("external_utils.py"):
         return inner.__wrapped__  # torch puts one more wrapper around its own functions
     return inner
+
+
+@contextmanager
+def without_compiled_code(model: nn.Module) -> Iterator[None]:
+    """Run a model without its compiled code, so that hooks registered since then are called."""
+    modules = [module for module in model.modules() if "_compiled_call_impl" in vars(module)]
+    compiled_calls = [module._compiled_call_impl for module in modules]
+    for module in modules:
+        module._compiled_call_impl = None
+    try:
+        yield
+    finally:
+        for module, compiled_call in zip(modules, compiled_calls, strict=True):
+            module._compiled_call_impl = compiled_call
 
 
 def _is_wrapper(module: nn.Module) -> bool:
