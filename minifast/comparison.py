@@ -278,7 +278,7 @@ def check_configurations(learn: Learner, configurations: Mapping[str, Any], epoc
 
 
 def is_fit_function(configuration: Any) -> bool:
-    """Whether a configuration is a function of (learner, epochs) that trains; epochs may have a default."""
+    """Return whether a configuration is a function of (learner, epochs) that trains; epochs may have a default."""
     names, n_required = (arguments_of(configuration) if callable(configuration) else None) or ([], 0)
     return n_required == 2 or (len(names) > 1 and names[0] in ("learn", "learner"))
 

@@ -29,7 +29,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def _nothing(module: nn.Module, input: Any, output: Any) -> None:
-    """The function of a removed hook."""
+    """Do nothing: the function of a removed hook."""
 
 
 class Hook:

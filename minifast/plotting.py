@@ -218,18 +218,17 @@ def plot_matrix(
     for i, row in enumerate(texts):
         for j, text in enumerate(row):
             color = ("0.75" if text == "0" else "black") if shades[i, j] > 0.5 else "white"
-            ax.text(
-                j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False
-            )  # the layout of many texts is slow
+            # Not in the layout, which is slow with many texts.
+            ax.text(j, i, text, ha="center", va="center", fontsize=size, color=color, in_layout=False)
 
 
 def plot_layers(ax: Axes, values: Sequence[Sequence[float]], label: str, names: Sequence[str]) -> None:
     """Plot one line per layer over the training batches, from dark (first layer) to light (last layer)."""
     import matplotlib as mpl
 
-    colours = mpl.colormaps["viridis"]
+    colors = mpl.colormaps["viridis"]
     for i, (line, name) in enumerate(zip(values, names, strict=True)):
-        ax.plot(line, color=colours(0.9 * i / max(1, len(values) - 1)), linewidth=1.2, label=name)
+        ax.plot(line, color=colors(0.9 * i / max(1, len(values) - 1)), linewidth=1.2, label=name)
     ax.set_xlabel("training batch")
     ax.set_ylabel(f"{label} of the activations")
     max_names = 10

@@ -59,7 +59,7 @@ class MixedPrecision(LearnerCallback):
                 "float32, and the forward pass is run in float16."
             )
         device = learn.data.device
-        self._one = torch.ones((), device=device)
+        self._ones = torch.ones((), device=device)
         self._scaler = torch.amp.GradScaler(device.type, init_scale=self.loss_scale, growth_interval=self.max_noskip)
         if self._saved:
             self._scaler.load_state_dict(self._saved)
@@ -79,7 +79,7 @@ class MixedPrecision(LearnerCallback):
         self._scaler.unscale_(learn.opt.opt)
         self._scaler.update()
         before = self.loss_scale
-        (self.loss_scale,) = read_floats(self._scaler.scale(self._one))
+        (self.loss_scale,) = read_floats(self._scaler.scale(self._ones))
         if self.loss_scale >= before:
             return None
         if self.loss_scale < MIN_SCALE:

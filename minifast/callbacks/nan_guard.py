@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from minifast.errors import NonFiniteLossError
 from minifast.training.averages import Losses
+from minifast.training.batch_checks import check_outputs
 from minifast.training.callback import LearnerCallback
 from minifast.training.non_finite import all_finite, diagnose
 from minifast.training.snapshot import preserve_model
@@ -16,11 +17,8 @@ from minifast.training.snapshot import preserve_model
 if TYPE_CHECKING:
     from minifast.callbacks.recorder import Recorder
     from minifast.learner.learner import Learner
-from minifast.training.batch_checks import check_outputs
 
 N_SHOWN = 20  # batches that the message lists
-
-
 STOP_FLAGS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_validate")
 
 

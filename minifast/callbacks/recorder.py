@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import time
-import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from minifast.finder.rules import cut
 from minifast.metrics.base import RESERVED, distinct, expand_all
 from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
+from minifast.utils.aliases import deprecated_attribute
 from minifast.utils.text import cell, clock
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class Recorder(LearnerCallback):
     """
 
     _order = -10
+    found = deprecated_attribute("found", "finder_result")
 
     def __init__(self, learn: Learner | None = None, add_time: bool = True, silent: bool = False) -> None:
         super().__init__(learn)
@@ -109,16 +110,6 @@ class Recorder(LearnerCallback):
         values = dict(zip(self.names, self.rows[-1], strict=True)) if self.rows else {}
         last = "".join(f", {name}={cell(values[name])}" for name in self.names[1:] if name in values and name != "time")
         return f"Recorder({method}: epochs={len(self.rows)}, batches={len(self.lrs)}{last})"
-
-    @property
-    def found(self) -> FinderResult | None:
-        """The former name of ``finder_result``."""
-        warnings.warn(
-            "`Recorder.found` is now `Recorder.finder_result`; the old name goes in version 0.3.",
-            DeprecationWarning,
-            stacklevel=2,
-        )
-        return self.finder_result
 
     def add_metric_names(self, names: Sequence[str]) -> None:
         """Add columns to the table.
@@ -246,10 +237,10 @@ class Recorder(LearnerCallback):
     def to_dict(self) -> dict[str, Any]:
         """Return the whole record as numbers, texts, lists and dicts, for ``Recorder.from_dict``."""
         result = self.finder_result
-        found = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
+        finder = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
         record = {name: list(getattr(self, name)) for name in RECORDED}
         values = {"call": self.call, "names": self.names, **record, "losses": list(self.losses)}
-        return as_plain({**values, "without_momentum": self._without_momentum, "found": found})  # type: ignore[no-any-return]
+        return as_plain({**values, "without_momentum": self._without_momentum, "found": finder})  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recorder:
@@ -260,9 +251,9 @@ class Recorder(LearnerCallback):
         recorder.load_state_dict({name: values[name] for name in RECORDED})
         recorder.call = values["call"]
         recorder._without_momentum = values["without_momentum"]
-        if found := values["found"]:
-            curves = found["curves"]
-            recorder.finder_result = FinderResult([found["lrs"]] * len(curves), curves, found["stopped"])
+        if finder := values["found"]:
+            curves = finder["curves"]
+            recorder.finder_result = FinderResult([finder["lrs"]] * len(curves), curves, finder["stopped"])
         return recorder
 
     def on_train_end(self) -> None:

@@ -93,41 +93,41 @@ class Checkpointer(LearnerCallback):
         self._identity = run_fingerprint(learn)
         self._writer = files.CheckedFile(file)
         self._warned = False
-        self._held_lock: Any = None
+        self._file_lock: Any = None
         self._run: Any = None  # RunState, from the beginning of the fit
-        self._found: dict[str, Any] | None = None
-        self.left = "nothing is saved yet"  # what is saved, and how to continue: a sentence without its full stop
+        self._saved: dict[str, Any] | None = None
+        self.how_to_resume = "nothing is saved yet"  # a sentence without its full stop
         self.finished = False  # whether the file holds a run that is finished
         if not is_plain(call):
             raise TypeError(
                 f"A run with a checkpoint takes only plain numbers and texts as arguments; {call} holds something else."
             )
         if checkpoint.resume and (file.is_file() or files.previous(file).is_file()):
-            self._found, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
-            self._compare(self._found)
-            self.finished = bool(self._found["finished"])
-            self._say_left(self._found["epoch"], self._found["num_batch"])
+            self._saved, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
+            self._compare(self._saved)
+            self.finished = bool(self._saved["finished"])
+            self._note_progress(self._saved["epoch"], self._saved["num_batch"])
             damaged = "" if newest else f"{file} is damaged; using the file before it. "
             self._message = damaged + self._resume_message(checkpoint.name)
-        self._new = self._found is None
+        self._new = self._saved is None
 
     def _resume_message(self, name: str) -> str:
         if self.finished:
             return f"The run {name} is finished; the learner has its final state. resume=False starts it again."
-        found = self._found or {}
-        return f"Resuming the run {name} at epoch {found['epoch']}, batch {found['num_batch']}."
+        saved = self._saved or {}
+        return f"Resuming the run {name} at epoch {saved['epoch']}, batch {saved['num_batch']}."
 
-    def _say_left(self, epoch: int, num_batch: int) -> None:
-        self.left = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"
+    def _note_progress(self, epoch: int, num_batch: int) -> None:
+        self.how_to_resume = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"
 
     def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
         """Take the state to save and the other callbacks."""
         self._state = state
         self._others = [callback for callback in callbacks if callback is not self]
-        if self._found is not None:
-            names, here = ([name for name, _ in self._found["callbacks"]], [*map(_name, self._others)])
-            if names != here:
-                missing, more = Counter(names) - Counter(here), Counter(here) - Counter(names)
+        if self._saved is not None:
+            names, own = ([name for name, _ in self._saved["callbacks"]], [*map(_name, self._others)])
+            if names != own:
+                missing, more = Counter(names) - Counter(own), Counter(own) - Counter(names)
                 differences = [f"{', '.join(missing)} is missing"] if missing else []
                 differences += [f"{', '.join(more)} is new"] if more else []
                 raise MinifastError(
@@ -139,18 +139,18 @@ class Checkpointer(LearnerCallback):
         for callback in self._others:
             _warn_of_unsaved_state(callback)
 
-    def _compare(self, found: dict[str, Any]) -> None:
-        version = found.get("format", 1)
+    def _compare(self, saved: dict[str, Any]) -> None:
+        version = saved.get("format", 1)
         if version > FORMAT:
             raise MinifastError(f"{self.file} has format {version}, from a later version of minifast; update minifast.")
         expected = self._identity if version == FORMAT else version_0_1.run_fingerprint(self.learn)
         for part, mine in {"call": self.call, **expected}.items():
-            theirs = dict(found[part])
+            theirs = dict(saved[part])
             if "cyc_len" in theirs:  # written by version 0.1
                 theirs["epochs"] = theirs.pop("cyc_len")
             names = {*theirs, *mine}
             if part == "settings":  # what the run changed is restored; what is not set yet may come
-                names = theirs.keys() & mine.keys() - found["state"]["attributes"].keys()
+                names = theirs.keys() & mine.keys() - saved["state"]["attributes"].keys()
             if version == 1 and part == "data":
                 names = {name for name in names if not name.startswith(("loader of", "transforms of"))}
             different = [
@@ -187,13 +187,13 @@ class Checkpointer(LearnerCallback):
             ) from None
         except (OSError, NotImplementedError):  # a file system without locks, or one where nothing can be written
             return
-        self._held_lock = lock
+        self._file_lock = lock
 
     def _unlock(self) -> None:
-        if self._held_lock is not None:
-            Path(self._held_lock.lock_file).unlink(missing_ok=True)
-            self._held_lock.release()
-            self._held_lock = None
+        if self._file_lock is not None:
+            Path(self._file_lock.lock_file).unlink(missing_ok=True)
+            self._file_lock.release()
+            self._file_lock = None
 
     def on_train_begin(self) -> None:
         """Restore the state that the file holds; save a new run before its first batch."""
@@ -208,41 +208,41 @@ class Checkpointer(LearnerCallback):
                 f"tensors, lists of them, or random generators in this process.",
                 stacklevel=2,
             )
-        if self._found is None:
+        if self._saved is None:
             self._note_position()
             self._save(self._state.epoch, 0, self._state.iteration)
             return
-        found, state = self._found, self._state
-        self._run.restore(found)
-        state.n_epochs, state.epoch, state.iteration = found["n_epochs"], found["epoch"], found["iteration"]
-        state.skip_validate, state.stop_training = found["skip_validate"], found["stop_training"]
-        self._position, self._random_at_epoch = found["position"], found["random_at_epoch"]
-        self._restore_callbacks(self._others, found)
-        self._run.restore_position(found["position"])
-        set_rng_states(found["random"])
+        saved, state = self._saved, self._state
+        self._run.restore(saved)
+        state.n_epochs, state.epoch, state.iteration = saved["n_epochs"], saved["epoch"], saved["iteration"]
+        state.skip_validate, state.stop_training = saved["skip_validate"], saved["stop_training"]
+        self._position, self._random_at_epoch = saved["position"], saved["random_at_epoch"]
+        self._restore_callbacks(self._others, saved)
+        self._run.restore_position(saved["position"])
+        set_rng_states(saved["random"])
         state.pbar.epochs_done(state.epoch, state.n_epochs)
-        if not found["num_batch"]:
-            self._found = None
+        if not saved["num_batch"]:
+            self._saved = None
 
-    def _restore_callbacks(self, callbacks: Sequence[Callback], found: dict[str, Any]) -> None:
-        for callback, (_, callback_state) in zip(self._others, found["callbacks"], strict=True):
+    def _restore_callbacks(self, callbacks: Sequence[Callback], saved: dict[str, Any]) -> None:
+        for callback, (_, callback_state) in zip(self._others, saved["callbacks"], strict=True):
             if callback in callbacks:
                 callback.load_state_dict(callback_state)
 
     def on_epoch_begin(self) -> None:
         """Store the data order at the start of the epoch, or resume in the middle of an epoch."""
-        if self._found is None:
+        if self._saved is None:
             self._note_position()
             return
-        found, self._found = self._found, None
+        saved, self._saved = self._saved, None
         # Undo what other callbacks did in this event; the table shows the recorder's rows already.
-        self._restore_callbacks([callback for callback in self._others if callback is not self.learn.recorder], found)
-        self._run.restore_position(found["position"])
-        self._state.num_batch = found["num_batch"]
-        self._state.stop_training = found["stop_training"]
-        set_rng_states(found["random_at_epoch"])
-        on_start = partial(self._run.restore_batch, found)
-        self._state.rest = lambda loader: RemainingBatches(loader, found["num_batch"], on_start)
+        self._restore_callbacks([callback for callback in self._others if callback is not self.learn.recorder], saved)
+        self._run.restore_position(saved["position"])
+        self._state.num_batch = saved["num_batch"]
+        self._state.stop_training = saved["stop_training"]
+        set_rng_states(saved["random_at_epoch"])
+        on_start = partial(self._run.restore_batch, saved)
+        self._state.rest = lambda loader: RemainingBatches(loader, saved["num_batch"], on_start)
 
     def _note_position(self) -> None:
         self._position, self._random_at_epoch = self._run.position(), get_rng_states()
@@ -318,7 +318,7 @@ class Checkpointer(LearnerCallback):
                     stacklevel=2,
                 )
             return
-        self._say_left(epoch, num_batch)
+        self._note_progress(epoch, num_batch)
 
     def _warn_of_other_process(self) -> None:
         """Warn if the file is not the one that this run wrote last."""

@@ -276,6 +276,9 @@ def _check(address: str, file: Path, known: tuple[int, str] | None, hint: str) -
         )
 
 
+DAMAGED_HEADER = (ValueError, OverflowError, RecursionError)  # what tarfile raises for some of them
+
+
 def _unpack(archive: Path, folder: Path, name: str, source: str, hint: str) -> Path:
     """Unpack plain files and folders into the new ``folder``, refuse all other members, and return ``folder/name``."""
     folder.mkdir()
@@ -288,23 +291,12 @@ def _unpack(archive: Path, folder: Path, name: str, source: str, hint: str) -> P
                 pass
     except _MemberError as error:
         raise DownloadError(f"{source} was not unpacked: {error}. {hint}.") from error
-    except (
-        tarfile.TarError,
-        gzip.BadGzipFile,
-        EOFError,
-        zlib.error,
-        ValueError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, *DAMAGED_HEADER) as error:
         raise DownloadError(f"{source} is not a complete .tgz archive ({error}). {hint}.") from error
     if not (folder / name).is_dir():
         names = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
         raise DownloadError(f"{source} must have one folder named {name} at its top, got {names}. {hint}.")
     return folder / name
-
-
-_PARSING = (ValueError, OverflowError, RecursionError)  # what tarfile raises for some damaged headers
 
 
 class _MemberError(Exception):

@@ -33,7 +33,7 @@ def default_device() -> torch.device:
 
 
 def is_same_device(a: torch.device, b: torch.device) -> bool:
-    """Whether two devices are the same; a device without an index matches each index.
+    """Return whether two devices are the same; a device without an index matches each index.
 
     >>> cpu, cuda, first = map(torch.device, ("cpu", "cuda", "cuda:0"))
     >>> is_same_device(cuda, first), is_same_device(cpu, cuda)
@@ -63,7 +63,7 @@ def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
 
 
 def has_length(dl: Any) -> bool:
-    """Whether ``len(dl)`` works; a torch DataLoader has a length only if its data set has one."""
+    """Return whether ``len(dl)`` works; a torch DataLoader has a length only if its data set has one."""
     try:
         len(dl)
     except (TypeError, NotImplementedError):
@@ -165,7 +165,7 @@ class DeviceDataLoader(BatchLoader):
         return self.transformed(batch)
 
     def _is_empty(self, batch: Any) -> bool:
-        """Whether a batch of a DataBunch has no samples, by its first tensor."""
+        """Return whether a batch of a DataBunch has no samples, by its first tensor."""
         while isinstance(batch, (tuple, list)) and batch:
             batch = batch[0]
         return self.part is not None and isinstance(batch, Tensor) and batch.ndim > 0 and not batch.shape[0]

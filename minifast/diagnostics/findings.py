@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from minifast.utils.aliases import deprecated_attribute
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,7 @@ class Finding:
     remedy: str
     mild: bool = False
 
-    @property
-    def way_out(self) -> str:
-        """The old name of ``remedy``."""
-        warnings.warn("Finding.way_out is now remedy; way_out goes in version 0.3.", DeprecationWarning, stacklevel=2)
-        return self.remedy
+    way_out = deprecated_attribute("way_out", "remedy")
 
 
 class CheckResult:

@@ -221,9 +221,8 @@ def exported(model: nn.Module, inputs: Sequence[Tensor], name: str = "") -> torc
     Raises:
         MinifastError: torch.export cannot trace the model, or the model takes batches of one size only.
     """
-    inputs = tuple(
-        x if len(x) > 1 else torch.cat([x, x]) for x in inputs
-    )  # torch.export takes a batch size of 1 for a constant
+    # torch.export takes a batch size of 1 for a constant.
+    inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
     batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
     for x in inputs:
         shapes[x] = {0: batch}

@@ -171,7 +171,7 @@ def check_onnx(file: Path, model: nn.Module, inputs: list[Tensor]) -> None:
 
 
 def is_close(a: Tensor, b: Tensor) -> bool:
-    """Whether two outputs are equal up to rounding, with a larger tolerance for half precision."""
+    """Return whether two outputs are equal up to rounding, with a larger tolerance for half precision."""
     tolerance = 1e-3 if b.dtype in (torch.float32, torch.float64) else 5e-2
     scale = float(b.abs().nan_to_num().max()) if b.numel() else 0.0
     return torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance * scale, equal_nan=True)

@@ -168,9 +168,8 @@ def _clearness(curves: Sequence[Sequence[float]]) -> float:
     first, rest = losses[:quarter], losses[quarter:]
     near = min(WINDOW, len(rest))
     fall = first.mean() - np.convolve(rest, np.full(near, 1 / near), "valid").min()
-    deviation = math.sqrt(
-        float((np.diff(first) ** 2).mean()) / 2
-    )  # from differences, so that a slope does not count as noise
+    # From differences, so that a slope does not count as noise.
+    deviation = math.sqrt(float((np.diff(first) ** 2).mean()) / 2)
     error = deviation * math.sqrt(1 / near + 1 / quarter)
     return float(fall / error) if error else math.inf
 

@@ -203,14 +203,14 @@ def show_results(
         print(text_table([header, *cells]))
         return None
     titles = [f"{target}\n{predicted}" if labelled else predicted for target, predicted in pairs]
-    categories = labelled and isinstance(y, Tensor) and (not y.is_floating_point() or has_one_of_two(learn, preds))
+    categories = labelled and isinstance(y, Tensor) and (not y.is_floating_point() or has_binary_output(learn, preds))
     colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in pairs]
     figure = plotting.plot_images(images, titles, None, colors, "target\nprediction" if labelled else "prediction")
     return plotting.finish(figure.axes, return_fig)
 
 
-def has_one_of_two(learn: Learner, preds: Any) -> bool:
-    """Whether the model has a single output for two classes."""
+def has_binary_output(learn: Learner, preds: Any) -> bool:
+    """Return whether the model has a single output for two classes."""
     two = learn.data.classes is not None and len(learn.data.classes) == 2
     return two and isinstance(preds, Tensor) and preds.numel() == len(preds)
 
@@ -226,7 +226,7 @@ def describe_pair(learn: Learner, target: Any, prediction: Any) -> tuple[str, st
     """Return the target and the prediction of a sample as text."""
     if not isinstance(target, Tensor) or not isinstance(prediction, Tensor):
         return describe(learn, target), describe(learn, prediction)
-    if target.numel() == 1 and has_one_of_two(learn, prediction.reshape(1, -1)):
+    if target.numel() == 1 and has_binary_output(learn, prediction.reshape(1, -1)):
         prediction, target = class_of(learn.loss_func, prediction), (target.squeeze() > 0.5).long()
     elif not target.is_floating_point() and target.numel() == 1 and prediction.ndim == 1 and len(prediction) > 1:
         prediction = prediction.argmax()

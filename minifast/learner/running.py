@@ -47,11 +47,8 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_word("on_nan", self.on_nan, ("stop", "restore", "ignore"))
-        if isinstance(self.checkpoint, RunCheckpoint) and (self.every, self.resume, self.on_write_error) != (
-            None,
-            True,
-            "continue",
-        ):
+        are_defaults = (self.every, self.resume, self.on_write_error) == (None, True, "continue")
+        if isinstance(self.checkpoint, RunCheckpoint) and not are_defaults:
             raise ValueError(
                 "`every`, `resume` and `on_write_error` belong to the RunCheckpoint that you pass; set them there."
             )
@@ -272,7 +269,7 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
         where = f"in epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
     else:
         where = f"in the validation of epoch {state.epoch}"
-    saved = " ".join(f"{checkpointer.left}." for checkpointer in checkpointers)
+    saved = " ".join(f"{checkpointer.how_to_resume}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
         in_lr_find = learn.recorder.call.get("method") == "lr_find"
         rest = "lr_find restores all state." if in_lr_find else saved or "you can continue to train the learner."

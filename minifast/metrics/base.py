@@ -102,12 +102,12 @@ def expand_all(columns: Sequence[str], values: Sequence[Any]) -> tuple[list[str]
 
 
 def may_become(name: str, columns: Sequence[str]) -> bool:
-    """Whether ``name`` is one of ``columns``, or may be one of several values of it."""
+    """Return whether ``name`` is one of ``columns``, or may be one of several values of it."""
     return any(name == column or name.startswith(f"{column}_") for column in columns)
 
 
 def may_be_header(header: Sequence[str], columns: Sequence[str]) -> bool:
-    """Whether a table with ``columns`` may have this header after ``expand_all``."""
+    """Return whether a table with ``columns`` may have this header after ``expand_all``."""
     rest = list(header)
     for column in columns:
         if rest[:1] == [column]:

@@ -84,8 +84,7 @@ def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
     positive = binary_targets(to_cpu(_targets_of(targ, len(input)))).bool()
     scores: Any = to_cpu(_scores_of(input))
     _, places, ties = scores.unique(return_inverse=True, return_counts=True)
-    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[
-        places
-    ]  # from 1; equal scores share the mean of their ranks
+    # Ranks count from 1; equal scores share the mean of their ranks.
+    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[places]
     n, n_positive = len(positive), positive.sum()
     return (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))

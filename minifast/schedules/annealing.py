@@ -15,7 +15,8 @@ Value = Any  # a float, or an array with one value per layer group
 Schedule = Callable[[Any], Value]
 
 
-def _is_array(p: Any) -> bool:
+def is_array(p: Any) -> bool:
+    """Return whether progress is an array of several points."""
     return getattr(p, "ndim", 0) > 0
 
 
@@ -41,7 +42,7 @@ def annealing_cos(start: Value, end: Value, pct: Any) -> Value:
     >>> annealing_cos(1.0, 0.0, 0.5)
     0.5
     """
-    wave = np.cos(math.pi * pct) if _is_array(pct) else math.cos(math.pi * pct)
+    wave = np.cos(math.pi * pct) if is_array(pct) else math.cos(math.pi * pct)
     return end + (start - end) / 2 * (wave + 1)
 
 

@@ -11,13 +11,13 @@ import numpy as np
 from minifast.schedules.annealing import (
     Schedule,
     Value,
-    _is_array,
     annealing_cos,
     annealing_exp,
     annealing_linear,
     annealing_no,
     annealing_poly,
     as_value,
+    is_array,
 )
 from minifast.utils.checks import check_count, check_number
 
@@ -105,7 +105,7 @@ def join(*parts: tuple[float, Schedule]) -> Schedule:
 
 
 def _concatenate(pieces: list[tuple[float, float, Schedule]], p: Any) -> Value:
-    if _is_array(p):
+    if is_array(p):
         return np.array([_concatenate(pieces, float(q)) for q in p])
     for begin, end, schedule in pieces[:-1]:
         if p < end:

@@ -49,7 +49,7 @@ def hold_frozen_statistics(model: nn.Module, groups: Sequence[nn.Module]) -> Non
 
 
 def _has_statistics(module: nn.Module) -> bool:
-    """Whether a layer updates buffers in training mode: BatchNorm and its relatives, and spectral normalization."""
+    """Return whether a layer updates buffers in training mode, as BatchNorm and spectral normalization do."""
     names = [name for name, _ in module.named_buffers(recurse=False)]
     return any(name in ("running_mean", "running_var") or name.endswith("_u") for name in names)
 
@@ -64,7 +64,7 @@ def batchnorm_steps(model: nn.Module) -> dict[nn.Module, float]:
 
 
 def has_trained_statistics(layer: nn.Module) -> bool:
-    """Whether the running statistics of a normalization layer differ from their initial values."""
+    """Return whether the running statistics of a normalization layer differ from their initial values."""
     mean, variance = getattr(layer, "running_mean", None), getattr(layer, "running_var", None)
     if not isinstance(mean, Tensor) or not isinstance(variance, Tensor) or nn.parameter.is_lazy(mean):
         return False

@@ -65,7 +65,7 @@ def check_callback_fns(makers: list[Any]) -> list[Callable[[Any], Callback]]:
     return makers
 
 
-class Wants(NamedTuple):
+class Fields(NamedTuple):
     """The fields that an event method takes: required ones, optional ones, and whether it takes all (``**kwargs``)."""
 
     needed: tuple[str, ...]
@@ -73,7 +73,7 @@ class Wants(NamedTuple):
     everything: bool
 
 
-def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
+def fields_of(method: Callable[..., Any], event: str, where: str) -> Fields:
     """Return the fields that the signature of ``method`` names.
 
     Raises:
@@ -103,7 +103,7 @@ def wants(method: Callable[..., Any], event: str, where: str) -> Wants:
             )
         else:
             needed.append(name)
-    return Wants(tuple(needed), tuple(optional), everything)
+    return Fields(tuple(needed), tuple(optional), everything)
 
 
 def overrides(owner: type | Callback, event: str) -> Callable[..., Any] | None:
@@ -127,7 +127,7 @@ def check_contract(owner: type | Callback) -> None:
             continue
         if isinstance(inspect.getattr_static(owner, event), FunctionType) and isinstance(owner, type):
             method = MethodType(method, owner)  # so that the signature lacks the first parameter, whatever its name
-        wants(method, event, f"{name}.{event}")
+        fields_of(method, event, f"{name}.{event}")
 
 
 RENAMED = {"_watches": "fit_only", "_sets": "controls", "_settings": "must_match"}

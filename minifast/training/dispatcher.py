@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from minifast.errors import CallbackError
-from minifast.training.callback import Callback, Wants, check_contract, overrides, wants
+from minifast.training.callback import Callback, Fields, check_contract, fields_of, overrides
 from minifast.training.state import EVENTS, FIRST_KNOWN, State
 from minifast.utils.checks import add_note, did_you_mean
 
@@ -62,13 +62,13 @@ class Dispatcher:
         for callback in callbacks:
             if method := overrides(callback, event):
                 name = f"{type(callback).__name__}.{event}"
-                plan.append(Call(self._call(method, wants(method, event, name)), name))
+                plan.append(Call(self._call(method, fields_of(method, event, name)), name))
         return plan
 
-    def _call(self, method: Callable[..., Any], asked: Wants) -> Callable[[], Any]:
+    def _call(self, method: Callable[..., Any], fields: Fields) -> Callable[[], Any]:
         # The fields are decided here, once; a batch only fetches their values.
         state, known = self.state, self._known
-        needed, optional, everything = asked
+        needed, optional, everything = fields
         if everything or optional:
 
             def make() -> Any:

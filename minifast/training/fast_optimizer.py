@@ -55,7 +55,7 @@ def unwrapped_step(opt: Optimizer) -> Callable[[], Any] | None:
 
 
 def is_observed(opt: Any) -> bool:
-    """Whether a hook, a profiler or a replaced ``step`` must see the steps of an optimizer."""
+    """Return whether a hook, a profiler or a replaced ``step`` must see the steps of an optimizer."""
     return bool(
         "step" in vars(opt)
         or opt._optimizer_step_pre_hooks

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def has_lazy(module: Any) -> bool:
-    """Whether a module has parameters or buffers without a shape."""
+    """Return whether a module has parameters or buffers without a shape."""
     return isinstance(module, nn.Module) and any(map(is_lazy, chain(module.parameters(), module.buffers())))
 
 

@@ -151,10 +151,10 @@ class OptimWrapper:
             ValueError: parameters are missing in an optimizer that was not made by ``create``.
         """
         parameters, groups, decays = _arrange(layer_groups, bn_wd)
-        kept = {p for part in parameters for p in part}
+        current = {p for part in parameters for p in part}
         if not self._is_arranged:
             present = {p for group in self.opt.param_groups for p in group["params"]}
-            missing = sum(p.requires_grad and p not in present for p in kept)
+            missing = sum(p.requires_grad and p not in present for p in current)
             if missing:
                 raise ValueError(
                     f"The optimizer does not have {missing} of the parameters to train; freeze them, or make another "
@@ -165,7 +165,7 @@ class OptimWrapper:
         if _ids(present_params) == _ids(parameters) and groups == self._groups:
             return self
         other = copy.copy(self)
-        other.opt = copy_optimizer(self.opt, {}, kept)
+        other.opt = copy_optimizer(self.opt, {}, current)
         sources = [self._source(i, decays[index]) for i, indices in enumerate(groups) for index in indices]
         other.opt.param_groups[:] = [
             {**self.opt.param_groups[source], "params": part} for source, part in zip(sources, parameters, strict=True)
@@ -229,9 +229,8 @@ class OptimWrapper:
 
     def read(self, name: str) -> list[float]:
         """Return ``lr``, ``mom``, ``wd`` or another number of the torch optimizer for each layer group."""
-        firsts = [
-            indices[0] if indices else self._last for indices in self._groups
-        ]  # an empty layer group has a value too
+        # An empty layer group has a value too.
+        firsts = [indices[0] if indices else self._last for indices in self._groups]
         if name == "mom":
             return [self._mom(i) for i in firsts]
         if name == "wd":

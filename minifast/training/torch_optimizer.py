@@ -20,7 +20,7 @@ CONTAINERS = (dict, list, set, bytearray, Tensor, torch.Generator)  # what a cop
 
 
 def can_fuse(layer_groups: Sequence[nn.Module]) -> bool:
-    """Whether the parameters may have a fused form; torch raises only at the step if they have not."""
+    """Return whether the parameters may have a fused form; torch raises only at the step if they have not."""
     modules = [module for layer_group in layer_groups for module in layer_group.modules()]
     floats = all(p.is_floating_point() for module in modules for p in module.parameters(recurse=False))
     return floats and not any(getattr(module, "sparse", False) for module in modules)

@@ -213,7 +213,7 @@ class CheckedFile:
         return self._written is not None
 
     def is_last_written(self) -> bool:
-        """Whether the file is the one that this object wrote last."""
+        """Return whether the file is the one that this object wrote last."""
         return self._written is not None and self._written == _identity(self.file)
 
 
@@ -222,11 +222,6 @@ def _identity(file: Path) -> tuple[int, ...] | None:
         return None
     status = file.stat()
     return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def write_checked(values: Any, file: Path) -> None:
-    """Save ``values`` with a checksum; the file before stays beside it, as ``previous(file)``."""
-    CheckedFile(file).write(values)
 
 
 def is_complete(file: Path) -> bool:

@@ -82,8 +82,8 @@ def make_generator(kind: str) -> Any:
         return None if bit_generator is None else np.random.Generator(bit_generator())
     if kind == "Generator":
         return torch.Generator()
-    found = {"Random": random.Random, "RandomState": np.random.RandomState}.get(name)
-    return None if found is None else found()
+    maker = {"Random": random.Random, "RandomState": np.random.RandomState}.get(name)
+    return None if maker is None else maker()
 
 
 def generator_state(generator: Any) -> Any:

@@ -196,7 +196,7 @@ def _children_before_pooling(model: nn.Module, children: list[nn.Module], name: 
 
 
 def _is_pooled(module: nn.Module, inputs: Any, output: Any) -> bool:
-    """Whether a module pools to a fixed size, contains a pooling to 1 × 1, or follows one."""
+    """Return whether a module pools to a fixed size, contains a pooling to 1 × 1, or follows one."""
     pools = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
     if getattr(output, "ndim", 0) != 4 or isinstance(module, pools):
         return True

@@ -159,7 +159,7 @@ def test_only_the_leftovers_of_the_same_name_are_removed(tmp_path, name):
     own, other = tmp_path / f".{name}.checkpoint.123", tmp_path / ".run1.checkpoint.456"
     own.touch()
     other.touch()
-    files.write_checked(VALUES, file)
+    files.CheckedFile(file).write(VALUES)
     assert not own.exists()
     assert other.exists()
     assert same(files.read_checked(file)[0], VALUES)

@@ -589,7 +589,7 @@ def test_a_checkpoint_with_code_in_it_runs_nothing(tmp_path):
             return exec, (f"open({str(tmp_path / 'ran')!r}, 'w').close()",)
 
     (tmp_path / "models").mkdir()
-    files.write_checked({"call": Code()}, tmp_path / "models" / "run.checkpoint")
+    files.CheckedFile(tmp_path / "models" / "run.checkpoint").write({"call": Code()})
     with pytest.raises(FileFormatError, match="more than tensors and plain values"):
         learner(tmp_path).fit(1, checkpoint="run")
     with pytest.raises(FileFormatError, match="more than tensors and plain values"):
