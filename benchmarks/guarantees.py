@@ -69,7 +69,7 @@ TESTS: dict[str, list[str]] = {
     "generators inside data sets, samplers, transforms, modules and losses are restored by a resume": [
         "checkpoint/test_hidden_state.py::test_a_resumed_run_equals_one_that_was_not_interrupted",
     ],
-    "caches, counters and lazily opened files do not make another run; changed settings do": [
+    "a resume accepts changed caches, counters and lazily opened files; it raises for changed settings": [
         "checkpoint/test_hidden_state.py::test_caches_counters_and_open_files_do_not_make_another_run",
         "checkpoint/test_hidden_state.py::test_a_changed_setting_of_data_or_model_raises",
     ],

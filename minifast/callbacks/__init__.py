@@ -1,8 +1,9 @@
 """Callbacks: classes that act on the events of the training loop, one per file.
 
 The base classes and the table of events are in ``minifast.training``; the callback that checkpoints a run is in
-``minifast.checkpoint.run``. Callbacks with fastai v1's names ``XCallback`` are also available as ``X``, and
-``AccumulateScheduler`` as ``GradientAccumulation``.
+``minifast.checkpoint.run``. ``scheduler.py`` sets the learning rate of each batch, ``nan_loss.py`` handles a NaN or
+infinite loss. Callbacks with fastai v1's names ``XCallback`` are also available as ``X``, and ``AccumulateScheduler``
+as ``GradientAccumulation``.
 """
 
 from minifast.callbacks.accumulation import AccumulateScheduler

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class EarlyStoppingCallback(TrackerCallback):
     """End the fit after ``patience`` epochs in a row without an improvement.
 
-    fastai v1 waits for one epoch more. A patience of 0 is the same as 1: the first such epoch ends the fit.
+    A patience of 0 is the same as 1: the first epoch without an improvement ends the fit. fastai v1 waits for one epoch
+    more.
 
     Args:
         learn, monitor, mode: see ``TrackerCallback``.

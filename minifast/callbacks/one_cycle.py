@@ -45,7 +45,7 @@ class OneCycleScheduler(ScheduledParameters):
         lr_max: the maximum learning rate, see ``lr_find``; or one per layer group.
         moms: the high and the low momentum. Ignored if the optimizer works without momentum.
         div_factor: the first learning rate is ``lr_max / div_factor``.
-        pct_start: the share of the batches in phase 1, in [0, 1]; by default 0.3.
+        pct_start: the fraction of the batches in phase 1, in [0, 1]; by default 0.3.
         final_div: end at ``lr_max / final_div`` instead of 0.
         tot_epochs: the length of the cycle in epochs, if it is longer than this fit.
         start_epoch: the epoch to start at, if earlier epochs are already trained.

@@ -18,8 +18,8 @@ class SaveModelCallback(TrackerCallback):
     """Save the model and the optimizer when the monitored value improves, and load the best when the fit ends.
 
     The file is ``path/model_dir/{name}.pth``, written atomically; ``learn.load(name)`` loads it. The best model is also
-    loaded after Ctrl-C. After an error the model stays as it is, and the saved files remain. Each fit has its own best
-    model, and overwrites the file of the fit before.
+    loaded after Ctrl-C. After an error the model stays as it is, and the saved files remain. Each fit starts its own
+    comparison, and overwrites the file of the previous fit.
 
     Args:
         learn, monitor, mode: see ``TrackerCallback``.

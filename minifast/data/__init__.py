@@ -1,4 +1,4 @@
-"""Data: loaders, the order of samples, labels, normalization, downloads, and the DataBunch that holds them.
+"""Data: loaders, the order of samples, CSV tables, labels, normalization, downloads, and the DataBunch.
 
 Everything about images (decoding, the cache, augmentation) lives in ``minifast.data.images``. Pretrained networks live
 in ``minifast.vision``.

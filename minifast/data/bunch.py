@@ -165,7 +165,7 @@ class DataBunch:
             DataError: if it cannot be iterated.
         """
         if not hasattr(dl, "__iter__"):
-            raise DataError(f"`dl` must be a loader of batches (x, y), got a {type(dl).__name__}.")
+            raise DataError(f"`dl` must be a loader of batches (x, y), got {type(dl).__name__}.")
         if any(dl is own for own in self.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
             return dl
         like = self.train_dl if self.valid_dl is None else self.valid_dl

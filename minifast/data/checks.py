@@ -16,7 +16,7 @@ def check_loader(name: str, dl: Any) -> None:
     """Raise a DataError if an argument is not an iterable with a length."""
     if not hasattr(dl, "__iter__") or not has_length(dl):
         raise DataError(
-            f"`{name}` must have a length and yield batches (x, y), got a {type(dl).__name__}. Give a torch "
+            f"`{name}` must have a length and yield batches (x, y), got {type(dl).__name__}. Give a torch "
             f"DataLoader whose data set has a length, or a list of batches."
         )
 
@@ -24,7 +24,7 @@ def check_loader(name: str, dl: Any) -> None:
 def check_dataset(dataset: Any) -> None:
     """Raise a DataError if a training set has no length or no samples."""
     if not has_length(dataset):
-        raise DataError(f"`train_ds` must have a length, so that it can be shuffled, got a {type(dataset).__name__}.")
+        raise DataError(f"`train_ds` must have a length, so that it can be shuffled, got {type(dataset).__name__}.")
     if not len(dataset):
         raise DataError("`train_ds` has no samples. Give it at least one.")
 

@@ -194,7 +194,7 @@ class DeviceDataLoader(BatchLoader):
         if not isinstance(self.dl, DataLoader) or self.dl.batch_size is None:
             kind = type(self.dl).__name__ + (" with a batch sampler" if isinstance(self.dl, DataLoader) else "")
             raise DataError(
-                f"Only a torch DataLoader with a `batch_size` can be made with other arguments, got a {kind}."
+                f"Only a torch DataLoader with a `batch_size` can be made with other arguments, got {kind}."
             )
         arguments = {name: getattr(self.dl, name) for name in LOADER_ARGUMENTS}
         if not kwargs.keys() & {"shuffle", "batch_sampler"}:
@@ -320,7 +320,7 @@ def batch_of_one(item: Any, device: torch.device) -> Any:
         tensors = item if nested or isinstance(item, dict) else torch.as_tensor(item)
         x = map_tensors(lambda tensor: as_images(tensor[None].to(device)), tensors)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise DataError(f"The sample must be like those of the data set, got a {type(item).__name__}.") from error
+        raise DataError(f"The sample must be like those of the data set, got {type(item).__name__}.") from error
     if isinstance(x, Tensor) and x.ndim < 2:
         raise DataError(f"The sample must be a tensor like those of the data set, got the number {item}.")
     return x

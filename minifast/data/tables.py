@@ -45,7 +45,7 @@ def read_csv(file: Path, delimiter: str | None = None, header: int | str | None 
             reader = csv.reader(stream, delimiter="," if delimiter is None else delimiter)
             rows = [(reader.line_num, row) for row in reader if row]
     except FileNotFoundError as error:
-        raise DataError(f"There is no file {file}. Give its name as `csv_labels`.") from error
+        raise DataError(f"There is no file {file}. Pass the name of your CSV file as `csv_labels`.") from error
     except (UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{file} is not a CSV file in UTF-8 ({error}). Save it as one.") from error
     first = 0 if header_row is None else header_row + 1
@@ -87,7 +87,7 @@ def column(table: Any, which: int | str, name: str) -> list[Any]:
 def column_name(table: Any, which: int | str, name: str) -> Any:
     """Return the name of a column given by its index or name."""
     if not hasattr(table, "columns"):
-        raise TypeError(f"`df` must be a data frame or have an attribute `columns`, got a {type(table).__name__}.")
+        raise TypeError(f"`df` must be a data frame or have an attribute `columns`, got {type(table).__name__}.")
     names = list(table.columns)
     if which in names and not isinstance(which, int):
         return which

@@ -87,7 +87,7 @@ class TensorDataBunch(DataBunch):
             rows = split_rows(len(inputs), valid_pct, seed)
         else:
             if not isinstance(valid, (tuple, list)) or len(valid) != 2:
-                raise TypeError(f"`valid` must be a pair (x, y), got a {type(valid).__name__}.")
+                raise TypeError(f"`valid` must be a pair (x, y), got {type(valid).__name__}.")
             valid_inputs, valid_targets = input_tensor(valid[0], "valid[0]"), as_array(valid[1])
             _check_lengths(valid_inputs, valid_targets, "valid[0]", "valid[1]")
             if valid_inputs.shape[1:] != inputs.shape[1:] or valid_inputs.dtype != inputs.dtype:

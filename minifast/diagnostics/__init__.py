@@ -1,7 +1,7 @@
 """Diagnostics: check a setup before training, summarize a model, interpret its predictions.
 
-``learn.check()``, ``learn.summary()`` and ``learn.interpret()`` call this package. The diagnosis of a
-NaN loss lives in ``minifast.training.non_finite``.
+``learn.check()``, ``learn.summary()`` and ``learn.interpret()`` call this package. A NaN loss is handled in
+``minifast.callbacks.nan_loss`` and diagnosed in ``minifast.training.non_finite``.
 """
 
 from minifast.diagnostics.findings import CheckResult, Finding

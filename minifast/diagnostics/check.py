@@ -1,4 +1,4 @@
-"""Find the problems of a learner from one batch, before any training: the body of ``Learner.check``."""
+"""Find the problems of a learner from one batch, before any training; ``Learner.check`` calls it."""
 
 from __future__ import annotations
 

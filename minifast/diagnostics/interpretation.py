@@ -232,7 +232,7 @@ class ClassificationInterpretation(Interpretation):
         """Plot the confusion matrix, a row for each actual class and a column for each predicted class.
 
         Args:
-            normalize: plot shares of the rows; a class without samples has the share 0.
+            normalize: plot fractions of each row; a class without samples has the fraction 0.
             title: the title.
             cmap: the colormap of matplotlib.
             slice_size: ignored; an argument of fastai v1.

@@ -1,4 +1,4 @@
-"""The bodies of fit, fit_one_cycle, fit_schedule, lr_find, plot_schedule and resume."""
+"""What fit, fit_one_cycle, fit_schedule, lr_find, plot_schedule and resume do: check arguments, then call running."""
 
 from __future__ import annotations
 

@@ -434,7 +434,9 @@ class Learner:
         """
         if len(self.layer_groups) < 2:
             advice = "split it first, such as learn.split(lambda model: [model[-1]])"
-            raise ValueError(f"The model has only one layer group, so there is nothing to freeze before it; {advice}.")
+            raise ValueError(
+                f"The model has only one layer group, so freeze() has no earlier group to freeze; {advice}."
+            )
         return self.freeze_to(-1)
 
     def unfreeze(self) -> Learner:

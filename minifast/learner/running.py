@@ -1,4 +1,4 @@
-"""Prepare a run, call the training loop, and report where a run stopped early."""
+"""Prepare a run, call the training loop, restore state after ``lr_find``, and report where a run stopped early."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minifast.callbacks.lr_finder import LRFinder
-from minifast.callbacks.nan_guard import LastFiniteWeights, NaNGuard
+from minifast.callbacks.nan_loss import LastFiniteWeights, NaNCheck
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
 from minifast.errors import DataError, EmptyEpochError, NonFiniteLossError
@@ -118,9 +118,9 @@ def fit(
         prepare(learn, lr, wd)
         recorder = Recorder(learn)
         recorder.call = call
-        guard = NaNGuard(learn, recorder)
+        nan_check = NaNCheck(learn, recorder)
         last_good = LastFiniteWeights(learn) if options.on_nan == "restore" else None
-        callbacks = [*callbacks_for_run(learn, recorder, guard, *([last_good] if last_good else [])), *extra]
+        callbacks = [*callbacks_for_run(learn, recorder, nan_check, *([last_good] if last_good else [])), *extra]
         if options.checkpoint is not None:
             checkpoint = options.run_checkpoint(options.checkpoint)
             callbacks.append(Checkpointer(learn, checkpoint_file(learn, checkpoint.name), call, checkpoint))
@@ -155,8 +155,8 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                     recorder = Recorder(learn, silent=True)
                     recorder.call = call
                     epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                    guard = NaNGuard(learn, recorder)
-                    others = callbacks_for_run(learn, recorder, guard, observers=False)
+                    nan_check = NaNCheck(learn, recorder)
+                    others = callbacks_for_run(learn, recorder, nan_check, observers=False)
                     callbacks = [*(callback for callback in others if not callback.controls), finder]
                     try:
                         run(learn, epochs, callbacks, recorder, on_nan="ignore")
@@ -214,7 +214,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     check_single_controller(callbacks)
     checkpointers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for checkpointer in checkpointers:
-        others = [callback for callback in callbacks if not isinstance(callback, (NaNGuard, LastFiniteWeights))]
+        others = [callback for callback in callbacks if not isinstance(callback, (NaNCheck, LastFiniteWeights))]
         checkpointer.attach(state, [*others, *metrics])
     reports = not (learn.silent or recorder.silent)
     batchnorm = batchnorm_steps(learn.model) if reports else {}

@@ -224,7 +224,9 @@ class FBeta(Score):
 
 
 class Precision(FBeta):
-    """Compute the share of samples predicted to be of a class that are of it, over the whole validation set.
+    """Compute the precision, the fraction of correct samples among those predicted as a class.
+
+    It is computed over the whole validation set.
 
     Args:
         average: see ``FBeta``.
@@ -244,7 +246,9 @@ class Precision(FBeta):
 
 
 class Recall(FBeta):
-    """Compute the share of samples of a class that are predicted to be of it, over the whole validation set.
+    """Compute the recall, the fraction of the samples of a class that are predicted as this class.
+
+    It is computed over the whole validation set.
 
     Args:
         average: see ``FBeta``.

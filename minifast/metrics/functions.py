@@ -44,7 +44,7 @@ COUNTED = {"count": count_targets, "loss_options": ("thresh", "ignore_index", "a
 def accuracy(
     input: Tensor, targs: Tensor, thresh: float = 0.0, ignore_index: int = -100, axis: int | None = None
 ) -> Tensor:
-    """Return the share of targets that are the class with the highest output.
+    """Return the fraction of targets that are the class with the highest output.
 
     A single output per target is a logit of two classes: it predicts class 1 above ``thresh``, otherwise class 0. As a
     metric of a learner, ``thresh`` is 0.5 if the loss takes probabilities (``BCELoss``) or is a regression loss, and
@@ -94,7 +94,7 @@ def error_rate(
 def top_k_accuracy(
     input: Tensor, targs: Tensor, k: int = 5, ignore_index: int = -100, axis: int | None = None
 ) -> Tensor:
-    """Return the share of targets that are among the ``k`` classes with the highest outputs.
+    """Return the fraction of targets that are among the ``k`` classes with the highest outputs.
 
     Args:
         input: outputs ``(n, classes)``, ``(n, ..., classes)`` or ``(n, classes, ...)``.
@@ -129,7 +129,7 @@ def top_k_accuracy(
 
 @mark(higher_is_better=True, count=count_numbers)
 def accuracy_thresh(y_pred: Tensor, y_true: Tensor, thresh: float = 0.5, sigmoid: bool = True) -> Tensor:
-    """Return the share of labels that are predicted correctly, for samples with any number of labels.
+    """Return the fraction of labels that are predicted correctly, for samples with any number of labels.
 
     Args:
         y_pred: outputs ``(n, labels)``.

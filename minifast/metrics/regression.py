@@ -150,7 +150,7 @@ class ExpRMSPE(RMSE):
 
 
 class R2Score(MomentMetric):
-    """Compute the share of the targets' variance that the predictions explain, over the whole validation set.
+    """Compute the fraction of the targets' variance that the predictions explain, over the whole validation set.
 
     That is 1 - (sum of squared errors) / (sum of the targets' squared deviations from their mean).
     """

@@ -20,12 +20,12 @@ def one_cycle(
     final_div: float | None = None,
     warmup: str = "linear",
 ) -> Schedule:
-    """Return the learning rate of the 1cycle policy: up from ``lr_max / div_factor``, then down a cosine to 0.
+    """Return the learning rate schedule of the 1cycle policy: from ``lr_max / div_factor`` up, then on a cosine to 0.
 
     Args:
         lr_max: the maximum learning rate: a float, or an array with one value per layer group.
         div_factor: the first learning rate is ``lr_max / div_factor``.
-        pct_start: the share of training in which the learning rate rises, in [0, 1].
+        pct_start: the fraction of training in which the learning rate rises, in [0, 1].
         final_div: end at ``lr_max / final_div`` instead of 0.
         warmup: ``"linear"`` as in fastai v1's documentation, or ``"cosine"`` as in its code.
 
@@ -47,7 +47,7 @@ def one_cycle(
 def one_cycle_momentum(
     moms: tuple[float, float] = (0.95, 0.85), pct_start: float = 0.3, warmup: str = "linear"
 ) -> Schedule:
-    """Return the momentum of the 1cycle policy: from ``moms[0]`` down to ``moms[1]``, then back on a cosine.
+    """Return the momentum schedule of the 1cycle policy: from ``moms[0]`` down to ``moms[1]``, then back on a cosine.
 
     >>> [round(one_cycle_momentum()(p), 3) for p in (0.0, 0.3, 1.0)]
     [0.95, 0.85, 0.95]
@@ -70,7 +70,7 @@ def three_phases(
     Args:
         lr_max: the maximum learning rate: a float, or an array with one value per layer group.
         div_factor: the first learning rate is ``lr_max / div_factor``.
-        pct_start: the share of training of each of the first two phases, at most 0.5. At 0.5 there is no third phase.
+        pct_start: the fraction of training of each of the first two phases, at most 0.5. At 0.5 there is no third one.
         final_div: end at ``lr_max / final_div``, by default at a hundredth of the first learning rate.
 
     >>> f = three_phases(1.0, div_factor=10, pct_start=0.4)
@@ -101,7 +101,7 @@ def two_halves(
     Args:
         lr_max: the maximum learning rate: a float, or an array with one value per layer group.
         div_factor: the first learning rate is ``lr_max / div_factor``.
-        pct_start: the share of training in which the learning rate rises, in [0, 1].
+        pct_start: the fraction of training in which the learning rate rises, in [0, 1].
         final_div: end at ``lr_max / final_div``, by default at a hundredth of the first learning rate.
 
     >>> [two_halves(1.0, 10)(p) for p in (0.0, 0.5, 1.0)]

@@ -1,4 +1,4 @@
-"""Layer groups: parts of a model with their own hyperparameters, and functions that spread values over them."""
+"""Layer groups: parts of a model with their own hyperparameters; which parameters weight decay applies to."""
 
 from __future__ import annotations
 

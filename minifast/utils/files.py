@@ -105,8 +105,8 @@ def read(
     """
     if isinstance(file, Path) and not file.is_file():
         names = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
-        content = f"it has {', '.join(names)}" if names else "it has no saved models"
-        raise FileNotFoundError(f"There is no file {file}; look in {file.parent}: {content}.")
+        content = f"its folder has {', '.join(names)}" if names else "its folder has no saved models"
+        raise FileNotFoundError(f"There is no file {file}; {content}.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files for which an error is raised below

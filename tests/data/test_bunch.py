@@ -104,18 +104,18 @@ class Endless(IterableDataset):
 def test_a_loader_without_a_length_raises(loader, place):
     loaders = {"train_dl": [], place: loader}
     with pytest.raises(
-        DataError, match=rf"^`{place}` must have a length and yield batches .*, got a .*or a list of batches\.$"
+        DataError, match=rf"^`{place}` must have a length and yield batches .*, got .*or a list of batches\.$"
     ):
         DataBunch(**loaders, device="cpu")
 
 
 def test_a_loader_of_a_data_set_without_a_length_raises_too():
-    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a DataLoader"):
+    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got DataLoader"):
         DataBunch(DataLoader(Endless(), 20), device="cpu")
 
 
 def test_no_training_loader_raises():
-    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got a NoneType"):
+    with pytest.raises(DataError, match=r"^`train_dl` must have a length .*, got NoneType"):
         DataBunch(None)
 
 

@@ -193,7 +193,7 @@ def test_loaders_of_the_bunch_and_loaders_with_transforms_are_taken_as_they_are(
     other = bunch("torch").normalize()
     assert data.adapt(other.valid_dl) is other.valid_dl
     assert data.train_dl.tfms == data.valid_dl.tfms == [data.norm]
-    with pytest.raises(DataError, match=r"^`dl` must be a loader of batches \(x, y\), got a int"):
+    with pytest.raises(DataError, match=r"^`dl` must be a loader of batches \(x, y\), got int"):
         data.adapt(3)
 
 

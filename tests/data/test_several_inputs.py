@@ -72,7 +72,7 @@ def test_whatever_trains_is_validated_predicted_and_looked_at(kind) -> None:
 
 
 @pytest.mark.parametrize(
-    ("item", "message"), [(5, "got the number 5"), ("x", "must be like those of the data set, got a str")]
+    ("item", "message"), [(5, "got the number 5"), ("x", "must be like those of the data set, got str")]
 )
 def test_an_invalid_sample_raises(item, message) -> None:
     learn = Learner(toy_data(), simple_ann(10, 2), silent=True)
@@ -90,7 +90,7 @@ def test_an_array_is_an_image_like_its_file(mode, tmp_path) -> None:
     array = np.asarray(Image.open(file))
     assert learn.predict(array)[2].equal(learn.predict(file)[2])
     for bad in (5, torch.zeros(28, 28, dtype=torch.uint8), array[0, 0]):
-        with pytest.raises(DataError, match="must be a path, a PIL image, an array or a tensor, got a"):
+        with pytest.raises(DataError, match="must be a path, a PIL image, an array or a tensor, got "):
             learn.predict(bad)
 
 

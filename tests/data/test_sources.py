@@ -330,12 +330,14 @@ def test_a_column_that_is_not_there_is_named(folder):
         ImageDataBunch.from_df(folder, frame, label_col="lable")
     with pytest.raises(DataError, match=r"^`fn_col` must be .* of the columns name, label, got 2\."):
         ImageDataBunch.from_df(folder, frame, fn_col=2)
-    with pytest.raises(TypeError, match=r"^`df` must be a data frame .*, got a list"):
+    with pytest.raises(TypeError, match=r"^`df` must be a data frame .*, got list"):
         ImageDataBunch.from_df(folder, [1, 2])
 
 
 def test_a_csv_file_that_cannot_be_read_is_named(folder):
-    with pytest.raises(DataError, match=r"^There is no file .*labels\.csv\. Give its name as `csv_labels`"):
+    with pytest.raises(
+        DataError, match=r"^There is no file .*labels\.csv\. Pass the name of your CSV file as `csv_labels`"
+    ):
         ImageDataBunch.from_csv(folder)
     write_csv(folder, ["name,label"])
     with pytest.raises(DataError, match=r"labels\.csv has no row below its header"):

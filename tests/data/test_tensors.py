@@ -202,7 +202,7 @@ def test_what_cannot_be_split_or_paired_raises():
         bunch(y=[0, 1, 0])
     with pytest.raises(DataError, match=r"^`x` needs at least 2 samples to split, got 1"):
         bunch(X[:1], [0])
-    with pytest.raises(TypeError, match=r"^`valid` must be a pair \(x, y\), got a ndarray"):
+    with pytest.raises(TypeError, match=r"^`valid` must be a pair \(x, y\), got ndarray"):
         bunch(valid=X)
     with pytest.raises(ValueError, match=r"^`valid_pct` must be positive, got 0"):
         bunch(valid_pct=0)
@@ -329,7 +329,7 @@ def test_workers_may_be_left_out_anew():
     ids=["list", "batches"],
 )
 def test_what_makes_no_batches_is_not_made_anew(dl, kind):
-    with pytest.raises(DataError, match=rf"^Only a torch DataLoader .* got a {kind}\."):
+    with pytest.raises(DataError, match=rf"^Only a torch DataLoader .* got {kind}\."):
         DeviceDataLoader(dl, "cpu").new(batch_size=2)
 
 

@@ -377,7 +377,5 @@ class ImageDataBunch(DataBunch):
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
         if getattr(item, "ndim", 0) != 3:
-            raise DataError(
-                f"The image must be a path, a PIL image, an array or a tensor, got a {type(item).__name__}."
-            )
+            raise DataError(f"The image must be a path, a PIL image, an array or a tensor, got {type(item).__name__}.")
         return super().encode(item)

@@ -18,6 +18,7 @@ from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean
 
+PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
 
 
@@ -69,7 +70,8 @@ def subfolder(path: Path, name: str, part: str) -> Path:
         choose = "to choose the validation images at random."
         raise DataError(
             f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)}",
-            hint=f"Give its name as `{part}`" + ("." if part == "test" else f", or give valid_pct=0.2 {choose}"),
+            hint=f"Pass the name of your {PART_NAMES[part]} folder as `{part}`"
+            + ("." if part == "test" else f", or pass valid_pct=0.2 {choose}"),
             cli_hint=f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}",
         )
     return folder

@@ -22,7 +22,7 @@ N_SHOWN = 20  # batches that the message lists
 STOP_FLAGS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_validate")
 
 
-class NaNGuard(LearnerCallback):
+class NaNCheck(LearnerCallback):
     """Check the outputs against the classes on the first batch, and each training loss for NaN and infinity.
 
     On the CPU, a loss is checked before its backward pass, so the weights stay as the previous batch left them. On a
