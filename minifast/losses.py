@@ -15,7 +15,7 @@ from minifast.errors import DataError
 from minifast.utils.checks import check_number, check_word
 from minifast.utils.compiled import uncompiled
 from minifast.utils.shapes import match_shapes
-from minifast.utils.tensors import as_arguments, count_samples, map_tensors
+from minifast.utils.tensors import as_arguments, count_samples, take_rows
 
 
 class MSELossFlat(nn.MSELoss):
@@ -29,7 +29,7 @@ class MSELossFlat(nn.MSELoss):
         return super().forward(*match_shapes(input, target))
 
 
-LOSSES = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # by kind of label
+LOSS_OF_KIND = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # of labels
 
 
 def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
@@ -250,7 +250,7 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
         with torch.no_grad():
             whole = float(loss_func(outputs, *as_arguments(targets)))
             for rows in parts:
-                output, target, x = (_take_rows(values, rows, n) for values in (outputs, targets, inputs))
+                output, target, x = (take_rows(values, rows, n) for values in (outputs, targets, inputs))
                 weight = float(loss_weight(loss_func, target, x))
                 if weight:
                     total += weight * float(loss_func(output, *as_arguments(target)))
@@ -259,10 +259,6 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
         return None
     combined = total if is_summed(loss_func) else total / weights if weights else whole
     return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
-
-
-def _take_rows(values: Any, rows: slice, n: int) -> Any:
-    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)
 
 
 # --- activations and losses of samples

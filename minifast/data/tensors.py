@@ -16,7 +16,7 @@ from minifast.data.loaders import TensorLoader
 from minifast.data.order import resolve_seed, split_rows
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
-from minifast.losses import LOSSES
+from minifast.losses import LOSS_OF_KIND
 from minifast.utils.checks import check_count
 
 
@@ -118,7 +118,7 @@ class TensorDataBunch(DataBunch):
             test_inputs = input_tensor(test, "test")
             placeholders = torch.zeros(len(test_inputs), *labels.targets.shape[1:], dtype=labels.targets.dtype)
             test_dl = TensorLoader(test_inputs, placeholders, val_bs, **common)
-        loss = LOSSES[labels.kind]()
+        loss = LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=labels.classes, loss_func=loss)
         data.labels = labels
         data._add_ds_tfms(tfms, seed)

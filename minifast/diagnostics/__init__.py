@@ -4,7 +4,7 @@
 ``minifast.callbacks.nan_loss`` and diagnosed in ``minifast.training.non_finite``.
 """
 
-from minifast.diagnostics.findings import CheckResult, Finding
+from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.interpretation import ClassificationInterpretation, Interpretation
 from minifast.diagnostics.summary import model_sizes, model_summary, num_features_model
 

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from minifast.data.bunch import DatasetType
-from minifast.diagnostics.findings import CheckResult, Finding
+from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.errors import DataError
-from minifast.losses import activation_name, batch_size_effect, is_cross_entropy
+from minifast.losses import activation_name, batch_size_effect, is_cross_entropy, is_loss, reduction_of, setting_of
 from minifast.training import loop
 from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
@@ -280,8 +281,8 @@ def _all_near_one(sums: Tensor) -> bool:
 
 
 def _check_initial_loss(learn: Learner, output: Any, start: float, observations: list[str]) -> Iterator[Finding]:
-    is_mean = getattr(learn.loss_func, "reduction", "mean") == "mean"
-    if not is_cross_entropy(learn.loss_func) or not is_mean or not isinstance(output, Tensor) or output.ndim < 2:
+    is_mean_entropy = is_cross_entropy(learn.loss_func) and reduction_of(learn.loss_func) == "mean"
+    if not is_mean_entropy or not isinstance(output, Tensor) or output.ndim < 2:
         observations.append(f"The initial loss is {start:.3g}.")
         return
     n_classes = output.shape[1]
@@ -382,10 +383,10 @@ def _constant_loss(learn: Learner, y: Any) -> float:
     if not isinstance(y, Tensor) or not len(y):
         return math.inf
     if is_cross_entropy(learn.loss_func) and not y.is_floating_point():
-        shares = torch.bincount(y[y != getattr(learn.loss_func, "ignore_index", -100)]).float()
+        shares = torch.bincount(y[y != setting_of(learn.loss_func, "ignore_index", -100)]).float()
         shares = shares[shares > 0] / shares.sum()
         entropy = float(-(shares * shares.log()).sum())
         return entropy or math.inf  # with one class there is nothing to predict
-    if isinstance(learn.loss_func, nn.MSELoss):
+    if is_loss(learn.loss_func, nn.MSELoss, functional.mse_loss):
         return float((y - y.mean(0)).pow(2).mean()) or math.inf
     return math.inf

@@ -19,7 +19,7 @@ from minifast.checkpoint.model import load_model, model_file, model_state
 from minifast.checkpoint.run import RunCheckpoint
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.diagnostics.check import check
-from minifast.diagnostics.findings import CheckResult
+from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
 from minifast.errors import DataError, MinifastError

@@ -25,7 +25,7 @@ from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
 from minifast.training.state import State
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import as_list, concatenate, count_samples, map_tensors
+from minifast.utils.tensors import as_list, concatenate, count_samples, map_tensors, take_rows
 from minifast.utils.text import text_table
 
 if TYPE_CHECKING:
@@ -219,7 +219,7 @@ def sample_of(values: Any, i: int, n: int) -> Any:
     """Return sample ``i`` of a batch of ``n``."""
     if isinstance(values, (list, tuple)) and len(values) == n and not any(isinstance(v, Tensor) for v in values):
         return values[i]
-    return map_tensors(lambda tensor: tensor[i] if tensor.ndim and len(tensor) == n else tensor, values)
+    return take_rows(values, i, n)
 
 
 def describe_pair(learn: Learner, target: Any, prediction: Any) -> tuple[str, str]:

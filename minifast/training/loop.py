@@ -64,7 +64,7 @@ def check_epoch(learn: Learner, state: State, validated: bool) -> None:
             )
 
 
-def compute_loss(learn: Any, state: State) -> Any:
+def compute_loss(learn: Learner, state: State) -> Any:
     """Return the loss of the last output, which becomes ``last_loss``."""
     state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
     return state.last_loss
@@ -93,7 +93,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
 
 
 @torch.no_grad()
-def validate(learn: Any, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
+def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = True) -> float | None:
     """Return the loss over all samples of ``dl``, or None without a batch; the model goes into evaluation mode.
 
     It is the mean over what the loss counts (see ``minifast.losses.loss_weight``), or for a loss with

@@ -119,6 +119,15 @@ def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
     return values
 
 
+def take_rows(values: Any, rows: int | slice, n: int) -> Any:
+    """Return sample ``rows``, or several, of a batch of ``n``; tensors without a row per sample stay.
+
+    >>> take_rows({"x": torch.arange(3), "scale": torch.ones(())}, 1, 3)
+    {'x': tensor(1), 'scale': tensor(1.)}
+    """
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)
+
+
 def concatenate(batches: Sequence[Any], counts: Sequence[int]) -> Any:
     """Return several batches as one: tensors are concatenated, also inside tuples, lists and dicts.
 

@@ -19,7 +19,7 @@ from minifast.data.order import resolve_seed
 from minifast.data.tables import column, column_name, read_csv
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
-from minifast.losses import LOSSES
+from minifast.losses import LOSS_OF_KIND
 from minifast.utils.checks import add_note, check_count, check_folder
 
 if TYPE_CHECKING:
@@ -347,7 +347,7 @@ class ImageDataBunch(DataBunch):
         for files, _ in parts[1:]:
             files.reference = train_set.reference_size()
         train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
-        loss = None if labels is None else LOSSES[labels.kind]()
+        loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
         data.size, data.labels = size, labels
         data._add_ds_tfms(tfms, seed)
