@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from minifast import plotting
-from minifast.callbacks.monitor import LOWER_IS_BETTER
+from minifast.callbacks.monitor import guess_direction
 from minifast.callbacks.scheduler import as_schedule, check_values
 from minifast.data.resume import load_loader_state, loader_state
 from minifast.errors import MinifastError, NonFiniteLossError
@@ -82,7 +82,7 @@ class Comparison:
         return [run.reached[of] for run in self.runs[name]]
 
     def _sign(self) -> int:
-        return -1 if LOWER_IS_BETTER.search(self.by.lower()) else 1
+        return -1 if guess_direction(self.by) == "min" else 1
 
     def _verdict(self) -> str:
         n_diverged = {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import time
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from minifast import plotting
 from minifast.errors import DownloadError, MinifastError
 from minifast.utils.checks import did_you_mean
+from minifast.utils.text import text_table
 
 DEFAULT_DATA = "mnist_sample"
 DOWNLOAD_TIMEOUT = 6.0  # seconds; without a network the first line of output comes within ten seconds
@@ -107,9 +107,8 @@ def predict(options: argparse.Namespace) -> None:
     elif len(best) == 1:
         print(f"{best[0][1]}  {best[0][2]:.4f}")
     else:
-        table = [("image", "class", "probability"), *((a, b, f"{p:.4f}") for a, b, p in best)]
-        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-        print("\n".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}" for a, b, c in table))
+        rows = [(name, category, f"{probability:.4f}") for name, category, probability in best]
+        print(text_table([("image", "class", "probability"), *rows], right=2))
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -134,6 +133,7 @@ def compare(options: argparse.Namespace) -> None:
     print(comparison)
     if any(comparison.runs.values()):
         save_figure(comparison.plot(return_fig=True), options.out)
+        print(f"Wrote {options.out}.")
     if comparison.ended_by is not None:
         raise comparison.ended_by
 
@@ -161,6 +161,7 @@ def schedule(options: argparse.Namespace) -> None:
         ax.set_ylabel(plotting.NAMES[name])
     axes[0].set_title(f"{options.name}: {named.does}")
     save_figure(plotting.finish(axes, True), options.out)
+    print(f"Wrote {options.out}.")
 
 
 def check_schedule(name: str, option: str) -> str:
@@ -181,12 +182,11 @@ def check_figure_suffix(out: Path) -> None:
 
 
 def save_figure(figure: Any, out: Path) -> None:
-    """Write a figure, completely or not at all, and print its path."""
+    """Write a figure, completely or not at all."""
     from minifast.utils.files import replacing
 
     with replacing(out) as file:
         figure.savefig(file, dpi=120, format=out.suffix.removeprefix("."))
-    print(f"Wrote {out}.")
 
 
 def use_file_backend() -> None:
@@ -282,7 +282,7 @@ def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[
     """Write model, history, figures and options into ``out``, each file completely or not at all; return the names."""
     import matplotlib.pyplot as plt
 
-    from minifast.utils.files import replacing
+    from minifast.utils.files import replacing, write_rows
 
     recorder = learn.recorder
     written: list[str] = []
@@ -291,14 +291,11 @@ def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[
         figures["losses.png"] = recorder.plot_losses(return_fig=True)
         learn.save("model")
         written = ["model.pth", *export_model(learn)]
-        with replacing(out / "history.csv") as file, file.open("w", newline="") as stream:
-            writer = csv.writer(stream)
-            writer.writerow(recorder.names)
-            writer.writerows([*row[:-1], round(row[-1], 3)] for row in recorder.rows)
+        rows = [[*row[:-1], round(row[-1], 3)] for row in recorder.rows]
+        write_rows([recorder.names, *rows], out / "history.csv")
         written.append("history.csv")
     for name, figure in figures.items():
-        with replacing(out / name) as file:
-            figure.savefig(file, dpi=120, format="png")
+        save_figure(figure, out / name)
         plt.close(figure)
     with replacing(out / "options.json") as file:
         file.write_text(json.dumps(options, indent=2, default=str) + "\n")

@@ -58,21 +58,23 @@ def fit_schedule(
 ) -> Recorder:
     """Train with a schedule, or a constant, for each of ``lr``, ``mom`` and ``wd``."""
     epochs = check_count("epochs", epochs)
-    functions, values = sampled_schedules(learn, schedules)
-    scheduler = ScheduledParameters(learn, functions, epochs * len(learn.data.train_dl))
+    scheduler, values, max_lr = schedule_callback(learn, epochs, schedules)
     call = plain_call("fit_schedule", epochs=epochs, **values)
-    max_lr = np.max(values["lr"], axis=0).tolist()
     wd = values["wd"][0] if "wd" in values else None
     extra = [*check_callbacks(as_list(callbacks)), scheduler]
     return running.fit(learn, epochs, max_lr, wd, extra, call, options)
 
 
-def sampled_schedules(learn: Learner, given: dict[str, Any]) -> tuple[dict[str, Schedule], dict[str, list[Any]]]:
-    """Return the schedules that are given, and their values on a grid of progress."""
-    given = {name: value for name, value in given.items() if value is not None or name == "lr"}
+def schedule_callback(
+    learn: Learner, epochs: int, schedules: dict[str, Any]
+) -> tuple[ScheduledParameters, dict[str, list[Any]], list[float]]:
+    """Return the callback of schedules, their values on a grid of progress, and the maximum learning rates."""
+    given = {name: value for name, value in schedules.items() if value is not None or name == "lr"}
     sampled = {name: as_schedule(name, value, len(learn.layer_groups)) for name, value in given.items()}
     functions = {name: function for name, (function, _) in sampled.items()}
-    return functions, {name: values for name, (_, values) in sampled.items()}
+    values = {name: grid for name, (_, grid) in sampled.items()}
+    scheduler = ScheduledParameters(learn, functions, epochs * len(learn.data.train_dl))
+    return scheduler, values, np.max(values["lr"], axis=0).tolist()
 
 
 def print_default_lr(learn: Learner, max_lr: LearningRate) -> None:
@@ -99,15 +101,14 @@ def plot_schedule(
 ) -> Figure | None:
     """Plot the values that ``fit_one_cycle`` or ``fit_schedule`` would train with."""
     epochs = check_count("epochs", epochs)
-    scheduler: Any
+    scheduler: ScheduledParameters
+    lr: Any = max_lr
     if callable(max_lr):
         if cycle:
             raise TypeError(
                 f"`max_lr` is a schedule, but {', '.join(cycle)} belongs to the 1cycle policy; leave it out."
             )
-        functions, values = sampled_schedules(learn, {"lr": max_lr, "mom": mom, "wd": wd})
-        scheduler = ScheduledParameters(learn, functions, epochs * len(learn.data.train_dl))
-        lr: Any = np.max(values["lr"], axis=0).tolist()
+        scheduler, _, lr = schedule_callback(learn, epochs, {"lr": max_lr, "mom": mom, "wd": wd})
     elif mom is not None or wd is not None:
         raise TypeError("`mom` and `wd` need a schedule as `max_lr`; the 1cycle policy takes its momentum from `moms`.")
     else:
@@ -117,7 +118,7 @@ def plot_schedule(
                 f"`{name}` is no argument of the 1cycle policy; it takes {', '.join(allowed)}."
                 f"{did_you_mean(name, allowed)}"
             )
-        scheduler, lr = OneCycleScheduler(learn, max_lr, **cycle), max_lr
+        scheduler = OneCycleScheduler(learn, max_lr, **cycle)
     values, without_momentum = running.planned_values(learn, scheduler, epochs, lr)
     return plotting.plot_hyperparameters(values, without_momentum, return_fig, ax)
 
