@@ -19,7 +19,7 @@ from minifast.callbacks.scheduler import as_schedule, check_values
 from minifast.data.resume import load_loader_state, loader_state
 from minifast.errors import MinifastError, NonFiniteLossError
 from minifast.learner.learner import Learner
-from minifast.metrics.base import columns_of
+from minifast.metrics.base import columns_of, direction_of
 from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
 from minifast.utils.checks import add_note, arguments_of, check_callable, check_count, check_word
@@ -53,6 +53,7 @@ class Comparison:
         runs: the runs of each configuration by name, one per seed.
         by: the metric that decides, or ``"valid_loss"``. By default the accuracy or error rate if there is one.
         ended_by: the KeyboardInterrupt or error that ended the comparison early, or None.
+        direction: ``"max"`` if higher values of ``by`` are better, ``"min"`` if lower. By default the name decides.
 
     Attributes:
         names: the names of the compared metrics.
@@ -60,7 +61,11 @@ class Comparison:
     """
 
     def __init__(
-        self, runs: Mapping[str, list[Run]], by: str | None = None, ended_by: BaseException | None = None
+        self,
+        runs: Mapping[str, list[Run]],
+        by: str | None = None,
+        ended_by: BaseException | None = None,
+        direction: str | None = None,
     ) -> None:
         self.ended_by = ended_by
         self.runs = {name: list(name_runs) for name, name_runs in runs.items()}
@@ -69,6 +74,7 @@ class Comparison:
         if by is not None:
             check_word("by", by, tuple(reached))
         self.by = by or next((name for name in ("accuracy", "error_rate") if name in reached), "valid_loss")
+        self.direction = direction or guess_direction(self.by)
         self.names = [*metrics, *(["valid_loss"] if reached else [])]
         self.verdict = self._verdict()
 
@@ -80,9 +86,6 @@ class Comparison:
             of: the metric's name, or ``"valid_loss"``.
         """
         return [run.reached[of] for run in self.runs[name]]
-
-    def _sign(self) -> int:
-        return -1 if guess_direction(self.by) == "min" else 1
 
     def _verdict(self) -> str:
         n_diverged = {
@@ -101,7 +104,7 @@ class Comparison:
             )
         if len(complete) < 2:
             return f"There is nothing to compare: fewer than two configurations were trained to the end.{note}"
-        complete.sort(key=lambda name: self._sign() * mean_of(self.values(name, self.by)), reverse=True)
+        complete.sort(key=lambda name: mean_of(self.values(name, self.by)), reverse=self.direction == "max")
         first, second = complete[:2]
         a, b = self.values(first, self.by), self.values(second, self.by)
         if mean_of(a) == mean_of(b):
@@ -181,7 +184,8 @@ def compare(
         epochs: the number of epochs of each run.
         seeds: the number of seeds, or the seeds themselves.
         by: the metric that decides, or ``"valid_loss"``. By default the accuracy or error rate if there is one.
-            Lower losses and errors are better.
+            The metric decides which direction is better (its ``higher_is_better``), or else its name: lower losses
+            and errors are better.
         silent: print no progress bar.
 
     Raises:
@@ -218,6 +222,7 @@ def compare(
     generators, bar = get_rng_states(), make_bar(silent)
     bar.what = "Seed"
     ended_by: BaseException | None = None
+    direction: str | None = None
     stage = "at the start"
     try:
         bar.start(len(seed_list))
@@ -227,6 +232,7 @@ def compare(
                 set_seed(seed)
                 learn = make_learner(seed) if takes_seed else make_learner()
                 check_learner(learn, by)
+                direction = None if by is None else direction_of(by, learn.metrics)
                 loader = getattr(learn.data.train_dl, "dl", learn.data.train_dl)  # inside the device loader
                 if not takes_seed and loader.__hash__ and hasattr(loader, "__weakref__"):
                     load_loader_state(loader, loader_states.setdefault(loader, loader_state(loader)))
@@ -248,7 +254,7 @@ def compare(
         bar.close(interrupted=ended_by is not None)
         set_rng_states(generators)
     n_complete = min(map(len, runs.values()), default=0)
-    return Comparison({name: name_runs[:n_complete] for name, name_runs in runs.items()}, by, ended_by)
+    return Comparison({name: name_runs[:n_complete] for name, name_runs in runs.items()}, by, ended_by, direction)
 
 
 def check_learner(learn: Any, by: str | None) -> None:

@@ -396,3 +396,18 @@ def test_the_old_name_of_the_configurations_warns() -> None:
     assert list(result.runs) == ["a"]
     with pytest.raises(TypeError, match="got `recipes` and `configurations`, two names of one argument"):
         compare(make, configurations={"a": 1e-2}, recipes={"a": 1e-2})
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_metric_decides_which_direction_is_better(higher_is_better) -> None:
+    def distance(output, target):
+        return accuracy(output, target)
+
+    distance.higher_is_better = higher_is_better
+
+    def make_learner() -> Learner:
+        return Learner(toy_data(), simple_ann(10, 2, 8), metrics=[distance])
+
+    result = compare(make_learner, {"low": 1e-9, "high": 5e-2}, epochs=2, seeds=2, by="distance", silent=True)
+    best = (max if higher_is_better else min)(result.runs, key=lambda name: np.mean(result.values(name, "distance")))
+    assert result.verdict.startswith(f"By distance, {best} is first")
