@@ -29,7 +29,7 @@ def is_frozen(part: nn.Module) -> bool:
 def split_no_decay(group: nn.Module) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
     """Return the parameters of a layer group that weight decay applies to, and those that ``bn_wd=False`` exempts.
 
-    Exempt are parameters with fewer than two dimensions, those of normalisation layers, and biases.
+    Exempt are parameters with fewer than two dimensions, those of normalization layers, and biases.
     """
     exempt: set[int] = set()
     for module in group.modules():
@@ -142,46 +142,57 @@ def regroup(model: nn.Module, groups: list[nn.Module], indices: dict[str, int | 
         return check_groups(model, groups)  # which raises: they never had all parameters
     if len(groups) == 1:
         return [model]
-    prefixes: dict[str, int] = {}
-    for name, index in indices.items():
-        if index is not None:
-            parts = name.split(".")
-            for k in range(1, len(parts) + 1):
-                prefix = ".".join(parts[:k])
-                prefixes[prefix] = max(index, prefixes.get(prefix, 0))
-    new_indices: dict[int, int] = {}
-    n_known = 0
-    for name, parameter in parameters.items():
-        parts = name.split(".")
-        known = owner.get(id(parameter), indices.get(name))
-        if known is None:
-            around = (".".join(parts[:k]) for k in range(len(parts), 0, -1))
-            known = next((prefixes[prefix] for prefix in around if prefix in prefixes), None)
-        n_known += known is not None
-        new_indices[id(parameter)] = len(groups) - 1 if known is None else known
-    if not n_known:
+    last_of = _last_group_of_modules(indices)
+    known = {id(p): owner.get(id(p), _group_of(name, last_of)) for name, p in parameters.items()}
+    if all(index is None for index in known.values()):
         raise ValueError(
             f"The model was replaced by one whose parameters match none of the {len(groups)} layer groups; call "
             f"learn.split to split the new model."
         )
-    parts_of: list[list[nn.Module]] = [[] for _ in groups]
+    new_indices = {key: len(groups) - 1 if index is None else index for key, index in known.items()}
+    return check_groups(model, _modules_of_groups(model, new_indices, len(groups)))
+
+
+def _last_group_of_modules(indices: dict[str, int | None]) -> dict[str, int]:
+    """Return the last layer group in each module and parameter, by its name."""
+    last_of: dict[str, int] = {}
+    for name, index in indices.items():
+        for prefix in _prefixes(name) if index is not None else ():
+            last_of[prefix] = max(index or 0, last_of.get(prefix, 0))
+    return last_of
+
+
+def _group_of(name: str, last_of: dict[str, int]) -> int | None:
+    """Return the layer group of a parameter by its name, or by that of the closest module around it."""
+    return next((last_of[prefix] for prefix in _prefixes(name) if prefix in last_of), None)
+
+
+def _prefixes(name: str) -> list[str]:
+    """Return a parameter's name and those of the modules around it, the closest first."""
+    parts = name.split(".")
+    return [".".join(parts[:k]) for k in range(len(parts), 0, -1)]
+
+
+def _modules_of_groups(model: nn.Module, indices: dict[int, int], n: int) -> list[nn.Module]:
+    """Return a Sequential for each of ``n`` layer groups, of the largest modules that are entirely in it."""
+    parts_of: list[list[nn.Module]] = [[] for _ in range(n)]
     seen: set[int] = set()
 
     def visit(module: nn.Module) -> None:
         if id(module) in seen:
             return
         seen.add(id(module))
-        inside = {new_indices[id(parameter)] for parameter in module.parameters()}
+        inside = {indices[id(parameter)] for parameter in module.parameters()}
         if len(inside) <= 1:
             parts_of[inside.pop() if inside else 0].append(module)
             return
         for parameter in module.parameters(recurse=False):
-            parts_of[new_indices[id(parameter)]].append(nn.ParameterList([parameter]))
+            parts_of[indices[id(parameter)]].append(nn.ParameterList([parameter]))
         for child in module.children():
             visit(child)
 
     visit(model)
-    return check_groups(model, [nn.Sequential(*parts) for parts in parts_of])
+    return [nn.Sequential(*parts) for parts in parts_of]
 
 
 def loss_module(loss_func: Any) -> nn.Module | None:
