@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.errors import DataError
-from minifast.utils.checks import check_number, check_word
+from minifast.utils.checks import bound_arguments, check_number, check_word
 from minifast.utils.compiled import uncompiled
 from minifast.utils.shapes import match_shapes
 from minifast.utils.tensors import as_arguments, count_samples, take_rows
@@ -140,7 +140,7 @@ def setting_of(loss_func: Any, name: str, default: Any) -> Any:
     0
     """
     loss_func = unwrap_mixup(loss_func)
-    bound = loss_func.keywords if isinstance(loss_func, partial) else {}
+    bound = bound_arguments(loss_func)
     return bound[name] if name in bound else getattr(unwrap_loss(loss_func), name, default)
 
 

@@ -13,7 +13,7 @@ from minifast.utils.checks import check_count, did_you_mean
 
 
 @torch.no_grad()
-def initialise(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
+def initialize(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
     """Initialize weights with ``init``, such as ``nn.init.kaiming_normal_``, and biases with 0.
 
     Normalization layers and frozen parameters stay unchanged.

@@ -11,7 +11,7 @@ from torch import nn
 
 from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
-from minifast.training.lazy import initialise_lazy
+from minifast.training.lazy import initialize_lazy
 from minifast.training.optimizer import OptimizerStateError
 from minifast.utils import files
 from minifast.utils.compiled import plain_name, unwrap_compiled
@@ -80,7 +80,7 @@ def load_model(
     if with_opt and not both:
         raise MinifastError(f"{file} holds no optimizer state; load it with with_opt=False.")
     learn.model = model = unwrap_compiled(learn.model)
-    initialise_lazy(learn)
+    initialize_lazy(learn)
     loss = loss_module(learn.loss_func) if has_parts(state) and "loss" in state else None
     before = copy.deepcopy((model.state_dict(), loss.state_dict() if loss is not None else {}))
     opt = learn.opt

@@ -20,7 +20,7 @@ from minifast.training.batch_checks import check_outputs, check_targets
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import BatchNorm, regroup
-from minifast.training.lazy import initialise_lazy
+from minifast.training.lazy import initialize_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
@@ -45,7 +45,7 @@ FLOAT_TARGET_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.
 def check(learn: Learner, epochs: int) -> CheckResult:
     """Return the problems of a learner, and restore all state that the check changes."""
     observations: list[str] = []
-    initialise_lazy(learn)
+    initialize_lazy(learn)
     with preserve_learner(learn), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the findings report the same problems
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)

@@ -33,12 +33,14 @@ class CheckResult:
 
     Args:
         findings: the problems. They are sorted: those that may be intended come last.
-        looked_at: a line that describes the initial loss and the test training.
+        observations: a line that describes the initial loss and the test training.
     """
 
-    def __init__(self, findings: Sequence[Finding], looked_at: str) -> None:
+    looked_at = deprecated_attribute("looked_at", "observations")
+
+    def __init__(self, findings: Sequence[Finding], observations: str) -> None:
         self.findings = sorted(findings, key=lambda finding: finding.mild)
-        self.looked_at = looked_at
+        self.observations = observations
 
     def _head(self) -> str:
         n = len(self.findings)
@@ -46,7 +48,7 @@ class CheckResult:
 
     def __str__(self) -> str:
         """Return the result as lines of text."""
-        lines = [f"{self._head()} {self.looked_at}".rstrip()]
+        lines = [f"{self._head()} {self.observations}".rstrip()]
         for i, finding in enumerate(self.findings, 1):
             mild = " (This may be intended.)" if finding.mild else ""
             lines += [f"{i}. {finding.what}{mild}", f"   {finding.why}", f"   {finding.remedy}"]
@@ -60,4 +62,4 @@ class CheckResult:
             f"{html.escape(finding.why)}<br>{html.escape(finding.remedy)}</li>"
             for finding in self.findings
         )
-        return f"<p><b>{self._head()}</b> {html.escape(self.looked_at)}</p>" + (f"<ol>{rows}</ol>" if rows else "")
+        return f"<p><b>{self._head()}</b> {html.escape(self.observations)}</p>" + (f"<ol>{rows}</ol>" if rows else "")

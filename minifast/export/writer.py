@@ -49,7 +49,7 @@ LOSS_FUNCTIONS = {
 
 
 class ModelWithTransforms(nn.Module):
-    """A model after the batch transforms of its data, such as normalisation."""
+    """A model after the batch transforms of its data, such as normalization."""
 
     def __init__(self, model: nn.Module, tfms: list[Any]) -> None:
         super().__init__()

@@ -31,7 +31,7 @@ from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
 from minifast.metrics.base import as_metric
-from minifast.models import initialise
+from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
@@ -75,7 +75,7 @@ class Learner:
             ``add_metrics(last_metrics, value)`` at the end of an epoch.
         wd: weight decay, decoupled from the gradient: one number or one per layer group. By default the
             ``weight_decay`` of ``opt_func``, which torch applies in its own way, or 0.01.
-        bn_wd: apply weight decay to normalisation layers and biases too.
+        bn_wd: apply weight decay to normalization layers and biases too.
         train_bn: how BatchNorm layers of frozen layer groups train. None freezes them completely: parameters and
             running statistics stay constant, and the layers normalize by running statistics. True trains them, the
             default of fastai v1. False freezes their parameters only, as in fastai v1.
@@ -444,11 +444,11 @@ class Learner:
         return self.freeze_to(0)
 
     def init(self, init: Callable[[Tensor], Any]) -> Learner:
-        """Initialise the weights with ``init``, such as ``nn.init.kaiming_normal_``, and biases with 0.
+        """Initialize the weights with ``init``, such as ``nn.init.kaiming_normal_``, and biases with 0.
 
-        Normalisation layers and frozen parameters stay as they are. Returns the learner.
+        Normalization layers and frozen parameters stay as they are. Returns the learner.
         """
-        initialise(self.model, init)
+        initialize(self.model, init)
         return self
 
     # --- training options
@@ -639,7 +639,7 @@ class Learner:
     def export(self, file: str | Path | IO[bytes] = "export.pkl", *, pickle: bool = False) -> Path | IO[bytes]:
         """Write the model for inference to ``path/{file}`` or an open file, and return the path; see ``load_learner``.
 
-        The file holds the model, the batch transforms such as normalisation, the classes, the image size and the loss.
+        The file holds the model, the batch transforms such as normalization, the classes, the image size and the loss.
         torch.export turns the model into a program of torch's core operators with its weights. Reading it runs no code
         and does not need the model's class. It predicts in evaluation mode, for batches of any size, on any device, for
         samples of the learner's shape; images are resized. Before the file is written, its outputs are compared with
@@ -671,7 +671,7 @@ class Learner:
         """Write the model with torch.export to ``path/{file}``, such as ``model.pt2``, and return the program.
 
         Use it with torch's own tools (C++, ahead-of-time compilation). It holds only the model, in evaluation mode, and
-        takes normalised batches of any size. ``torch.export.load`` reads it with pickle: load trusted
+        takes normalized batches of any size. ``torch.export.load`` reads it with pickle: load trusted
         files only.
 
         Raises:
@@ -682,7 +682,7 @@ class Learner:
     def to_onnx(self, file: str | Path) -> Path:
         """Write the model as ONNX to ``path/{file}``, such as ``model.onnx``, and return the path.
 
-        It holds only the model, in evaluation mode, and takes normalised batches of any size. It needs the packages
+        It holds only the model, in evaluation mode, and takes normalized batches of any size. It needs the packages
         onnx and onnxscript. If onnxruntime is installed, its outputs are compared with the model's first.
 
         Raises:

@@ -23,7 +23,7 @@ from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, adopt_callbacks, check_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup
-from minifast.training.lazy import initialise_lazy
+from minifast.training.lazy import initialize_lazy
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
@@ -90,7 +90,7 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
 
 def optimizer_groups(learn: Learner) -> list[nn.Module]:
     """Return the layer groups to optimize, after changes of the model, with the loss function's parameters."""
-    initialise_lazy(learn)
+    initialize_lazy(learn)
     groups = regroup(learn.model, learn.layer_groups, learn._group_indices)
     if groups is not learn.layer_groups:
         learn.model.to(learn.data.device)  # the new modules
@@ -146,7 +146,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     """Run the mock training of each finder and restore all state; the recorder of the last one stays."""
     before, recorder = learn.recorder, None
     affecting = [callback for callback in learn.callbacks if not callback.fit_only]
-    initialise_lazy(learn)
+    initialize_lazy(learn)
     try:
         with preserve_randomness(learn):
             for finder in finders:  # between them the data order moves on, so that each has other batches

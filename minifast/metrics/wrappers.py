@@ -14,6 +14,7 @@ from minifast.losses import check_broadcast, is_summed, loss_weight
 from minifast.metrics.loss_options import loss_options
 from minifast.training.averages import WeightedMean
 from minifast.training.callback import Callback, snake_case
+from minifast.utils.checks import bound_arguments
 from minifast.utils.tensors import as_arguments, to_cpu
 
 
@@ -52,7 +53,7 @@ class AverageMetric(Callback):
 
     def follow_loss(self, loss_func: Any) -> None:
         """Take the arguments that follow the loss, such as ``ignore_index``, unless they are given."""
-        given = self.func.keywords if isinstance(self.func, partial) else {}
+        given = bound_arguments(self.func)
         accepted = getattr(without_arguments(self.func), "loss_options", ())
         options = loss_options(loss_func)
         self._options = {name: options[name] for name in accepted if name in options and name not in given}
@@ -102,8 +103,7 @@ class AverageMetric(Callback):
         count = getattr(without_arguments(self.func), "count", None)
         if count is None:
             return loss_weight(self.func, target, inputs)  # of a loss what it counts, otherwise the samples
-        given = self.func.keywords if isinstance(self.func, partial) else {}
-        return count(output, *as_arguments(target), **{**given, **self._options})
+        return count(output, *as_arguments(target), **{**bound_arguments(self.func), **self._options})
 
     def on_epoch_end(self, last_metrics: list[Any]) -> dict[str, list[Any]]:
         """Return the means."""

@@ -1,4 +1,4 @@
-"""Initialise torch's lazy modules, whose parameters have no shape before the first forward pass."""
+"""Initialize torch's lazy modules, whose parameters have no shape before the first forward pass."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def has_lazy(module: Any) -> bool:
     return isinstance(module, nn.Module) and any(map(is_lazy, chain(module.parameters(), module.buffers())))
 
 
-def initialise_lazy(learn: Learner) -> None:
+def initialize_lazy(learn: Learner) -> None:
     """Run one batch through a model with lazy modules, so that all parameters exist.
 
     Nothing happens without lazy modules. Generators, the order of data and running statistics stay as they are.

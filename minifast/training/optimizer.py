@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from minifast.training import fast_optimizer
 from minifast.training.groups import per_group, split_no_decay
 from minifast.training.torch_optimizer import IMPLEMENTATION, can_fuse, construct, copy_optimizer, initial_state
+from minifast.utils.checks import bound_arguments
 
 AdamW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
 
@@ -90,7 +91,7 @@ class OptimWrapper:
             lr: the learning rate, or one per layer group.
             layer_groups: the modules whose parameters are trained.
             wd: the weight decay, or one per layer group; by default that of ``opt_func``, or 0.
-            bn_wd: whether weight decay applies to normalisation layers and biases.
+            bn_wd: whether weight decay applies to normalization layers and biases.
 
         Raises:
             ValueError: there are no parameters, ``opt_func`` sets another ``lr`` or ``weight_decay`` than the
@@ -111,7 +112,7 @@ class OptimWrapper:
                 f"optimizer."
             )
         wrapper = cls(opt, groups, decays)
-        given = opt_func.keywords if isinstance(opt_func, partial) else {}
+        given = bound_arguments(opt_func)
         own_lr = given.get("lr", opt.param_groups[0].get("lr", last_lr))
         if own_lr != last_lr:
             raise ValueError(

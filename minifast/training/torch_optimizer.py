@@ -7,13 +7,13 @@ import copy
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from minifast.training import fast_optimizer
+from minifast.utils.checks import bound_arguments
 
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")  # settings that depend on the device
 CONTAINERS = (dict, list, set, bytearray, Tensor, torch.Generator)  # what a copy of an optimizer must not share
@@ -67,7 +67,7 @@ def construct(
     """Call ``opt_func``, with ``fused=True`` if it takes that and the parameters and their device allow it."""
     # The fused form is the same arithmetic in one pass over all weights; torch raises on devices without it.
     arguments = inspect.signature(opt_func).parameters
-    given = opt_func.keywords if isinstance(opt_func, partial) else {}
+    given = bound_arguments(opt_func)
 
     def make(**settings: bool) -> torch.optim.Optimizer:
         groups = [{"params": part} for part in parameters]  # anew, because torch writes the settings into them

@@ -8,6 +8,7 @@ import inspect
 import math
 import operator
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,15 @@ def arguments_of(function: Any) -> tuple[list[str], int] | None:
         return None
     positional = [p for p in parameters if p.kind < p.VAR_POSITIONAL]
     return [p.name for p in positional], sum(p.default is p.empty for p in positional)
+
+
+def bound_arguments(function: Any) -> dict[str, Any]:
+    """Return the keyword arguments that ``functools.partial`` bound to a function; none for any other value.
+
+    >>> bound_arguments(partial(int, base=2)), bound_arguments(int)
+    ({'base': 2}, {})
+    """
+    return function.keywords if isinstance(function, partial) else {}
 
 
 def add_note(error: BaseException, text: str) -> None:

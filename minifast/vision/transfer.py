@@ -11,7 +11,7 @@ from minifast.data.bunch import DataBunch
 from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.learner.learner import Learner, check_data
-from minifast.models import initialise
+from minifast.models import initialize
 from minifast.vision.body import Cut, load_body, n_channels, second_half_start
 from minifast.vision.head import create_head
 
@@ -83,7 +83,7 @@ def cnn_learner(
         width = n_channels(body, getattr(base_arch, "__name__", "base_arch")) * (2 if concat_pool else 1)
         head = create_head(width, data.c or 0, lin_ftrs, ps, concat_pool, bn_final)
     if init is not None:
-        initialise(head, init)
+        initialize(head, init)
     learn = Learner(data, nn.Sequential(body, head), **kwargs)
     halfway = second_half_start(body)
     learn.split(split_on if split_on is not None else [part for part in (halfway, head) if part is not None])
