@@ -257,6 +257,8 @@ def __getattr__(name: str) -> Any:
 
     package = f"minifast.{_MOVED[name]}"
     warnings.warn(
-        f"minifast.{name} is now {package}.{name}; this name goes in version 0.3.", DeprecationWarning, stacklevel=2
+        f"minifast.{name} is now {package}.{name}; this name will be removed in version 0.3.",
+        DeprecationWarning,
+        stacklevel=2,
     )
     return getattr(importlib.import_module(package), name)

@@ -57,7 +57,9 @@ class HookCallback(LearnerCallback):
     def on_train_begin(self) -> None:
         """Register the hooks."""
         if getattr(self.learn.model, "_compiled_call_impl", None) is not None:
-            raise ValueError("The model is compiled, which passes over hooks; look at it before learn.compile().")
+            raise ValueError(
+                "The model is compiled, and compiled models skip hooks; inspect it before learn.compile()."
+            )
         self.remove()
         self.hooks = Hooks(self.chosen(), self.hook)
 

@@ -49,7 +49,7 @@ class LRFinder(ScheduledParameters):
         first, last = learn.lr_range(start_lr, "start_lr"), learn.lr_range(end_lr, "end_lr")
         check_count("num_it", num_it, least=2)
         if not np.all(np.asarray(first) < np.asarray(last)):
-            raise ValueError(f"`start_lr` must be lower than `end_lr`, got {start_lr} and {end_lr}; lr_find goes up.")
+            raise ValueError(f"`start_lr` must be lower than `end_lr`, got {start_lr} and {end_lr}; lr_find raises it.")
         self.schedules = {"lr": exponential(first, last)}
         self.controls = ("lr",)
         self.num_it = num_it

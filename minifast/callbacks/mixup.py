@@ -78,11 +78,11 @@ class MixUpCallback(LearnerCallback):
 
 def _taken(values: Any, order: Tensor, what: str) -> Tensor:
     if not isinstance(values, Tensor):
-        raise DataError(f"The {what} of a batch are a {type(values).__name__}; MixUpCallback mixes what is one tensor.")
+        raise DataError(f"The {what} of a batch are a {type(values).__name__}; MixUpCallback needs one tensor.")
     return values[order]
 
 
 def _mixed(values: Tensor, others: Tensor, share: Tensor, what: str) -> Tensor:
     if not values.is_floating_point():
-        raise DataError(f"The {what} are {values.dtype}, which MixUpCallback cannot mix; take {STACK[what]}=True.")
+        raise DataError(f"The {what} are {values.dtype}, which MixUpCallback cannot mix; pass {STACK[what]}=True.")
     return torch.lerp(others, values, share.view(-1, *[1] * (values.ndim - 1)).to(values.dtype))

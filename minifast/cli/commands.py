@@ -29,7 +29,9 @@ def train(options: argparse.Namespace) -> None:
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
     if existing := [name for name in ("model.pth", "history.csv") if (out / name).exists()]:
-        raise UsageError(f"--out {out} holds {existing[0]} of another training; give another folder, or remove it.")
+        raise UsageError(
+            f"--out {out} already has {existing[0]} of another training; give another folder, or remove it."
+        )
     folder = find_data(options.data)
     use_file_backend()
 

@@ -375,7 +375,7 @@ class DataBunch:
     def pictures(self, x: Any) -> list[Any] | None:
         """Return ``to_images(x)`` (deprecated name)."""
         warnings.warn(
-            "`DataBunch.pictures` is now `DataBunch.to_images`; the old name goes in version 0.3.",
+            "`DataBunch.pictures` is now `DataBunch.to_images`; the old name will be removed in version 0.3.",
             DeprecationWarning,
             stacklevel=2,
         )

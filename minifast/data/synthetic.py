@@ -112,7 +112,9 @@ def _glyphs() -> Tensor:
             ImageDraw.Draw(square).text(middle, digit, fill=255, font=font)
             squares.append(np.asarray(square.filter(ImageFilter.GaussianBlur(2.5)), dtype=np.float32) / 255)
     if not squares:
-        raise DataError(f"{folder} has none of the fonts {', '.join(FONTS)}. Reinstall matplotlib, which brings them.")
+        raise DataError(
+            f"{folder} has none of the fonts {', '.join(FONTS)}. Reinstall matplotlib, which includes them."
+        )
     return torch.from_numpy(np.stack(squares)).view(-1, 2, GLYPH, GLYPH)
 
 

@@ -343,7 +343,7 @@ class Learner:
         return fitting.plot_schedule(self, epochs, max_lr, mom, wd, cycle, return_fig, ax)
 
     def check(self, epochs: int = 1) -> CheckResult:
-        """Return the problems that would spoil a training of ``epochs`` epochs, each with a remedy.
+        """Return the problems that would make a training of ``epochs`` epochs fail, each with a remedy.
 
         One batch goes through the model and the loss, and the model overfits a few of its samples. Afterwards the
         weights, optimizer, random generators and data order are restored. The check covers shapes and types, class

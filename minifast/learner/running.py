@@ -257,7 +257,7 @@ def check_single_controller(callbacks: Sequence[Callback]) -> None:
             if other is not callback:
                 raise ValueError(
                     f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out "
-                    f"(fit_one_cycle and fit_schedule bring their own schedule, fit has none)."
+                    f"(fit_one_cycle and fit_schedule add their own schedule, fit adds none)."
                 )
 
 

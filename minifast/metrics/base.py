@@ -89,8 +89,8 @@ def expand_all(columns: Sequence[str], values: Sequence[Any]) -> tuple[list[str]
     """
     if len(values) != len(columns):
         raise CallbackError(
-            f"The metrics returned {len(values)} values for the columns {', '.join(columns) or '(none)'}; give a "
-            f"metric callback with another number of values than one an attribute `columns`, a list of their names."
+            f"The metrics returned {len(values)} values for the columns {', '.join(columns) or '(none)'}; a "
+            f"metric callback that returns several values needs an attribute `columns` with a name for each."
         )
     names: list[str] = []
     numbers: list[Any] = []

@@ -204,8 +204,8 @@ class FBeta(Score):
             if not self._warned:
                 self._warned = True
                 warnings.warn(
-                    f"{type(self).__name__} has the average 'binary', but there are {counts.n_classes} classes; it "
-                    f"takes the mean of their scores. Give average='macro', or another.",
+                    f"{type(self).__name__} has average='binary', but there are {counts.n_classes} classes, so it "
+                    f"uses average='macro', the mean of their scores. Pass the average that you want.",
                     stacklevel=2,
                 )
         totals = counts.totals()

@@ -73,7 +73,7 @@ class AverageMetric(Callback):
         elif keys != self._keys or len(values) != len(self._means):
             raise DataError(
                 f"The metric {self.name} returned {len(values)} values for this batch and {len(self._means)} before; "
-                f"return the same values for each batch, without one per sample."
+                f"return the same number of values for each batch, not one per sample."
             )
         n = self._weight(last_output, last_target, last_input)
         for mean, element in zip(self._means, values, strict=True):

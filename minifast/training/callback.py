@@ -46,7 +46,7 @@ def check_callbacks(callbacks: list[Any]) -> list[Callback]:
                 f"or put the class into callback_fns, which creates a callback for each fit."
             )
         if not isinstance(callback, Callback):
-            raise TypeError(f"callbacks holds {callback!r}, which is no Callback; derive its class from Callback.")
+            raise TypeError(f"callbacks holds {callback!r}, which is not a Callback; derive its class from Callback.")
     return callbacks
 
 
@@ -162,7 +162,7 @@ class Callback:
         for old, new in RENAMED.items():
             if old in vars(cls):
                 warnings.warn(
-                    f"{cls.__name__}.{old} is now called {new}; the old name goes in version 0.3.",
+                    f"{cls.__name__}.{old} is now called {new}; the old name will be removed in version 0.3.",
                     DeprecationWarning,
                     stacklevel=2,
                 )

@@ -51,7 +51,7 @@ def check_lr(name: str, value: Any) -> float:
         raise TypeError(f"`{name}` must be a learning rate, got the result of lr_find; give its .suggestion.")
     if value is None:
         raise TypeError(
-            f"`{name}` must be a learning rate, got None; if it is the suggestion of lr_find, its .reason tells why."
+            f"`{name}` must be a learning rate, got None; if it is the suggestion of lr_find, its .reason says why."
         )
     return check_number(name, value)
 

@@ -41,7 +41,8 @@ def _translate(aliases: dict[str, str], warn: bool) -> Callable[[Callable[P, R]]
                     raise TypeError(f"{function.__name__} got `{alias}` and `{name}`, two names of one argument.")
                 if warn:
                     warnings.warn(
-                        f"{function.__name__}: `{alias}` is now called `{name}`; the old name goes in version 0.3.",
+                        f"{function.__name__}: `{alias}` is now called `{name}`; the old name will be removed in "
+                        f"version 0.3.",
                         DeprecationWarning,
                         stacklevel=2,
                     )
@@ -58,7 +59,7 @@ def deprecated_attribute(old: str, new: str) -> Any:
 
     def warn(instance: Any) -> None:
         warnings.warn(
-            f"{type(instance).__name__}.{old} is now called {new}; the old name goes in version 0.3.",
+            f"{type(instance).__name__}.{old} is now called {new}; the old name will be removed in version 0.3.",
             DeprecationWarning,
             stacklevel=3,
         )

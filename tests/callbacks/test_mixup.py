@@ -160,7 +160,7 @@ def test_segmentation_targets_are_mixed() -> None:
     [
         (torch.zeros(4, 2), torch.zeros(4, dtype=torch.long), {"stack_y": False}, "targets are torch.int64.*stack_y=T"),
         (torch.zeros(4, 2, dtype=torch.long), torch.zeros(4, 2), {}, "inputs are torch.int64, which .* stack_x=True"),
-        ([torch.zeros(4, 2)] * 2, torch.zeros(4, 2), {}, "inputs of a batch are a list; MixUpCallback mixes what"),
+        ([torch.zeros(4, 2)] * 2, torch.zeros(4, 2), {}, "inputs of a batch are a list; MixUpCallback needs one"),
     ],
 )  # fmt: skip
 def test_data_that_cannot_be_mixed_raises_and_restores_the_loss(x, y, options, words) -> None:

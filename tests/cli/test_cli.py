@@ -210,7 +210,7 @@ def test_without_a_network_generated_images_are_used(folder, tmp_path, monkeypat
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
     assert "there is no network. Training on generated images" in capsys.readouterr().out
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
-    assert "holds model.pth of another training; give another folder, or remove it." in capsys.readouterr().err
+    assert "already has model.pth of another training; give another folder, or remove it." in capsys.readouterr().err
     assert cli.main(["train", "cifar", "--out", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 

@@ -97,5 +97,5 @@ def test_an_array_is_an_image_like_its_file(mode, tmp_path) -> None:
 def test_what_is_compiled_has_no_hooks_to_look_through() -> None:
     learn = Learner(toy_data(), simple_ann(10, 2), silent=True)
     learn.compile(backend="eager")
-    with pytest.raises(ValueError, match="The model is compiled, which passes over hooks"):
+    with pytest.raises(ValueError, match="The model is compiled, and compiled models skip hooks"):
         learn.fit(1, callbacks=[ActivationStats()])

@@ -381,5 +381,7 @@ def test_results_are_text_and_html():
 
 
 def test_the_old_name_of_a_remedy_warns():
-    with pytest.warns(DeprecationWarning, match="way_out is now called remedy; the old name goes in version 0.3"):
+    with pytest.warns(
+        DeprecationWarning, match="way_out is now called remedy; the old name will be removed in version 0.3"
+    ):
         assert Finding("a", "b", "c").way_out == "c"

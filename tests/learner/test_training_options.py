@@ -300,6 +300,8 @@ def test_callbacks_have_a_name_without_a_suffix_too() -> None:
     [("_watches", "fit_only", True), ("_sets", "controls", ("lr",)), ("_settings", "must_match", ("a",))],
 )
 def test_the_old_names_of_the_callback_protocol_warn_and_work(old, new, value) -> None:
-    with pytest.warns(DeprecationWarning, match=rf"Mine\.{old} is now called {new}; the old name goes in version 0.3"):
+    with pytest.warns(
+        DeprecationWarning, match=rf"Mine\.{old} is now called {new}; the old name will be removed in version 0.3"
+    ):
         mine = type("Mine", (Callback,), {old: value})
     assert getattr(mine, new) == value

@@ -124,7 +124,7 @@ def test_a_class_that_is_never_predicted_counts_as_0_not_as_nan():
 def test_binary_of_more_classes_warns_and_is_the_mean_of_the_classes():
     outputs, targets = answers(4)
     metric = Precision()
-    with pytest.warns(UserWarning, match=r"Precision has the average 'binary', but there are 4 classes.*'macro'"):
+    with pytest.warns(UserWarning, match=r"Precision has average='binary', but there are 4 classes.*'macro'"):
         found = over(metric, outputs, targets)
     assert found == pytest.approx(over(Precision("macro"), outputs, targets))
     over(metric, outputs, targets)  # and does not warn again

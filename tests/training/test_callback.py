@@ -422,7 +422,7 @@ def test_a_class_where_an_instance_is_wanted_is_refused(where) -> None:
 
 @pytest.mark.parametrize("thing", [3, "Plain", print, None])
 def test_what_is_no_callback_is_refused(thing) -> None:
-    with pytest.raises(TypeError, match="which is no Callback"):
+    with pytest.raises(TypeError, match="which is not a Callback"):
         toy_learner(callbacks=[thing])
 
 
@@ -438,7 +438,7 @@ def test_a_callback_fn_that_cannot_be_called_is_refused_at_once(thing) -> None:
 
 
 def test_a_callback_fn_that_makes_no_callback_is_refused() -> None:
-    with pytest.raises(TypeError, match="None, which is no Callback"):
+    with pytest.raises(TypeError, match="None, which is not a Callback"):
         toy_learner(callback_fns=[lambda learn: None]).fit(1)
 
 
