@@ -13,7 +13,11 @@ from minifast.training.averages import Losses
 
 
 @pytest.fixture
-def tensorboard():
+def tensorboard(monkeypatch):
+    # TensorBoard reads files in the order of their names, which hold the second and a counter of the process: within
+    # one second, 10 comes before 9.
+    writer = pytest.importorskip("tensorboard.summary.writer.event_file_writer", reason="tensorboard is not installed")
+    monkeypatch.setattr(writer, "_global_uid", type(writer._global_uid)(0))
     return pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is not installed"
     )
