@@ -145,9 +145,7 @@ class Checkpointer(LearnerCallback):
             raise MinifastError(f"{self.file} has format {version}, from a later version of minifast; update minifast.")
         expected = self._identity if version == FORMAT else version_0_1.run_fingerprint(self.learn)
         for part, mine in {"call": self.call, **expected}.items():
-            theirs = dict(saved[part])
-            if "cyc_len" in theirs:  # written by version 0.1
-                theirs["epochs"] = theirs.pop("cyc_len")
+            theirs = version_0_1.upgrade_call(saved[part]) if part == "call" else saved[part]
             names = {*theirs, *mine}
             if part == "settings":  # what the run changed is restored; what is not set yet may come
                 names = theirs.keys() & mine.keys() - saved["state"]["attributes"].keys()

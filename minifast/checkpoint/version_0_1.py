@@ -54,6 +54,15 @@ def run_fingerprint(learn: Learner) -> dict[str, dict[str, Any]]:
     return {part: {name: value for name, value in values.items() if is_plain(value)} for part, values in parts.items()}
 
 
+def upgrade_call(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a saved call of any version with the argument names of this version.
+
+    >>> upgrade_call({"method": "fit", "cyc_len": 2})
+    {'method': 'fit', 'epochs': 2}
+    """
+    return {"epochs" if name == "cyc_len" else name: value for name, value in call.items()}
+
+
 def described(value: Any) -> str:
     """Return a function's name, or an object's text, without addresses in memory."""
     if isinstance(value, partial):

@@ -14,6 +14,7 @@ from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
 from minifast.checkpoint.run import checkpoint_file, is_slice, plain_call
+from minifast.checkpoint.version_0_1 import upgrade_call
 from minifast.errors import MinifastError
 from minifast.finder.result import FinderResult
 from minifast.learner import running
@@ -126,11 +127,9 @@ def plot_schedule(
 def resume(learn: Learner, checkpoint: str, callbacks: Callbacks, on_write_error: str, on_nan: str) -> Recorder:
     """Resume a checkpointed run with the arguments that it was started with."""
     values, _ = files.read_checked(checkpoint_file(learn, checkpoint))
-    call: dict[str, Any] = dict(values["call"])
+    call = upgrade_call(values["call"])
     call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
     method = call.pop("method")
-    if "cyc_len" in call:  # written by version 0.1
-        call["epochs"] = call.pop("cyc_len")
     if method == "fit_schedule":
         raise MinifastError(
             f"The run {checkpoint!r} was started by fit_schedule, whose schedules are functions and not in the file; "
