@@ -11,7 +11,7 @@ from minifast.hooks import Hooks, hook_outputs, leaves
 from minifast.training.snapshot import eval_mode, preserve_generators
 from minifast.utils.compiled import without_compiled_code
 from minifast.utils.tensors import as_arguments
-from minifast.utils.text import text_table
+from minifast.utils.text import shape_text, text_table
 
 
 class Table(str):
@@ -45,7 +45,7 @@ def summary(model: nn.Module, x: Any) -> str:
         trained = (
             "" if not parameters else "yes" if len(trainable) == len(parameters) else "partly" if trainable else "no"
         )
-        shape = " × ".join(map(str, output.shape)) if isinstance(output, Tensor) else type(output).__name__
+        shape = shape_text(output.shape) if isinstance(output, Tensor) else type(output).__name__
         rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
 
     with Hooks(leaves(model), add_row), preserve_generators(model), eval_mode(model), without_compiled_code(model):

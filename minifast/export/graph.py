@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.errors import DataError, FileFormatError, MinifastError
+from minifast.utils.text import shape_text
 
 # A program computes sizes with these functions; all other steps are torch's core operators.
 SIZE_FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -129,8 +130,8 @@ class Program(nn.Module):
         for x, (shape, _) in zip(inputs, self.inputs, strict=True):
             if list(x.shape[1:]) != shape:
                 raise DataError(
-                    f"The model takes samples of shape {_shape(shape)}, got {_shape(x.shape[1:])}; change their shape, "
-                    f"or export the model with other data."
+                    f"The model takes samples of shape {shape_text(shape)}, got {shape_text(x.shape[1:])}; change "
+                    f"their shape, or export the model with other data."
                 )
         device = inputs[0].device
         values: dict[int, Any] = dict(enumerate(x.to(d) for x, d in zip(inputs, self._dtypes, strict=True)))
@@ -147,12 +148,8 @@ class Program(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the input shapes and the number of steps."""
-        shapes = ", ".join(f"n × {_shape(shape)}" for shape, _ in self.inputs)
+        shapes = ", ".join(f"n × {shape_text(shape)}" for shape, _ in self.inputs)
         return f"takes {shapes}; {len(self.steps)} steps"
-
-
-def _shape(shape: Sequence[int]) -> str:
-    return " × ".join(map(str, shape)) or "()"
 
 
 def _named(kind: str, name: Any) -> Any:

@@ -26,7 +26,7 @@ from minifast.training.snapshot import eval_mode, preserve_generators, preserve_
 from minifast.training.state import State
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_list, concatenate, count_samples, map_tensors, take_rows
-from minifast.utils.text import text_table
+from minifast.utils.text import shape_text, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -242,4 +242,4 @@ def describe(learn: Learner, value: Any) -> str:
     if not isinstance(value, Tensor):
         return str(value)
     many = 20
-    return learn.data.label_of(value) if value.ndim < 2 or value.numel() <= many else " × ".join(map(str, value.shape))
+    return learn.data.label_of(value) if value.ndim < 2 or value.numel() <= many else shape_text(value.shape)

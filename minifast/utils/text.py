@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -23,6 +23,15 @@ def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def shape_text(shape: Iterable[int]) -> str:
+    """Return a shape as text; that of a single number is ``()``.
+
+    >>> shape_text((3, 28, 28)), shape_text(())
+    ('3 × 28 × 28', '()')
+    """
+    return " × ".join(map(str, shape)) or "()"
 
 
 def cell(value: Any) -> str:

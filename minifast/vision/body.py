@@ -23,6 +23,7 @@ from minifast.hooks import Hooks
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import check_count
+from minifast.utils.text import shape_text
 
 PROBE_SHAPE = (2, 3, 128, 128)  # of the images that show where a model pools
 MAX_SHARE = 0.75  # a child with more than this share of the layers is split itself
@@ -186,7 +187,7 @@ def _children_before_pooling(model: nn.Module, children: list[nn.Module], name: 
         with Hooks(children, record_call), eval_mode(model), torch.no_grad():
             model(_probe_images())
     except Exception as error:
-        shape = " × ".join(map(str, PROBE_SHAPE))
+        shape = shape_text(PROBE_SHAPE)
         raise _no_split_point(name, f"it does not accept images of shape {shape} ({error})") from error
     while calls and calls[-1][2]:
         calls.pop()
