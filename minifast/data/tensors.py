@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from minifast.data.bunch import DataBunch
-from minifast.data.labels import as_array, as_labels
+from minifast.data.labels import Labels, as_array, as_labels
 from minifast.data.loaders import TensorLoader
 from minifast.data.order import resolve_seed, split_rows
 from minifast.data.transforms import check_tfms
@@ -86,30 +86,12 @@ class TensorDataBunch(DataBunch):
                 raise DataError(f"`x` needs at least 2 samples to split, got {len(inputs)}. Or give `valid=(x, y)`.")
             rows = split_rows(len(inputs), valid_pct, seed)
         else:
-            if not isinstance(valid, (tuple, list)) or len(valid) != 2:
-                raise TypeError(f"`valid` must be a pair (x, y), got {type(valid).__name__}.")
-            valid_inputs, valid_targets = input_tensor(valid[0], "valid[0]"), as_array(valid[1])
-            _check_lengths(valid_inputs, valid_targets, "valid[0]", "valid[1]")
-            if valid_inputs.shape[1:] != inputs.shape[1:] or valid_inputs.dtype != inputs.dtype:
-                raise DataError(
-                    f"Training and validation inputs must have the same type and shape, got {inputs.dtype} "
-                    f"{tuple(inputs.shape[1:])} and {valid_inputs.dtype} {tuple(valid_inputs.shape[1:])}."
-                )
-            if targets.shape[1:] != valid_targets.shape[1:] or targets.dtype.kind != valid_targets.dtype.kind:
-                raise DataError(
-                    f"Training and validation targets must have the same type and shape, got {targets.dtype} "
-                    f"{targets.shape[1:]} and {valid_targets.dtype} {valid_targets.shape[1:]}."
-                )
+            valid_inputs, valid_targets = _valid_pair(valid, inputs, targets)
             rows = torch.arange(len(inputs)), torch.arange(len(inputs), len(inputs) + len(valid_inputs))
             inputs, targets = torch.cat([inputs, valid_inputs]), np.concatenate([targets, valid_targets])
         labels = as_labels(targets, classes, name="Sample {}".format)
         if valid is not None and classes is None and labels.kind == "class":
-            unseen = set(labels.targets[rows[1]].tolist()) - set(labels.targets[rows[0]].tolist())
-            if unseen and labels.classes:
-                raise DataError(
-                    f"The class {labels.classes[min(unseen)]!r} is in the validation targets only, so it cannot be "
-                    f"learned. Add training samples of it, or remove it."
-                )
+            _check_unseen(labels, rows)
         common: dict[str, Any] = {"seed": seed, "device": device, "classes": labels.classes}
         train_dl = TensorLoader(inputs[rows[0]], labels.targets[rows[0]], bs, True, **common)
         valid_dl = TensorLoader(inputs[rows[1]], labels.targets[rows[1]], val_bs, **common)
@@ -156,6 +138,35 @@ def input_tensor(x: Any, name: str) -> Tensor:
     integers = array.dtype.kind in "iu"
     array = array if array.dtype == np.uint8 else array.astype(np.int64 if integers else np.float32)
     return torch.tensor(array)
+
+
+def _valid_pair(valid: Any, inputs: Tensor, targets: Any) -> tuple[Tensor, Any]:
+    """Return inputs and targets for validation if they are like those for training."""
+    if not isinstance(valid, (tuple, list)) or len(valid) != 2:
+        raise TypeError(f"`valid` must be a pair (x, y), got {type(valid).__name__}.")
+    valid_inputs, valid_targets = input_tensor(valid[0], "valid[0]"), as_array(valid[1])
+    _check_lengths(valid_inputs, valid_targets, "valid[0]", "valid[1]")
+    if valid_inputs.shape[1:] != inputs.shape[1:] or valid_inputs.dtype != inputs.dtype:
+        raise DataError(
+            f"Training and validation inputs must have the same type and shape, got {inputs.dtype} "
+            f"{tuple(inputs.shape[1:])} and {valid_inputs.dtype} {tuple(valid_inputs.shape[1:])}."
+        )
+    if targets.shape[1:] != valid_targets.shape[1:] or targets.dtype.kind != valid_targets.dtype.kind:
+        raise DataError(
+            f"Training and validation targets must have the same type and shape, got {targets.dtype} "
+            f"{targets.shape[1:]} and {valid_targets.dtype} {valid_targets.shape[1:]}."
+        )
+    return valid_inputs, valid_targets
+
+
+def _check_unseen(labels: Labels, rows: tuple[Tensor, Tensor]) -> None:
+    """Raise an error if a class is in the validation targets only."""
+    unseen = set(labels.targets[rows[1]].tolist()) - set(labels.targets[rows[0]].tolist())
+    if unseen and labels.classes:
+        raise DataError(
+            f"The class {labels.classes[min(unseen)]!r} is in the validation targets only, so it cannot be "
+            f"learned. Add training samples of it, or remove it."
+        )
 
 
 def _check_lengths(inputs: Tensor, targets: Any, x: str, y: str) -> None:
