@@ -8,9 +8,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from minifast.callbacks.recorder import Recorder, as_plain
+from minifast.callbacks.recorder import Recorder
 from minifast.errors import FileFormatError
 from minifast.utils import files
+from minifast.utils.tensors import as_plain
 from minifast.utils.text import text_table
 
 FORMAT = "minifast history 1"

@@ -15,6 +15,7 @@ from minifast.metrics.base import RESERVED, distinct, expand_all
 from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
 from minifast.utils.aliases import deprecated_attribute
+from minifast.utils.tensors import as_number, as_plain
 from minifast.utils.text import cell, clock
 
 if TYPE_CHECKING:
@@ -24,22 +25,6 @@ if TYPE_CHECKING:
 
 
 RECORDED = ("lrs", "moms", "group_lrs", "raw_losses", "val_losses", "metrics", "nb_batches", "rows")
-
-
-def as_number(value: Any) -> Any:
-    """Return a value of a single number as a plain number, any other value unchanged."""
-    single = getattr(value, "ndim", None) == 0 or (hasattr(value, "__float__") and not hasattr(value, "ndim"))
-    return value if isinstance(value, int) or not single else float(value)
-
-
-def as_plain(value: Any) -> Any:
-    """Return a nested value made of numbers, texts, lists and dicts; other objects become their ``repr``."""
-    value = value.tolist() if hasattr(value, "tolist") else value
-    if isinstance(value, (list, tuple)):
-        return [as_plain(element) for element in value]
-    if isinstance(value, dict):
-        return {str(name): as_plain(element) for name, element in value.items()}
-    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
 
 
 class Recorder(LearnerCallback):

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast import plotting
-from minifast.callbacks.recorder import as_number
 from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.errors import DataError
@@ -25,7 +24,7 @@ from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
 from minifast.training.state import State
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import as_list, concatenate, count_samples, map_tensors, take_rows
+from minifast.utils.tensors import as_list, as_number, concatenate, count_samples, map_tensors, take_rows
 from minifast.utils.text import shape_text, text_table
 
 if TYPE_CHECKING:

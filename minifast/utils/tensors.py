@@ -1,4 +1,4 @@
-"""Helpers for tensors nested in tuples, lists and dicts."""
+"""Helpers for tensors and numbers nested in tuples, lists and dicts."""
 
 from __future__ import annotations
 
@@ -191,3 +191,19 @@ def is_plain(value: Any) -> bool:
     if isinstance(value, dict):
         return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
     return value is None or type(value) in (bool, int, float, str) or type(value) is Tensor
+
+
+def as_number(value: Any) -> Any:
+    """Return a value of a single number as a plain number, any other value unchanged."""
+    single = getattr(value, "ndim", None) == 0 or (hasattr(value, "__float__") and not hasattr(value, "ndim"))
+    return value if isinstance(value, int) or not single else float(value)
+
+
+def as_plain(value: Any) -> Any:
+    """Return a nested value made of numbers, texts, lists and dicts; other objects become their ``repr``."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, (list, tuple)):
+        return [as_plain(element) for element in value]
+    if isinstance(value, dict):
+        return {str(name): as_plain(element) for name, element in value.items()}
+    return value if isinstance(value, (bool, int, float, str, type(None))) else repr(value)
