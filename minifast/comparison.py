@@ -24,7 +24,7 @@ from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
 from minifast.utils.checks import add_note, arguments_of, check_callable, check_count, check_word
 from minifast.utils.random import get_rng_states, set_rng_states, set_seed
-from minifast.utils.text import text_table
+from minifast.utils.text import text_table, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -243,7 +243,7 @@ def compare(
     except KeyboardInterrupt as error:
         ended_by = error
         if not silent:
-            print(f"Stopped after {sum(map(len, runs.values()))} of {len(seed_list) * len(runs)} runs.")
+            write_text(f"Stopped after {sum(map(len, runs.values()))} of {len(seed_list) * len(runs)} runs.")
     except Exception as error:
         add_note(error, f"The comparison stopped {stage}.")
         if not all(runs.values()):  # no complete seed would be lost
@@ -342,11 +342,11 @@ def spread_of(values: Sequence[float]) -> str:
     """Format numbers as mean ± standard deviation; diverged runs are counted but not averaged.
 
     >>> spread_of([1.0, 2.0]), spread_of([1.0]), spread_of([]), spread_of([1.0, math.nan])
-    ('1.5000 ± 0.7071', '1.0000', '', '1.0000 (1 diverged)')
+    ('1.5000 +/- 0.7071', '1.0000', '', '1.0000 (1 diverged)')
     """
     finite = [value for value in values if math.isfinite(value)]
     parts = [f"{mean_of(finite):.4f}"] if finite else []
-    parts += [f"± {np.std(finite, ddof=1):.4f}"] if len(finite) > 1 else []
+    parts += [f"+/- {np.std(finite, ddof=1):.4f}"] if len(finite) > 1 else []
     parts += [f"({len(values) - len(finite)} diverged)"] if len(finite) < len(values) else []
     return " ".join(parts)
 

@@ -16,7 +16,7 @@ from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
 from minifast.utils.aliases import deprecated_attribute
 from minifast.utils.tensors import as_number, as_plain
-from minifast.utils.text import cell, clock
+from minifast.utils.text import cell, clock, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -278,7 +278,7 @@ class Recorder(LearnerCallback):
             raise MinifastError(f"There is nothing to plot: the learning rate finder made no step; {result.stopped}.")
         result = result or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
         if suggestion and result.reason:
-            print(result.reason)
+            write_text(result.reason)
         elif suggestion:
             self.min_grad_lr = result.rules["steepest"]
         return result.plot(skip_start, skip_end, suggestion, return_fig, show_grid, ax)

@@ -29,6 +29,7 @@ from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import is_plain
+from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -135,7 +136,7 @@ class Checkpointer(LearnerCallback):
                     f"pass the callbacks that it was started with, in this order: {', '.join(names)}."
                 )
             if not self.learn.silent:
-                print(self._message)
+                write_text(self._message)
         for callback in self._others:
             _warn_of_unsaved_state(callback)
 

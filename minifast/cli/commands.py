@@ -11,7 +11,7 @@ from typing import Any
 from minifast import plotting
 from minifast.errors import DownloadError, MinifastError
 from minifast.utils.checks import did_you_mean
-from minifast.utils.text import text_table
+from minifast.utils.text import text_table, write_text
 
 DEFAULT_DATA = "mnist_sample"
 DOWNLOAD_TIMEOUT = 6.0  # seconds; without a network the first line of output comes within ten seconds
@@ -49,12 +49,12 @@ def train(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
-    print(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images of {data.c} classes.")
+    write_text(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images of {data.c} classes.")
     figures: dict[str, Any] = {}
     lr = options.lr
     try:
         if lr == "auto":
-            print("Looking for a learning rate.", flush=True)
+            write_text("Looking for a learning rate.")
             learn.silent = True
             result = learn.lr_find(repeats=3)
             learn.silent = False
@@ -62,17 +62,17 @@ def train(options: argparse.Namespace) -> None:
             if result.suggestion is None:
                 raise result.error or MinifastError("lr_find suggests no learning rate; pass one with --lr.")
             lr = result.suggestion
-            print(f"Training with a maximum learning rate of {lr:.2g}.", flush=True)
+            write_text(f"Training with a maximum learning rate of {lr:.2g}.")
         learn.fit_one_cycle(options.epochs, lr)
     finally:
         record = {name: value for name, value in vars(options).items() if name not in ("command", "debug")}
         record |= {"data": str(folder), "out": str(out), "device": str(data.device), "seed": seed}
         record |= {"lr": lr, "lr_option": options.lr, "classes": data.classes, "versions": versions()}
         written = write_results(out, learn, figures, record)
-        print(f"Wrote {', '.join(written)}\nto {out}.", flush=True)
+        write_text(f"Wrote {', '.join(written)}\nto {out}.")
     score = learn.recorder.metrics[-1][0]
     if score < 1.05 / (data.c or 1):
-        print(f"An accuracy of {score:.3f} is no better than chance: try another --seed or a lower --lr.")
+        write_text(f"An accuracy of {score:.3f} is no better than chance: try another --seed or a lower --lr.")
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -105,12 +105,12 @@ def predict(options: argparse.Namespace) -> None:
             }
             for (name, category, probability), row in zip(best, predictions.tolist(), strict=True)
         ]
-        print(json.dumps(records, indent=2, ensure_ascii=False))
+        write_text(json.dumps(records, indent=2, ensure_ascii=False))
     elif len(best) == 1:
-        print(f"{best[0][1]}  {best[0][2]:.4f}")
+        write_text(f"{best[0][1]}  {best[0][2]:.4f}")
     else:
         rows = [(name, category, f"{probability:.4f}") for name, category, probability in best]
-        print(text_table([("image", "class", "probability"), *rows], right=2))
+        write_text(text_table([("image", "class", "probability"), *rows], right=2))
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -132,10 +132,10 @@ def compare(options: argparse.Namespace) -> None:
         return Learner(data, make_model(options.arch, data.c or 0), metrics=[accuracy], wd=options.wd)
 
     comparison = compare_configurations(make_learner, configurations, options.epochs, options.seeds)
-    print(comparison)
+    write_text(comparison)
     if any(comparison.runs.values()):
         save_figure(comparison.plot(return_fig=True), options.out)
-        print(f"Wrote {options.out}.")
+        write_text(f"Wrote {options.out}.")
     if comparison.ended_by is not None:
         raise comparison.ended_by
 
@@ -146,7 +146,7 @@ def schedule(options: argparse.Namespace) -> None:
 
     if options.list or options.name is None:
         width = max(map(len, SCHEDULES))
-        print("\n".join(f"{name:{width}}  {named.does}" for name, named in SCHEDULES.items()))
+        write_text("\n".join(f"{name:{width}}  {named.does}" for name, named in SCHEDULES.items()))
         if not options.list:
             raise UsageError("Give the name of a schedule, such as minifast schedule one_cycle.")
         return
@@ -163,7 +163,7 @@ def schedule(options: argparse.Namespace) -> None:
         ax.set_ylabel(plotting.NAMES[name])
     axes[0].set_title(f"{options.name}: {named.does}")
     save_figure(plotting.finish(axes, True), options.out)
-    print(f"Wrote {options.out}.")
+    write_text(f"Wrote {options.out}.")
 
 
 def check_schedule(name: str, option: str) -> str:
@@ -250,7 +250,7 @@ def find_data(data: str) -> Path:
             raise  # the user's own archive must not be replaced by other images
         from minifast.data.synthetic import generate_sample
 
-        print(f"{' '.join(str(error).split())} Training on generated images of 3s and 7s instead.", flush=True)
+        write_text(f"{' '.join(str(error).split())} Training on generated images of 3s and 7s instead.")
         return generate_sample()
 
 
@@ -275,7 +275,7 @@ def export_model(learn: Any) -> list[str]:
     try:
         learn.export()
     except MinifastError as error:
-        print(f"The model is in model.pth only. {error}", flush=True)
+        write_text(f"The model is in model.pth only. {error}")
         return []
     return ["export.pkl"]
 

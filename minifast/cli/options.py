@@ -11,6 +11,7 @@ from pathlib import Path
 
 from minifast.cli import commands
 from minifast.errors import MinifastError
+from minifast.utils.text import write_text
 
 
 def parser() -> argparse.ArgumentParser:
@@ -44,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="MODEL", help="a file of train or learn.export, such as runs/NAME/export.pkl")
     add("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     add("--json", action="store_true", help="print JSON with the probability of every class")
-    add("--device", metavar="NAME", help="cpu, cuda, mps, … (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(
         "compare",
         help="compare learning rate schedules over several seeds",
@@ -78,8 +79,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_training_options(add: Callable[..., object]) -> None:
     add("data", nargs="?", default=commands.DEFAULT_DATA, metavar="DATA",
-        help="a folder with train/CLASS/… and valid/CLASS/… (or, with --valid-pct, CLASS/…), or the name of a "
-        "data set: mnist_sample (the default), mnist_tiny, mnist, cifar, …")  # fmt: skip
+        help="a folder with train/CLASS/... and valid/CLASS/... (or, with --valid-pct, CLASS/...), or the name of a "
+        "data set: mnist_sample (the default), mnist_tiny, mnist, cifar, ...")  # fmt: skip
     add(
         "--epochs", type=_count, default=2, metavar="N", help="the number of passes over the training data (default: 2)"
     )
@@ -91,11 +92,11 @@ def _add_training_options(add: Callable[..., object]) -> None:
         "--size",
         type=_count,
         metavar="N",
-        help="resize and crop the images to N × N pixels (needed for images of different sizes)",
+        help="resize and crop the images to N x N pixels (needed for images of different sizes)",
     )
     add("--valid-pct", type=_fraction, metavar="X",
         help="use this fraction of the images for validation, if there is no folder valid")  # fmt: skip
-    add("--device", metavar="NAME", help="cpu, cuda, mps, … (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
 
 
 def _count(text: str) -> int:
@@ -135,18 +136,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: print(f"minifast: {message}", file=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: write_text(f"minifast: {message}", stream=sys.stderr)
             getattr(commands, options.command)(options)
     except KeyboardInterrupt:
-        print("minifast: interrupted", file=sys.stderr)
+        write_text("minifast: interrupted", stream=sys.stderr)
         return 130
     except commands.UsageError as error:
-        print(f"minifast: {error}", file=sys.stderr)
+        write_text(f"minifast: {error}", stream=sys.stderr)
         return 2
     except Exception as error:
         if options.debug:
             raise
         message = error.cli_message if isinstance(error, MinifastError) else str(error)
-        print(f"minifast: {' '.join(message.split()) or type(error).__name__}", file=sys.stderr)
+        write_text(f"minifast: {' '.join(message.split()) or type(error).__name__}", stream=sys.stderr)
         return 1
     return 0

@@ -21,7 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
-from minifast.utils.text import is_terminal
+from minifast.utils.text import is_terminal, write_text
 
 _BASE = "https://s3.amazonaws.com/fast-ai-"
 
@@ -196,14 +196,14 @@ class _Progress:
         line = f"{self.name} {100 * self.done // size if self.total else '?':>3}% of {size / 1e6:.1f} MB"
         if self.show and line != self.line:
             self.line = line
-            print(f"\r{line}", end="", file=sys.stderr, flush=True)
+            write_text(f"\r{line}", end="", stream=sys.stderr)
 
     def reset(self) -> None:
         self.done = 0
 
     def close(self) -> None:
         if self.line and not self.stopped:
-            print(file=sys.stderr)
+            write_text(stream=sys.stderr)
         self.stopped = True
 
 

@@ -19,7 +19,7 @@ from minifast.utils.checks import check_count
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.shapes import binary_targets
 from minifast.utils.tensors import count_samples
-from minifast.utils.text import text_table
+from minifast.utils.text import text_table, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -307,7 +307,7 @@ class ClassificationInterpretation(Interpretation):
         images = self.learn.data.to_images(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
         if images is None:
             numbered = [[str(i), *row] for i, row in zip(indices.tolist(), rows, strict=True)]
-            print(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))
+            write_text(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))
             return None
         titles = [f"{predicted}\n{actual}\n{loss} / {share}" for predicted, actual, loss, share in rows]
         heading = "prediction\nactual\nloss / probability" if show_text else ""

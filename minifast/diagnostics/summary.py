@@ -33,8 +33,8 @@ def summary(model: nn.Module, x: Any) -> str:
 
     >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4))
     layer   output  parameters  trainable
-    Linear  8 × 2           10        yes
-    ReLU    8 × 2            0
+    Linear  8 x 2           10        yes
+    ReLU    8 x 2            0
     10 parameters, 10 of them trainable
     """
     rows = [("layer", "output", "parameters", "trainable")]

@@ -148,7 +148,7 @@ class Program(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the input shapes and the number of steps."""
-        shapes = ", ".join(f"n × {shape_text(shape)}" for shape, _ in self.inputs)
+        shapes = ", ".join(f"n x {shape_text(shape)}" for shape, _ in self.inputs)
         return f"takes {shapes}; {len(self.steps)} steps"
 
 

@@ -24,6 +24,7 @@ from minifast.training.callback import Callback, check_callbacks
 from minifast.utils import files
 from minifast.utils.checks import check_count, did_you_mean
 from minifast.utils.tensors import as_list
+from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -87,7 +88,7 @@ def print_default_lr(learn: Learner, max_lr: LearningRate) -> None:
     ]
     advice = f"lr_find suggests {suggestions[-1]:.2g}" if suggestions else "lr_find() suggests one for this model"
     tenth = ", a tenth of it for all layer groups but the last" if len(learn.layer_groups) > 1 else ""
-    print(f"The maximum learning rate is {DEFAULT_LR.stop}{tenth}; {advice}.")
+    write_text(f"The maximum learning rate is {DEFAULT_LR.stop}{tenth}; {advice}.")
 
 
 def plot_schedule(

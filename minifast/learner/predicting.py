@@ -25,7 +25,7 @@ from minifast.training.snapshot import eval_mode, preserve_generators, preserve_
 from minifast.training.state import State
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_list, as_number, concatenate, count_samples, map_tensors, take_rows
-from minifast.utils.text import shape_text, text_table
+from minifast.utils.text import shape_text, text_table, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -199,7 +199,7 @@ def show_results(
     if images is None:
         header = ["sample", *(["target"] if labelled else []), "prediction"]
         cells = [[str(i), *(pair if labelled else pair[1:])] for i, pair in enumerate(pairs)]
-        print(text_table([header, *cells]))
+        write_text(text_table([header, *cells]))
         return None
     titles = [f"{target}\n{predicted}" if labelled else predicted for target, predicted in pairs]
     categories = labelled and isinstance(y, Tensor) and (not y.is_floating_point() or has_binary_output(learn, preds))

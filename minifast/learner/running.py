@@ -30,6 +30,7 @@ from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments
+from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -172,7 +173,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     if not learn.silent:
         advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
-        print(f"Stopped at {steps}: {stopped}.{advice} learn.recorder.plot() shows the losses.")
+        write_text(f"Stopped at {steps}: {stopped}.{advice} learn.recorder.plot() shows the losses.")
     return result
 
 
@@ -245,7 +246,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     if batchnorm and state.train_batch and recorder.losses:
         line = statistics_warning(learn, batchnorm, *state.train_batch, recorder.losses[0])
         if line:
-            print(line)
+            write_text(line)
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:
@@ -274,7 +275,7 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
         in_lr_find = learn.recorder.call.get("method") == "lr_find"
         rest = "lr_find restores all state." if in_lr_find else saved or "you can continue to train the learner."
         if not learn.silent:
-            print(f"Stopped {where}; {rest}")
+            write_text(f"Stopped {where}; {rest}")
     elif isinstance(error, NonFiniteLossError):
         if saved:
             add_note(error, saved)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from minifast.utils.text import is_terminal
+from minifast.utils.text import is_terminal, report_closed, write_text
 
 MIN_WIDTH = 8  # of a column of the text table
 
@@ -52,7 +52,7 @@ class LineProgress(NullProgress):
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line, or a row of cells in the columns of the header."""
-        print(line if isinstance(line, str) else self._row(line), flush=hasattr(sys.stdout, "flush"))
+        write_text(line if isinstance(line, str) else self._row(line))
 
     def _row(self, cells: Sequence[str]) -> str:
         if not self._widths:
@@ -88,13 +88,14 @@ class BarProgress(LineProgress):
             return
         self.child = child = self._progress_bar(batches, total=len(batches), parent=self.master)
         child.prefix = f"{self.what} {self._epochs + 1}/{self.master.main_bar.total} :"
-        redraw = child.update_bar
+        redraw, end = child.update_bar, child.on_iter_end
 
         def update_bar(done: int) -> None:
             child.comment = self.describe() if self.describe else ""
-            redraw(done)
+            self._draw(redraw, done)
 
         child.update_bar = update_bar
+        child.on_iter_end = lambda: self._draw(end)
         child.update(0)
         try:
             for done, batch in enumerate(batches, 1):
@@ -103,6 +104,15 @@ class BarProgress(LineProgress):
         finally:
             if self.child is child:
                 child.on_iter_end()
+
+    def _draw(self, draw: Callable[..., None], *arguments: Any) -> None:
+        """Draw a bar, unless the terminal is closed; in a notebook errors are raised."""
+        try:
+            draw(*arguments)
+        except (OSError, ValueError) as error:
+            if self._notebook:
+                raise
+            report_closed(sys.stdout, error)
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line or a row: into the notebook's table, or above the terminal's bar."""
@@ -116,7 +126,7 @@ class BarProgress(LineProgress):
             self.master.show()
             return
         if self.child is not None:
-            print("\r" + " " * self.child.max_len, end="\r")  # the bar is redrawn below the line
+            write_text("\r" + " " * self.child.max_len, end="\r")  # the bar is redrawn below the line
         super().write(line, table)
 
     def show(self, draw: Callable[[], Any]) -> None:
@@ -150,7 +160,7 @@ class BarProgress(LineProgress):
             bar = child or master.main_bar
             bar.on_update(bar.last_v or 0, "interrupted", interrupted=True)
         else:
-            print(flush=True)
+            write_text()
 
 
 def in_notebook() -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -29,9 +31,9 @@ def shape_text(shape: Iterable[int]) -> str:
     """Return a shape as text; that of a single number is ``()``.
 
     >>> shape_text((3, 28, 28)), shape_text(())
-    ('3 × 28 × 28', '()')
+    ('3 x 28 x 28', '()')
     """
-    return " × ".join(map(str, shape)) or "()"
+    return " x ".join(map(str, shape)) or "()"
 
 
 def cell(value: Any) -> str:
@@ -62,3 +64,33 @@ def is_terminal(stream: Any) -> bool:
         return bool(stream.isatty())
     except (AttributeError, ValueError):  # a closed file raises a ValueError
         return False
+
+
+def write_text(text: object = "", end: str = "\n", stream: Any = None) -> None:
+    """Print ``text``, by default to ``sys.stdout``, whatever the stream can take.
+
+    What its encoding lacks is written as an escape such as ``\\xe9``. A closed stream raises no error.
+    """
+    stream = sys.stdout if stream is None else stream
+    flush = hasattr(stream, "flush")
+    try:
+        try:
+            print(text, end=end, file=stream, flush=flush)
+        except UnicodeEncodeError:
+            encoding = getattr(stream, "encoding", None) or "ascii"
+            print(str(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
+    except (OSError, ValueError) as error:
+        report_closed(stream, error)
+
+
+_closed: list[Any] = []  # the stream that was reported last
+
+
+def report_closed(stream: Any, error: Exception) -> None:
+    """Print once on stderr that ``stream`` takes no more text."""
+    if any(stream is other for other in _closed):
+        return
+    _closed[:] = [stream]
+    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+    with contextlib.suppress(OSError, ValueError):
+        print(f"minifast: the output cannot be written ({reason}); the work continues without it.", file=sys.stderr)

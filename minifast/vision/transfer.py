@@ -12,6 +12,7 @@ from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.learner.learner import Learner, check_data
 from minifast.models import initialize
+from minifast.utils.text import write_text
 from minifast.vision.body import Cut, load_body, n_channels, second_half_start
 from minifast.vision.head import create_head
 
@@ -91,7 +92,7 @@ def cnn_learner(
         learn.freeze()
         message = normalize_for_weights(data, stats)
         if message and not learn.silent:
-            print(message)
+            write_text(message)
     return learn
 
 

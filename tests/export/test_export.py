@@ -164,7 +164,7 @@ def test_images_are_resized_and_other_shapes_raise(images, tmp_path):
     write_images(tmp_path / "big", 1, (50, 40), "RGB")
     big = tmp_path / "big" / "0.png"
     assert torch.allclose(loaded.predict(big)[2], learn.predict(big)[2], atol=1e-6)
-    with pytest.raises(DataError, match=r"takes samples of shape 3 × 8 × 8, got 3 × 9 × 9"):
+    with pytest.raises(DataError, match=r"takes samples of shape 3 x 8 x 8, got 3 x 9 x 9"):
         loaded.predict(torch.rand(3, 9, 9))
 
 

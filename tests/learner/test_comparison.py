@@ -141,8 +141,8 @@ def test_table_and_verdict() -> None:
     result = Comparison({"low": runs([0.5, 0.6] * 5), "high": runs([0.8, 0.9] * 5)})
     head, low, high = result.rows()
     assert head == ["configuration", "accuracy", "valid_loss", "seconds"]
-    assert low == ["low", "0.5500 ± 0.0527", "1.0000 ± 0.0000", "1.50"]
-    assert high[:2] == ["high", "0.8500 ± 0.0527"]
+    assert low == ["low", "0.5500 +/- 0.0527", "1.0000 +/- 0.0000", "1.50"]
+    assert high[:2] == ["high", "0.8500 +/- 0.0527"]
     assert result.verdict == (
         "By accuracy, high is first with 0.8500, then low with 0.5500; over 10 seeds the difference is more than noise "
         "(paired permutation test, p = 0.002)."

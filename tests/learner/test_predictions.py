@@ -140,7 +140,7 @@ def test_results_of_several_targets_or_outputs_are_a_table(capsys):
     assert header.split() == ["sample", "target", "prediction"]
     assert [row.split()[1:3] for row in rows] == [["0,", "0.5"], ["1,", "1"]]
     learner([(x, torch.zeros(3, 30, 30))], loss=lambda output, target: output.mean()).show_results(rows=1)
-    assert "30 × 30" in capsys.readouterr().out
+    assert "30 x 30" in capsys.readouterr().out
 
 
 def test_a_prediction_of_each_position_is_a_map_of_classes():

@@ -227,7 +227,7 @@ def test_backbone_ends_before_the_last_pooling_only():
     ("model", "reason"),
     [
         (Tower(lambda x: 2 * x - 1), "its forward does more than call its children one after another"),
-        (Tower(lambda x: x[:, :2]), r"it does not accept images of shape 2 × 3 × 128 × 128 \("),
+        (Tower(lambda x: x[:, :2]), r"it does not accept images of shape 2 x 3 x 128 x 128 \("),
         (
             nn.Sequential(nn.Flatten(), nn.Linear(3 * 128 * 128, 2)),
             r"none of its children returns feature maps \(n",
