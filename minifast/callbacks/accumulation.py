@@ -9,7 +9,7 @@ from torch import Tensor
 
 from minifast.errors import MinifastError
 from minifast.losses import is_summed, loss_weight
-from minifast.training.averages import Losses
+from minifast.training.averages import UNCOUNTED, Losses
 from minifast.training.callback import LearnerCallback
 from minifast.utils.checks import check_count
 
@@ -26,7 +26,8 @@ class AccumulateScheduler(LearnerCallback):
 
     The last batches of an epoch make a step of their own where they are fewer. A schedule moves once per step, which
     uses the learning rate of its first batch; a point of ``lr_find`` is a step. A batch whose loss counts nothing, such
-    as one where all targets are ``ignore_index``, adds nothing to the step, and its loss is recorded as 0.
+    as one where all targets are ``ignore_index``, adds nothing to the step. Its loss is recorded as 0, which the
+    smoothed training loss leaves out.
 
     Args:
         learn: the learner.
@@ -80,11 +81,11 @@ class AccumulateScheduler(LearnerCallback):
         weight = self._batch_weight = loss_weight(self.learn.loss_func, last_target, last_input)
         if isinstance(weight, Tensor):
             unit: Any = torch.where(weight == 0, 1, weight)
-            raw_losses.replace_last(torch.where(weight == 0, 0, last_loss.detach()))
+            raw_losses.replace_last(torch.where(weight == 0, UNCOUNTED, last_loss.detach()))
         else:
             unit = weight or 1
             if not weight:
-                raw_losses.replace_last(torch.zeros(()))
+                raw_losses.replace_last(torch.tensor(UNCOUNTED))
         if self._batches and _differ(unit, self._unit):
             self._multiply(self._unit / unit)
         self._unit = unit

@@ -11,7 +11,7 @@ from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.finder.rules import BETA
 from minifast.schedules.annealing import Value
 from minifast.schedules.shapes import exponential
-from minifast.training.averages import Losses, SmoothenValue
+from minifast.training.averages import Losses, SmoothenValue, is_uncounted
 from minifast.utils.checks import check_count
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class LRFinder(ScheduledParameters):
         finite = math.isfinite(raw_losses[-1])
         if finite and skip_step:
             return None
-        losses = raw_losses[self._batches :]
-        self._average.add_value(sum(losses) / len(losses))
+        losses = [loss for loss in raw_losses[self._batches :] if not is_uncounted(loss)]
+        if losses:
+            self._average.add_value(sum(losses) / len(losses))
         self._batches = len(raw_losses)
         self.lrs.append(self.learn.opt.lr)
         self.losses.append(self._average.smooth)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,12 @@ def check_loader(name: str, dl: Any) -> None:
         raise DataError(
             f"`{name}` must have a length and yield batches (x, y), got {type(dl).__name__}. Give a torch "
             f"DataLoader whose data set has a length, or a list of batches."
+        )
+    first = next(iter(dl), None) if name == "valid_dl" and isinstance(dl, (list, tuple)) else None
+    if isinstance(dl, Mapping) or (hasattr(first, "__iter__") and not isinstance(first, (list, tuple, dict, Tensor))):
+        raise DataError(
+            f"`{name}` must be one loader, got a {type(dl).__name__} of several. Give one of them, and call "
+            f"learn.validate(dl) for each of the others."
         )
 
 

@@ -14,11 +14,11 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_loss import LastFiniteWeights, NaNCheck
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
-from minifast.errors import DataError, EmptyEpochError, NonFiniteLossError
+from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
-from minifast.training.batch_checks import check_outputs, check_targets
+from minifast.training.batch_checks import check_first_batch, check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, adopt_callbacks, check_callbacks
 from minifast.training.dispatcher import Dispatcher
@@ -29,7 +29,7 @@ from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
-from minifast.utils.tensors import as_arguments
+from minifast.utils.tensors import as_arguments, as_pair
 from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
@@ -112,6 +112,16 @@ def fit(
     options: RunOptions,
 ) -> Recorder:
     """Train with the learner's callbacks and ``extra``; if the run raises before its first batch, nothing changes."""
+    valid_dl = learn.data.valid_dl
+    if valid_dl is not None and len(valid_dl) == 0:
+        warnings.warn(
+            "The validation data have no batch: they have fewer samples than one batch, or none. The run does not "
+            "validate; give the loader drop_last=False, or more samples.",
+            stacklevel=4,
+        )
+    batches = getattr(valid_dl, "dl", None)
+    if isinstance(batches, (list, tuple)) and batches:
+        as_pair(batches[0], "validation")  # what is iterated may start processes, so only a list is looked at
     before, opt = learn.recorder, learn.opt
     values = {name: opt.read(name) for name in ("lr", "wd")} if opt else {}
     last_good = None
@@ -231,7 +241,11 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
             learn.history.remove(recorder)  # the run ended before its first batch
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
         try:
-            if isinstance(error, IndexError):
+            in_first_batch = state.train and state.num_batch == 0 and len(state.raw_losses) <= 1
+            unclear = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, MinifastError)
+            if in_first_batch and unclear:
+                check_first_batch(learn, error, state.last_input, state.last_output, state.last_target)
+            elif isinstance(error, IndexError):
                 check_outputs(learn, state.last_output, state.last_target)
                 check_targets(learn.loss_func, state.last_output, as_arguments(state.last_target)[0])
         except DataError as clearer:

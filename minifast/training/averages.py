@@ -77,6 +77,14 @@ class SmoothenValue:
         self.smooth = self.mov_avg / (1 - self.beta**self.n)
 
 
+UNCOUNTED = -0.0  # the recorded loss of a batch that counts nothing; it equals 0 and survives files and devices
+
+
+def is_uncounted(loss: float) -> bool:
+    """Return whether a recorded loss is ``UNCOUNTED``, which averages leave out."""
+    return loss == 0 and math.copysign(1, loss) < 0
+
+
 class Losses(Sequence[float]):
     """Training losses of a fit, one float per batch, and their moving average.
 
@@ -135,7 +143,8 @@ class Losses(Sequence[float]):
     def smoothed(self) -> list[float]:
         """Return the moving average after each loss."""
         for value in self.read()[len(self._smoothed) :]:
-            self._average.add_value(value)
+            if not is_uncounted(value):
+                self._average.add_value(value)
             self._smoothed.append(self._average.smooth)
         return self._smoothed
 

@@ -7,8 +7,16 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minifast.errors import DataError
-from minifast.losses import check_broadcast, is_cross_entropy, setting_of, unwrap_loss
+from minifast.losses import (
+    ELEMENTWISE,
+    ELEMENTWISE_FUNCTIONS,
+    check_broadcast,
+    is_cross_entropy,
+    setting_of,
+    unwrap_loss,
+)
 from minifast.utils.checks import shortlist
+from minifast.utils.tensors import as_arguments
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -48,3 +56,64 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
             f"The targets go from {int(counted.min())} to {int(counted.max())}, but the model gives {n_outputs} "
             f"outputs; targets are class numbers from 0 to {n_outputs - 1}."
         )
+
+
+def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any, target: Any) -> None:
+    """Find the reason why the model (``output`` is None) or the loss failed on the first batch.
+
+    Raises:
+        DataError: types or shapes do not fit; otherwise nothing happens.
+    """
+    if output is None:
+        if "type" in str(error):  # a model may convert its inputs itself and fail for another reason
+            check_input_types(learn, x)
+        return
+    check_target_types(learn.loss_func, output, target)
+    check_outputs(learn, output, target)
+
+
+def check_input_types(learn: Learner, x: Any) -> None:
+    """Raise a DataError if float inputs are of another type than the model's parameters."""
+    types = {parameter.dtype for parameter in learn.model.parameters() if parameter.is_floating_point()}
+    for tensor in as_arguments(x):
+        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or len(types) != 1:
+            continue
+        (expected,) = types
+        if tensor.dtype != expected and learn.precision is None:
+            raise DataError(
+                f"The inputs are {type_name(tensor.dtype)}, but the model's parameters are {type_name(expected)}; "
+                f"convert the inputs with x.to(torch.{type_name(expected)}) in the data set."
+            )
+
+
+def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
+    """Raise a DataError if targets are text, or torch's loss cannot take their type or shape."""
+    loss = unwrap_loss(loss_func)
+    elementwise = isinstance(loss, ELEMENTWISE) or loss in ELEMENTWISE_FUNCTIONS
+    name = getattr(loss, "__name__", type(loss).__name__)
+    has_text = isinstance(target, (list, tuple)) and any(isinstance(value, str) for value in target)
+    if has_text and (elementwise or is_cross_entropy(loss_func)):
+        raise DataError(f"The targets are texts, but {name} needs numbers; give class numbers from 0 in the data set.")
+    if not isinstance(target, torch.Tensor) or not isinstance(output, torch.Tensor):
+        return
+    dtype = type_name(target.dtype)
+    if is_cross_entropy(loss_func):
+        if target.is_floating_point():
+            if target.shape != output.shape:
+                raise DataError(f"The targets are {dtype}, but {name} needs class numbers; convert them with y.long().")
+            return
+        if target.dtype not in (torch.int64, torch.uint8):
+            raise DataError(f"The targets are {dtype}, but {name} needs int64; convert them with y.long().")
+        expected = (*output.shape[:1], *output.shape[2:])
+        if output.ndim > 1 and tuple(target.shape) != expected:
+            raise DataError(
+                f"The targets have the shape {tuple(target.shape)}, but {name} needs {expected} for outputs of shape "
+                f"{tuple(output.shape)}; reshape them, (n, 1) with y.squeeze(1)."
+            )
+    elif elementwise and not target.is_floating_point():
+        raise DataError(f"The targets are {dtype}, but {name} needs floats; convert them with y.float().")
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return the name of a type without ``torch.``."""
+    return str(dtype).removeprefix("torch.")

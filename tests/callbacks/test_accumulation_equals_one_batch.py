@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from minifast import AccumulateScheduler, Callback, DataBunch, GradientClipping, Learner, MixedPrecision
 from minifast.callbacks import accumulation
+from minifast.training.averages import SmoothenValue
 
 WEIGHT = torch.tensor([0.1, 1.0, 10.0])
 
@@ -126,6 +127,11 @@ def test_a_batch_that_counts_nothing_adds_nothing(empty) -> None:
     assert torch.allclose(several, one, rtol=1e-5, atol=1e-7)
     assert learn.recorder.raw_losses[empty] == 0.0
     assert all(map(math.isfinite, learn.recorder.losses))
+    average = SmoothenValue(0.98)
+    for i, loss in enumerate(learn.recorder.raw_losses):
+        if i != empty:
+            average.add_value(loss)
+    assert learn.recorder.rows[-1][1] == pytest.approx(average.smooth)
 
 
 @pytest.mark.parametrize("empty", [None, 0, 2])
