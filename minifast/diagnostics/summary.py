@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.hooks import Hooks, hook_outputs, leaves
-from minifast.training.snapshot import eval_mode, preserve_generators
+from minifast.training.snapshot import eval_mode, preserve_buffers
 from minifast.utils.compiled import without_compiled_code
 from minifast.utils.tensors import as_arguments
 from minifast.utils.text import shape_text, text_table
@@ -48,7 +48,7 @@ def summary(model: nn.Module, x: Any) -> str:
         shape = shape_text(output.shape) if isinstance(output, Tensor) else type(output).__name__
         rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
 
-    with Hooks(leaves(model), add_row), preserve_generators(model), eval_mode(model), without_compiled_code(model):
+    with Hooks(leaves(model), add_row), preserve_buffers(model), eval_mode(model), without_compiled_code(model):
         model(*as_arguments(x))
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -21,7 +21,7 @@ from minifast.training import loop
 from minifast.training.callback import Callback, adopt_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.progress import NullProgress
-from minifast.training.snapshot import eval_mode, preserve_generators, preserve_randomness
+from minifast.training.snapshot import eval_mode, not_owned, preserve_buffers, preserve_look
 from minifast.training.state import State
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_list, as_number, concatenate, count_samples, map_tensors, take_rows
@@ -89,7 +89,7 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     adopt_callbacks(learn, wrapped)
     dispatch = Dispatcher(state, [*active_callbacks(learn), ShapeCheck(learn.loss_func)], wrapped)
-    with preserve_randomness(learn, dl), eval_mode(learn.model):
+    with preserve_look(learn, dl), eval_mode(learn.model):
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
         loss = loop.validate(learn, dl, dispatch)
@@ -118,7 +118,7 @@ def get_preds(
     """Return the predictions and targets of a part of the data."""
     collector = Collector(None if n_batch is None else check_count("n_batch", n_batch), single=with_loss)
     dispatch = Dispatcher(State(1, NullProgress()), [*active_callbacks(learn), collector])
-    with preserve_randomness(learn), eval_mode(learn.model):
+    with preserve_look(learn), eval_mode(learn.model):
         loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")
@@ -130,10 +130,11 @@ def get_preds(
     # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
     loss_func: Any = learn.loss_func
     loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
-    if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
-        return [predictions, targets, sample_losses(loss_func, outputs, targets)]
-    batches = zip(collector.outputs, collector.targets, strict=True)
-    return [predictions, targets, concatenate([sample_losses(loss_func, *batch) for batch in batches], counts)]
+    with preserve_buffers(loss_func, stop=not_owned(learn, ())):
+        if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
+            return [predictions, targets, sample_losses(loss_func, outputs, targets)]
+        batches = zip(collector.outputs, collector.targets, strict=True)
+        return [predictions, targets, concatenate([sample_losses(loss_func, *batch) for batch in batches], counts)]
 
 
 def pred_batch(
@@ -144,7 +145,7 @@ def pred_batch(
 ) -> Any:
     """Return the predictions of one batch."""
     x, _ = learn.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
-    with preserve_generators(learn.model), eval_mode(learn.model), torch.no_grad():
+    with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model), torch.no_grad():
         outputs = learn.output_of(to_device(x, learn.data.device))
         predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
     return to_device(predictions, torch.device("cpu"))

@@ -44,10 +44,28 @@ def preserve_model(*models: Any) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_generators(*objects: Any) -> Iterator[None]:
-    """Restore the global random generators and those in ``objects`` on leaving."""
+def preserve_buffers(*objects: Any, stop: Sequence[Any] = ()) -> Iterator[None]:
+    """Restore buffers, attributes and random generators of models and losses on leaving, but not parameters.
+
+    Nothing inside may change parameters. Hooks keep what they stored inside: that is what they are for. Models with
+    parameters that are created inside keep them, and only their generators are restored.
+    """
     roots = {str(i): value for i, value in enumerate(objects)}
-    with restoring(Snapshot(roots, generators_only=True)):
+    modules = [module for value in objects if isinstance(value, nn.Module) for module in value.modules()]
+    hooks = [hooks for module in modules for name, hooks in vars(module).items() if name.endswith("_hooks")]
+    tensors = [t for module in modules for t in (*module._parameters.values(), *module._buffers.values())]
+    lazy = any(nn.parameter.is_lazy(tensor) for tensor in tensors if tensor is not None)
+    with restoring(Snapshot(roots, (), [*stop, *hooks], generators_only=lazy, parameters=False)):
+        yield
+
+
+@contextmanager
+def preserve_look(learn: Learner, *loaders: Any) -> Iterator[None]:
+    """Do what ``preserve_randomness`` and ``preserve_buffers`` do for the model and the loss function of a learner."""
+    with (
+        preserve_randomness(learn, *loaders),
+        preserve_buffers(learn.model, learn.loss_func, stop=not_owned(learn, ())),
+    ):
         yield
 
 

@@ -35,6 +35,7 @@ class Snapshot:
     Args:
         roots, data, stop, seen: as for ``walk``.
         generators_only: keep the states of random generators only.
+        parameters: False leaves out parameters, which nothing changes without gradients.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Snapshot:
         stop: Collection[Any] = (),
         generators_only: bool = False,
         seen: set[int] | None = None,
+        parameters: bool = True,
     ) -> None:
         self.tensors: list[Tensor] = []
         self._copies: list[tuple[Any, Any]] = []
@@ -51,7 +53,7 @@ class Snapshot:
         for _, value, in_data in walk(roots, data, stop, seen, tensors=not generators_only):
             if is_generator(value):
                 self._copies.append((value, generator_state(value)))
-            elif not generators_only:
+            elif not generators_only and (parameters or not isinstance(value, nn.Parameter)):
                 if isinstance(value, DataLoader) and vars(value).get("persistent_workers"):
                     # Its workers have a state that only they know: others work until it is restored.
                     self._workers.append((value, vars(value).get("_iterator")))

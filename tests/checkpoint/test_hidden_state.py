@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, prune, weight_norm
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Sampler, Subset, default_collate
 
 from minifast import Callback, DataBunch, DatasetType, Learner, MinifastError
+from minifast.hooks import hook_outputs
 
 N, BS = 40, 8
 quick = settings(deadline=None, max_examples=25)
@@ -354,6 +355,52 @@ def test_lr_find_restores_attributes_of_model_and_loss():
     assert "scale" not in vars(learn.model)
     learn.fit(2, 1e-2)
     assert plain.recorder.raw_losses == learn.recorder.raw_losses
+
+
+class KeepsHidden(nn.Module):
+    """Keeps the hidden state of a recurrent cell, a queue of outputs and the place in it, in every mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.head, self.hidden, self.place = nn.GRUCell(4, 4), nn.Linear(4, 2), None, 0
+        self.register_buffer("queue", torch.zeros(8, 2))
+
+    def forward(self, x):
+        fits = self.hidden is not None and len(self.hidden) == len(x)
+        hidden = self.cell(x, self.hidden if fits else torch.zeros(len(x), 4))
+        self.hidden = hidden.detach()
+        output = self.head(hidden)
+        self.queue[self.place] = output.detach().mean(0)
+        self.place = (self.place + 1) % 8
+        return output + self.queue.mean(0)
+
+
+@quick
+@given(
+    st.sampled_from([KeepsHidden, Remembers]),
+    st.sampled_from([nn.CrossEntropyLoss, Centered]),
+    st.lists(st.sampled_from([*LOOKS, "pred_batch"]), min_size=1, max_size=3),
+)
+def test_looking_does_not_change_buffers_and_attributes(model, loss, looks):
+    def losses(looks):
+        torch.manual_seed(0)
+        loader = DataLoader(Samples(), BS, shuffle=True)
+        data = DataBunch(loader, loader, device="cpu", classes=["a", "b"])
+        learn = Learner(data, model(), loss_func=loss(), silent=True)
+        learn.fit(1, 1e-2)
+        for look in looks:
+            learn.pred_batch() if look == "pred_batch" else LOOKS[look](learn)
+        learn.fit(1, 1e-2)
+        return list(learn.recorder.raw_losses)
+
+    assert losses(looks) == losses([])
+
+
+def test_hooks_keep_what_they_store_while_looking():
+    learn = remembering()
+    with hook_outputs([learn.model]) as hooks:
+        output = learn.pred_batch(DatasetType.Train, activ=lambda x: x)
+    assert torch.equal(hooks.stored[0], output)
 
 
 @pytest.mark.parametrize("at", [0, 3, 5, 8])
