@@ -230,9 +230,9 @@ def _is_small(owner: Any, value: Any, changes: bool) -> bool:
         return changes and (value.numel() if isinstance(value, Tensor) else value.size) <= MANY
     if type(value) not in (*CONTAINERS, tuple):
         return False
-    elements = _elements(value)
-    only_numbers = all(type(element) in (bool, int, float) for element in elements)
-    return only_numbers and (isinstance(owner, Sampler) or (changes and isinstance(value, (list, deque))))
+    numbers = value.values() if isinstance(value, dict) else value
+    only_numbers = all(type(element) in (bool, int, float) for element in numbers)
+    return only_numbers and (isinstance(owner, Sampler) or (changes and isinstance(value, (list, deque, dict))))
 
 
 UNKNOWN = object()

@@ -209,8 +209,20 @@ def changing_attributes(cls: type) -> frozenset[str]:
 def _changed_by(code: CodeType) -> set[str]:
     names: set[str] = set()
     loaded: str | None = None  # the attribute that the instruction before loaded
+    in_statement: set[str] = set()  # all attributes that the statement loaded so far
+    updated: set[str] = set()  # those of the target and index of an item that is updated, as in self.n[i] += 1
+    before: tuple[str, Any] = ("", None)
     for instruction in dis.get_instructions(code):
         kind, argument = instruction.opname, instruction.argval
+        if kind == "DUP_TOP_TWO" or (kind, argument) == before == ("COPY", 2):
+            updated |= in_statement
+        before = (kind, argument)
+        if kind == "STORE_SUBSCR":
+            names |= updated
+        if kind == "LOAD_ATTR" and isinstance(argument, str):
+            in_statement.add(argument)
+        elif kind.startswith(("STORE_", "DELETE_", "POP_")):
+            in_statement, updated = set(), set()
         if kind in ("STORE_ATTR", "DELETE_ATTR"):
             names.add(argument)
         elif kind in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(argument, str):

@@ -6,6 +6,7 @@ import copy
 import itertools
 import random
 import tempfile
+from collections import Counter, defaultdict
 from functools import partial
 
 import numpy as np
@@ -416,6 +417,46 @@ def test_a_checkpoint_saves_attributes_of_model_and_loss(tmp_path, at):
         file.write_bytes(content)
         resumed.fit(2, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
         assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
+
+
+class CountsReads(Samples):
+    """Counts the reads of each sample, in place."""
+
+    def __init__(self, counts):
+        super().__init__()
+        self.counts, self.offset = counts, 0
+
+    def __getitem__(self, i):
+        self.counts[int(i) + self.offset] += 1
+        x, y = super().__getitem__(i)
+        return x * 0.9 ** float(self.counts[i]), y
+
+
+COUNTS = {
+    "list": lambda: [0] * N,
+    "dict": lambda: dict.fromkeys(range(N), 0),
+    "defaultdict": lambda: defaultdict(int),
+    "Counter": Counter,
+    "array": lambda: np.zeros(N),
+    "tensor": lambda: torch.zeros(N),
+}
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+@pytest.mark.parametrize("at", [3, 7])
+def test_a_checkpoint_saves_what_a_data_set_counts_per_sample(tmp_path, kind, at):
+    def started(path):
+        torch.manual_seed(0)
+        loader = DataLoader(CountsReads(COUNTS[kind]()), BS, shuffle=True)
+        return Learner(DataBunch(loader, None, device="cpu", classes=["a", "b"]), Model(), path=path, silent=True)
+
+    plain = started(tmp_path / "plain")
+    plain.fit(3, 1e-2)
+    with pytest.raises(OSError, match="gone"):
+        started(tmp_path).fit(3, 1e-2, callbacks=FailsAt(at), checkpoint="run", every=2)
+    resumed = started(tmp_path)
+    resumed.fit(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=2)
+    assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
 
 
 def test_an_iterator_that_a_checkpoint_cannot_save_is_named(tmp_path):
