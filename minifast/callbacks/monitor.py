@@ -67,8 +67,6 @@ class TrackerCallback(LearnerCallback):
     min_delta: float = 0.0
 
     def __init__(self, learn: Learner | None = None, monitor: str = "valid_loss", mode: str = "auto") -> None:
-        if isinstance(learn, str):
-            raise TypeError(f"`learn` must be a Learner or None, got {learn!r}; write monitor={learn!r}.")
         super().__init__(learn)
         self.monitor = monitor
         self.mode = check_word("mode", mode, ("auto", "min", "max"))

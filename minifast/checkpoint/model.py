@@ -86,7 +86,10 @@ def load_model(
     opt = learn.opt
     try:
         weights = state["model"] if has_parts(state) else state
-        model.load_state_dict({plain_name(name): value for name, value in weights.items()}, strict=strict)
+        weights = {plain_name(name): value for name, value in weights.items()}
+        if all(name.startswith("module.") for name in weights) and not weights.keys() & before[0].keys():
+            weights = {name.removeprefix("module."): value for name, value in weights.items()}  # of nn.DataParallel
+        model.load_state_dict(weights, strict=strict)
         if loss is not None:
             loss.load_state_dict(state["loss"], strict=strict)
         if both and with_opt is not False:

@@ -21,6 +21,7 @@ from minifast.data.loaders import (
     DeviceDataLoader,
     TensorLoader,
     Transform,
+    as_device,
     batch_of_one,
     default_device,
     scaled,
@@ -88,7 +89,7 @@ class DataBunch:
                 continue
             check_loader(name, dl)
         own = [dl.device for dl in (train_dl, valid_dl, test_dl) if isinstance(dl, BatchLoader)]
-        self.device = torch.device(device) if device is not None else own[0] if own else default_device()
+        self.device = as_device(device) if device is not None else own[0] if own else default_device()
         check_devices(self.device, own)
         parts = {"training": train_dl, "validation": valid_dl, "test": test_dl}
         self.train_dl, self.valid_dl, self.test_dl = (self._wrapped(dl, part) for part, dl in parts.items())

@@ -32,6 +32,21 @@ def default_device() -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+def as_device(device: torch.device | str | int) -> torch.device:
+    """Return the device of that name.
+
+    >>> as_device("gpu")
+    Traceback (most recent call last):
+    ValueError: `device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got 'gpu'.
+    """
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"`device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got {device!r}."
+        ) from error
+
+
 def is_same_device(a: torch.device, b: torch.device) -> bool:
     """Return whether two devices are the same; a device without an index matches each index.
 

@@ -249,6 +249,10 @@ class LearnerCallback(Callback):
     """
 
     def __init__(self, learn: Learner | None = None) -> None:
+        if isinstance(learn, (str, int, float, list, tuple, dict)):
+            names = list(inspect.signature(type(self)).parameters)
+            hint = f"; write {names[1]}={learn!r}" if len(names) > 1 else ""
+            raise TypeError(f"`learn` must be a Learner or None, got {learn!r}{hint}.")
         self._adopted = learn is None
         if learn is not None:
             self._belong(learn)

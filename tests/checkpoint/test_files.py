@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from conftest import toy_learner
 
 from minifast.errors import FileFormatError
 from minifast.utils import files
@@ -289,3 +290,13 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path, monkeypatch
     monkeypatch.setattr(torch, "load", refuse)
     with pytest.raises((FileFormatError, PermissionError), match=r"Permission denied"):
         files.read(tmp_path / "x.pth")
+
+
+def test_load_the_weights_of_a_data_parallel_model(tmp_path) -> None:
+    learn, other = toy_learner(), toy_learner()
+    for parameter in other.model.parameters():
+        parameter.data.add_(1)
+    file = tmp_path / "parallel.pth"
+    torch.save(torch.nn.DataParallel(other.model).state_dict(), file)
+    learn.load(file)
+    assert all(map(torch.equal, learn.model.state_dict().values(), other.model.state_dict().values()))

@@ -406,3 +406,9 @@ def test_only_images_can_be_shown():
         DataError, match=r"^Only images \(n, 1 or 3, height, width\) can be shown, got inputs \(20, 10\)\.$"
     ):
         toy_bunch().show_batch()
+
+
+@pytest.mark.parametrize("device", ["gpu", "GPU:0", "", [], 1.5])
+def test_a_device_that_torch_does_not_know(device) -> None:
+    with pytest.raises(ValueError, match=r"`device` must be a device of torch, such as 'cpu', .* got"):
+        DataBunch([(torch.zeros(2, 3), torch.zeros(2))], None, device=device)

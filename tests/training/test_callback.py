@@ -27,6 +27,7 @@ from minifast import (
     add_metrics,
     error_rate,
 )
+from minifast.callbacks.ema import EMACallback
 from minifast.training import EVENTS
 from minifast.training.callback import snake_case
 from minifast.training.state import FIRST_KNOWN, State
@@ -797,3 +798,9 @@ def test_a_ctrl_c_at_the_end_is_raised_after_any_error(first) -> None:
     with pytest.raises(KeyboardInterrupt) as caught:
         toy_learner(callbacks=[*first, Fails(RuntimeError("second")), Fails(KeyboardInterrupt())]).fit(1)
     assert "second" in (notes_of(caught.value) or "second")
+
+
+@pytest.mark.parametrize("value", [0.5, 3, True, "valid_loss", [1], {"a": 1}])
+def test_a_value_in_the_place_of_the_learner(value) -> None:
+    with pytest.raises(TypeError, match=r"`learn` must be a Learner or None, got .*; write decay="):
+        EMACallback(value)
