@@ -126,7 +126,7 @@ class NotImplementedLength:
         return iter(pairs([4]))
 
 
-@pytest.mark.parametrize("loader", [DataLoader(Endless(), 4), NotImplementedLength(), iter([])], ids=str)
+@pytest.mark.parametrize("loader", [DataLoader(Endless(), 4), NotImplementedLength(), iter([])], ids=type)
 def test_a_loader_without_a_length_raises_when_the_bunch_is_made(loader):
     with pytest.raises(DataError, match=r"^`train_dl` must have a length"):
         DataBunch(loader, device="cpu")

@@ -198,7 +198,7 @@ def test_other_inputs_than_images_raise(x):
 # --- ds_tfms
 
 
-@pytest.mark.parametrize("wrong", [[], [len], (1, 2, 3), "ab", get_transforms], ids=repr)
+@pytest.mark.parametrize("wrong", [[], [len], (1, 2, 3), "ab", get_transforms], ids=type)
 def test_ds_tfms_are_a_pair(wrong):
     with pytest.raises(TypeError, match=r"ds_tfms"):
         check_tfms(wrong)
