@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +11,11 @@ import torch
 
 from minifast.utils.checks import check_count
 
-GENERATORS = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+
+@cache
+def generator_types() -> tuple[type, ...]:
+    """Return the types of random generators; NumPy's are imported at the first call, to keep the import quick."""
+    return torch.Generator, random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator
 
 
 def get_rng_states() -> dict[str, Any]:
@@ -61,7 +66,7 @@ def set_rng_states(states: dict[str, Any]) -> None:
 
 def is_generator(value: Any) -> bool:
     """Return whether ``value`` is a random generator of torch, NumPy or Python whose state can be read."""
-    return isinstance(value, GENERATORS) and not isinstance(value, random.SystemRandom)
+    return isinstance(value, generator_types()) and not isinstance(value, random.SystemRandom)
 
 
 def generator_kind(generator: Any) -> str:
