@@ -176,7 +176,8 @@ def loss_weight(loss_func: Any, targets: Any, inputs: Any = None) -> Any:
     - cross entropy and NLL: the number of targets that are not ``ignore_index``, or the sum of their class weights;
     - losses that are a mean over elements, such as ``MSELoss`` and ``BCEWithLogitsLoss``: the number of elements;
     - ``reduction="sum"``: 1. Sums of batches add up; see ``is_summed``.
-    - any other loss: the number of samples. **A loss of your own is assumed to be the mean over the samples.**
+    - any other loss: the number of samples, which are dimension 0 of the targets: put the samples first, also where
+      the model takes the time first. **A loss of your own is assumed to be the mean over the samples.**
       ``learn.check()`` reports a loss for which the weight is wrong.
 
     Args:

@@ -239,5 +239,6 @@ def target_text(target: Any, classes: Sequence[Any] | None) -> str:
     if classes is not None and target.shape == (len(classes),):
         return ", ".join(str(name) for name, present in zip(classes, target > 0.5, strict=True) if present)
     if classes is not None and target.ndim == 0 and not target.is_floating_point():
-        return str(classes[int(target)])
+        index = int(target)
+        return str(classes[index]) if 0 <= index < len(classes) else "ignored" if index < 0 else str(index)
     return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())

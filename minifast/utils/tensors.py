@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
 
 from minifast.errors import DataError
 
@@ -88,8 +89,11 @@ def as_pair(batch: Any, part: str = "training") -> tuple[Any, Any]:
 
 
 def as_arguments(values: Any) -> Sequence[Any]:
-    """Return values as positional arguments: a tuple or list as it is, anything else as a tuple of one."""
-    return values if isinstance(values, (list, tuple)) else (values,)
+    """Return values as positional arguments: a tuple or list as it is, anything else as a tuple of one.
+
+    A ``PackedSequence`` is a named tuple, but one argument.
+    """
+    return values if isinstance(values, (list, tuple)) and not isinstance(values, PackedSequence) else (values,)
 
 
 def as_list(values: Any) -> list[Any]:
