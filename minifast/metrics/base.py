@@ -20,7 +20,7 @@ RESERVED = ("epoch", "train_loss", "valid_loss", "time")  # other columns of the
 def columns_of(metrics: Sequence[Any]) -> list[str]:
     """Return the columns of metrics, mostly one each, all with different names.
 
-    Of several metrics with one name, a ``partial`` is told apart by its arguments and any other by a number.
+    Of several metrics with one name, a ``partial`` gets its arguments in its name, any other a number.
 
     >>> columns_of([accuracy, error_rate])
     ['accuracy', 'error_rate']

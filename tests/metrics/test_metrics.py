@@ -34,7 +34,7 @@ def mean_output(output, target):
 
 
 class Largest(Callback):
-    """A metric of its own kind: the largest output of the validation set."""
+    """A metric with its own state: the largest output of the validation set."""
 
     def on_epoch_begin(self):
         self.value = -math.inf
