@@ -12,7 +12,8 @@ def rows() -> list[Row]:
             "torch": lambda: process(["-c", "import torch"]),
             "minifast": lambda: process(["-c", "import minifast"]),
             "star": lambda: process(["-c", "from minifast import *"]),
-        }
+        },
+        rounds=11,
     )
     return [
         compare("`import minifast` against `import torch`", times, "minifast", "torch", 1.10),

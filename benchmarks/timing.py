@@ -56,8 +56,13 @@ def compare(
 
 
 def process(arguments: Sequence[str], **environment: str) -> float:
-    """Return the seconds that a new Python process takes, with one OpenMP thread."""
+    """Return the seconds that a new Python process takes, with one OpenMP thread.
+
+    Python may keep the bytecode of what it imports, as pip does for an installed package: the checkout is
+    compiled in the first, discarded run.
+    """
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    env.pop("PYTHONDONTWRITEBYTECODE", None)
     begin = time.perf_counter()
     completed = subprocess.run([sys.executable, *arguments], env=env, capture_output=True, text=True, check=False)
     duration = time.perf_counter() - begin

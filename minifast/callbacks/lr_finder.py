@@ -72,16 +72,19 @@ class LRFinder(ScheduledParameters):
 
     def on_step_end(self, raw_losses: Losses, skip_step: bool) -> dict[str, bool] | None:
         """Record the step, and stop after the last one or when the loss diverges."""
-        finite = math.isfinite(raw_losses[-1])
+        last = raw_losses[-1]
+        finite = math.isfinite(last)
         if finite and skip_step:
             return None
-        losses = [loss for loss in raw_losses[self._batches :] if not is_uncounted(loss)]
-        if losses:
-            self._average.add_value(sum(losses) / len(losses))
-        self._batches = len(raw_losses)
+        n_batches = len(raw_losses)
+        losses = [last] if n_batches == self._batches + 1 else raw_losses[self._batches :]
+        counted = [loss for loss in losses if not is_uncounted(loss)]
+        if counted:
+            self._average.add_value(sum(counted) / len(counted))
+        self._batches = n_batches
         self.lrs.append(self.learn.opt.lr)
         self.losses.append(self._average.smooth)
-        self.best_loss = min(self.best_loss, self.losses[-1])
+        self.best_loss = min(self.best_loss, self._average.smooth)
         if not finite:
             self.stopped = "the loss was NaN or infinite"
         elif self.stop_div and self.losses[-1] > self._limit():

@@ -128,7 +128,8 @@ def read_rules(
         )
     slide = _slide(learning_rates, curve)
     # The slope between two batches is noise, so take a mean over seven points. Ignore all points after divergence.
-    curve = np.array([curve[max(0, i - 3) : i + 4].mean() for i in range(len(curve))])
+    sums, counts = (np.convolve(values, np.ones(7))[3:-3] for values in (curve, np.ones_like(curve)))
+    curve = sums / counts
     start = np.median(curve[: max(3, len(curve) // 4)])
     fallen = start - np.minimum.accumulate(curve)
     diverged = (curve > start + 0.2 * fallen[-1]) & (fallen > 0.5 * fallen[-1])

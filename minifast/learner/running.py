@@ -159,9 +159,9 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     affecting = [callback for callback in learn.callbacks if not callback.fit_only]
     initialize_lazy(learn)
     try:
-        with preserve_randomness(learn):
+        with preserve_randomness(learn) as data:
             for finder in finders:  # between them the data order moves on, so that each has other batches
-                with preserve_training(learn, affecting):
+                with preserve_training(learn, data, affecting):
                     prepare(learn, start_lr, wd)
                     recorder = Recorder(learn, silent=True)
                     recorder.call = call

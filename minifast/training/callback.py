@@ -8,6 +8,7 @@ import re
 import warnings
 import weakref
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -79,10 +80,23 @@ def fields_of(method: Callable[..., Any], event: str, where: str) -> Fields:
     Raises:
         CallbackError: a parameter without a default is no field, is not known yet at ``event``, or is positional-only.
     """
+    function = getattr(method, "__func__", None)
+    if isinstance(method, MethodType) and isinstance(function, FunctionType):
+        return _fields_of_method(function, event, where)
+    return _fields_of(inspect.signature(method), event, where)
+
+
+@lru_cache(maxsize=1024)
+def _fields_of_method(function: FunctionType, event: str, where: str) -> Fields:
+    """Read the signature once per class: each run of each learner asks again."""
+    return _fields_of(inspect.signature(MethodType(function, function)), event, where)
+
+
+def _fields_of(signature: inspect.Signature, event: str, where: str) -> Fields:
     needed: list[str] = []
     optional: list[str] = []
     everything = False
-    for name, parameter in inspect.signature(method).parameters.items():
+    for name, parameter in signature.parameters.items():
         if parameter.kind is parameter.VAR_KEYWORD:
             everything = True
         elif parameter.kind is parameter.VAR_POSITIONAL:
@@ -118,7 +132,7 @@ def check_contract(owner: type | Callback) -> None:
     This runs when a class is defined, and again when a fit starts, for methods that were set on an instance.
     """
     name = owner.__name__ if isinstance(owner, type) else type(owner).__name__
-    for attribute in dir(owner):
+    for attribute in dir(owner) if isinstance(owner, type) else vars(owner):
         if attribute.startswith("on_") and attribute not in EVENTS and callable(getattr(owner, attribute)):
             raise CallbackError(f"{name}.{attribute}: there is no such event.{did_you_mean(attribute, EVENTS)}")
     for event in EVENTS:

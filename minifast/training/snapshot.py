@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,6 @@ from torch import nn
 
 from minifast.training.callback import Callback
 from minifast.utils.state import Snapshot, restoring
-from minifast.utils.walk import walk
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -70,19 +68,21 @@ def preserve_look(learn: Learner, *loaders: Any) -> Iterator[None]:
 
 
 @contextmanager
-def preserve_randomness(learn: Learner, *loaders: Any) -> Iterator[None]:
+def preserve_randomness(learn: Learner, *loaders: Any) -> Iterator[set[int]]:
     """Restore data order and random generators on leaving, so that what happens inside does not change training.
 
     That is the state of the learner's and other ``loaders``, samplers, data sets and transforms, and each generator in
-    the model, the loss function, the callbacks and the metrics, with the global ones.
+    the model, the loss function, the callbacks and the metrics, with the global ones. Yields the ids of the objects
+    that belong to the data.
     """
     seen: set[int] = set()
     data = loaders_of(learn) | {str(i): loader for i, loader in enumerate(loaders)}
     owners = [*learn.callbacks, *learn.metrics]
     others = {"model": learn.model, "loss_func": learn.loss_func, "owners": owners}
     data_order = Snapshot(data, data, [learn, learn.data], seen=seen)
+    in_data = set(seen)
     with restoring(data_order, Snapshot(others, (), not_owned(learn, owners), generators_only=True, seen=seen)):
-        yield
+        yield in_data
 
 
 @contextmanager
@@ -92,19 +92,25 @@ def preserve_learner(learn: Learner, callbacks: Sequence[Callback] = ()) -> Iter
     That is the model, the loss function, the optimizer, ``callbacks``, metrics, the learner's attributes, the data
     order and all random generators. The optimizer inside is a copy with the same state.
     """
-    with preserve_randomness(learn), preserve_training(learn, callbacks):
+    with preserve_randomness(learn) as data, preserve_training(learn, data, callbacks):
         yield
 
 
 @contextmanager
-def preserve_training(learn: Learner, callbacks: Sequence[Callback] = ()) -> Iterator[None]:
-    """Do what ``preserve_learner`` does, but let data order and the global random generators move on."""
+def preserve_training(learn: Learner, data: Collection[int], callbacks: Sequence[Callback] = ()) -> Iterator[None]:
+    """Do what ``preserve_learner`` does, but let data order and the global random generators move on.
+
+    Args:
+        learn: the learner.
+        data: what ``preserve_randomness`` yields. Callbacks may refer to data, which are not theirs.
+        callbacks: the callbacks whose state is restored.
+    """
     attributes = dict(vars(learn))
     lists = [(value, list(value)) for value in attributes.values() if type(value) is list]
     metrics = [metric for metric in learn.metrics if isinstance(metric, Callback)]
     seen: set[int] = set()
     model = Snapshot({"model": learn.model, "loss_func": learn.loss_func}, (), [learn, learn.data], seen=seen)
-    deque(walk(loaders_of(learn), seen=seen), maxlen=0)  # callbacks may refer to data, which are not theirs
+    seen |= set(data)
     others = {"callbacks": [*callbacks], "metrics": metrics, "opt": None if learn.opt is None else learn.opt.opt}
     rest = Snapshot(others, (), not_owned(learn, [*callbacks, *metrics]), seen=seen)
     try:

@@ -1,7 +1,8 @@
 """Find the objects with state that other objects hold, wherever they hold them.
 
 The walk goes through attributes, containers, partial functions, bound methods and callable objects. Through functions
-and classes it looks for random generators only: other variables that a function uses belong to the caller.
+and classes it looks for random generators only: other variables that a function uses belong to the caller. A list of
+samples in the data, such as ``[(x, y), ...]``, has no state.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from minifast.utils.random import is_generator
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
 CONTAINERS = (list, dict, set, deque, OrderedDict, defaultdict, Counter, bytearray)
+SEQUENCES = (list, tuple)
+PLAIN = {Tensor, np.ndarray, *SCALARS}
 TENSORS = ("._parameters", "._buffers")  # of modules
 MOST = 1000  # elements of a container that are searched for state
 OPAQUE = {  # packages whose objects hold nothing that decides a training
@@ -78,6 +81,8 @@ def walk(
             yield node
         is_code = isinstance(value, (FunctionType, type))
         children = _children_of_code(value) if is_code else {} if generators_only else _children(value)
+        if node.in_data and type(value) in SEQUENCES:
+            children = {name: child for name, child in children.items() if not _is_sample(child)}
         if not tensors and isinstance(value, nn.Module):
             children = {name: child for name, child in children.items() if name not in TENSORS and not _is_empty(child)}
         for name, child in reversed(list(children.items())):
@@ -106,6 +111,11 @@ def _children(value: Any) -> dict[str, Any]:
     if package not in LIBRARIES:
         children[".__class__"] = type(value)
     return children
+
+
+def _is_sample(value: Any) -> bool:
+    """Return whether a value in a list is a batch or a sample of plain values, which no one changes."""
+    return type(value) in SEQUENCES and all(type(element) in PLAIN for element in value)
 
 
 def _is_empty(value: Any) -> bool:
