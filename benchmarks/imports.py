@@ -10,12 +10,10 @@ def rows() -> list[Row]:
     times = interleaved(
         {
             "torch": lambda: process(["-c", "import torch"]),
-            "minifast": lambda: process(["-c", "import minifast"]),
             "star": lambda: process(["-c", "from minifast import *"]),
         },
         rounds=11,
     )
     return [
-        compare("`import minifast` against `import torch`", times, "minifast", "torch", 1.10),
         compare("`from minifast import *` against `import torch`", times, "star", "torch", 1.10),
     ]

@@ -2,138 +2,14 @@
 
 ``from minifast import *`` imports the names of ``__all__``. Each name is in the package of its topic too, with others
 that you type less often: ``minifast.callbacks``, ``minifast.metrics``, ``minifast.schedules``, ``minifast.data``, ...
+
+The names and torch are imported when the first of them is used, so that ``minifast --help`` answers at once.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from minifast import models, schedules
-from minifast.callbacks import EMA as EMA
-from minifast.callbacks import (
-    AccumulateScheduler,
-    ActivationStats,
-    BnFreeze,
-    Callback,
-    CSVLogger,
-    EarlyStoppingCallback,
-    EMACallback,
-    GradientClipping,
-    LearnerCallback,
-    LearningRateScheduler,
-    LRFinder,
-    MixedPrecision,
-    MixUpCallback,
-    OneCycleScheduler,
-    Recorder,
-    ReduceLROnPlateauCallback,
-    SaveModelCallback,
-    Scheduler,
-    ShowGraph,
-    StopAfterNBatches,
-    TensorBoardCallback,
-    TerminateOnNaNCallback,
-    TorchScheduler,
-    TrackerCallback,
-)
-from minifast.callbacks import EarlyStopping as EarlyStopping
-from minifast.callbacks import GeneralScheduler as GeneralScheduler
-from minifast.callbacks import GradientAccumulation as GradientAccumulation
-from minifast.callbacks import HookCallback as HookCallback
-from minifast.callbacks import MixUp as MixUp
-from minifast.callbacks import ReduceLROnPlateau as ReduceLROnPlateau
-from minifast.callbacks import SaveModel as SaveModel
-from minifast.callbacks import TensorBoard as TensorBoard
-from minifast.callbacks import TerminateOnNaN as TerminateOnNaN
-from minifast.callbacks import Tracker as Tracker
-from minifast.callbacks import TrainingPhase as TrainingPhase
-from minifast.callbacks import one_cycle_scheduler as one_cycle_scheduler
-from minifast.checkpoint import RunCheckpoint
-from minifast.comparison import compare as compare
-from minifast.data import (
-    DataBunch,
-    DatasetType,
-    ImageDataBunch,
-    TensorDataBunch,
-    TensorLoader,
-    URLs,
-    get_image_files,
-    get_transforms,
-    imagenet_stats,
-    untar_data,
-)
-from minifast.data import DeviceDataLoader as DeviceDataLoader
-from minifast.data import channel_view as channel_view
-from minifast.data import denormalize as denormalize
-from minifast.data import normalize as normalize
-from minifast.diagnostics import ClassificationInterpretation
-from minifast.diagnostics import Interpretation as Interpretation
-from minifast.diagnostics import model_sizes as model_sizes
-from minifast.diagnostics import model_summary as model_summary
-from minifast.diagnostics import num_features_model as num_features_model
-from minifast.errors import CallbackError, DataError, DownloadError, FileFormatError, MinifastError, NonFiniteLossError
-from minifast.history import History
-from minifast.history import read_history as read_history
-from minifast.hooks import Hook as Hook
-from minifast.hooks import Hooks as Hooks
-from minifast.hooks import hook_output as hook_output
-from minifast.hooks import hook_outputs as hook_outputs
-from minifast.learner import Learner, fit_one_cycle, load_learner, lr_find
-from minifast.losses import LabelSmoothingCrossEntropy
-from minifast.metrics import (
-    AUROC,
-    RMSE,
-    AverageMetric,
-    ConfusionMatrix,
-    FBeta,
-    KappaScore,
-    MatthewsCorreff,
-    Precision,
-    R2Score,
-    Recall,
-    accuracy,
-    accuracy_thresh,
-    add_metrics,
-    dice,
-    error_rate,
-    fbeta,
-    mae,
-    mse,
-    r2_score,
-    rmse,
-    top_k_accuracy,
-)
-from minifast.metrics import ExplainedVariance as ExplainedVariance
-from minifast.metrics import ExpRMSPE as ExpRMSPE
-from minifast.metrics import auc_roc_score as auc_roc_score
-from minifast.metrics import exp_rmspe as exp_rmspe
-from minifast.metrics import explained_variance as explained_variance
-from minifast.metrics import mean_absolute_error as mean_absolute_error
-from minifast.metrics import mean_squared_error as mean_squared_error
-from minifast.metrics import mean_squared_logarithmic_error as mean_squared_logarithmic_error
-from minifast.metrics import msle as msle
-from minifast.metrics import root_mean_squared_error as root_mean_squared_error
-from minifast.models import conv_layer as conv_layer
-from minifast.models import simple_ann, simple_cnn
-from minifast.schedules import (
-    annealing_cos,
-    annealing_linear,
-    create_one_cycle_lr_schedule,
-    flat_cosine,
-    one_cycle,
-    three_phases,
-    two_halves,
-    warm_restarts,
-)
-from minifast.schedules import annealing_exp as annealing_exp
-from minifast.schedules import annealing_no as annealing_no
-from minifast.schedules import annealing_poly as annealing_poly
-from minifast.training import AdamW
-from minifast.training import OptimWrapper as OptimWrapper
-from minifast.training import SmoothenValue as SmoothenValue
-from minifast.utils.random import set_seed
-from minifast.vision import AdaptiveConcatPool2d as AdaptiveConcatPool2d
-from minifast.vision import cnn_learner
-from minifast.vision import create_body as create_body
-from minifast.vision import create_head as create_head
+if TYPE_CHECKING:
+    from minifast._api import *
 
 __version__ = "0.2.0"
 
@@ -249,16 +125,30 @@ _MOVED = {
 
 
 def __getattr__(name: str) -> Any:
-    """Return a moved name with a DeprecationWarning that names its package."""
-    if name not in _MOVED:
-        raise AttributeError(f"module 'minifast' has no attribute {name!r}")
-    import importlib
-    import warnings
+    """Import the names of the package; return a moved name with a DeprecationWarning that names its package."""
+    from importlib import import_module
+    from importlib.util import find_spec
 
-    package = f"minifast.{_MOVED[name]}"
-    warnings.warn(
-        f"minifast.{name} is now {package}.{name}; this name will be removed in version 0.3.",
-        DeprecationWarning,
-        stacklevel=2,
-    )
-    return getattr(importlib.import_module(package), name)
+    if name in _MOVED:
+        import warnings
+
+        package = f"{__name__}.{_MOVED[name]}"
+        warnings.warn(
+            f"minifast.{name} is now {package}.{name}; this name will be removed in version 0.3.",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+        return getattr(import_module(package), name)
+    if not name.startswith("_"):
+        if find_spec(f"{__name__}.{name}") is not None:
+            return import_module(f"{__name__}.{name}")
+        names = vars(import_module(f"{__name__}._api"))
+        globals().update({key: value for key, value in names.items() if not key.startswith("_")})
+        if name in names:
+            return names[name]
+    raise AttributeError(f"module 'minifast' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the public names, imported yet or not, for completion."""
+    return sorted({*globals(), *__all__})

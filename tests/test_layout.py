@@ -38,6 +38,7 @@ ORDER = [
     "learner",
     "vision",
     "comparison",
+    "_api",
     "__init__",
     "cli",
     "__main__",

@@ -1,4 +1,4 @@
-"""The command line: ``minifast train``, ``predict``, ``compare`` and ``schedule``."""
+"""The command line: ``minifast train``, ``predict``, ``compare``, ``schedule``, ``env`` and ``cache``."""
 
 from minifast.cli.options import main, parser
 

@@ -1,4 +1,4 @@
-"""The commands ``train``, ``predict``, ``compare`` and ``schedule``."""
+"""The commands ``train``, ``predict``, ``compare`` and ``schedule``; ``env`` and ``cache`` are in ``environment``."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minifast import plotting
+from minifast.cli.environment import cache as cache
+from minifast.cli.environment import env as env
 from minifast.errors import DownloadError, MinifastError
 from minifast.utils.checks import did_you_mean
+from minifast.utils.folders import home
 from minifast.utils.text import text_table, write_text
 
 DEFAULT_DATA = "mnist_sample"
@@ -142,6 +144,7 @@ def compare(options: argparse.Namespace) -> None:
 
 def schedule(options: argparse.Namespace) -> None:
     """Plot a schedule, or list all."""
+    from minifast import plotting
     from minifast.schedules.registry import SCHEDULES
 
     if options.list or options.name is None:
@@ -235,7 +238,7 @@ def check_device(name: str | None) -> str | None:
 
 def find_data(data: str) -> Path:
     """Return a folder, from a path or the name of a data set; without a network, generated data for the default."""
-    from minifast.data.download import URLs, home, untar_data
+    from minifast.data.download import URLs, untar_data
 
     if Path(data).is_dir():
         return Path(data)

@@ -72,6 +72,19 @@ def parser() -> argparse.ArgumentParser:
     add("--epochs", type=_count, default=1, metavar="N", help="the number of epochs on the axis (default: 1)")
     add("--out", type=Path, default=Path("schedule.png"), metavar="FILE",
         help="the file of the plot: .png, .pdf or .svg (default: schedule.png)")  # fmt: skip
+    subparsers.add_parser(
+        "env",
+        help="print versions, devices and folders, for a bug report",
+        description="Print the versions of Python and of the packages, the devices, and minifast's folders.",
+        epilog=codes,
+    )
+    add = subparsers.add_parser(
+        "cache",
+        help="print the size of the cache of decoded images, or clear it",
+        description="Print where the cache of decoded images is and how large. Downloaded data are not part of it.",
+        epilog=codes,
+    ).add_argument
+    add("--clear", action="store_true", help="remove the cached images, without a question")
     for command in subparsers.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return root

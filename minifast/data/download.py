@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
+from minifast.utils.folders import home
 from minifast.utils.text import is_terminal, write_text
 
 _BASE = "https://s3.amazonaws.com/fast-ai-"
@@ -52,11 +53,6 @@ ARCHIVES: dict[str, tuple[int, str]] = {
     URLs.CALTECH_101: (131_740_031, "d673425306e98ee4619fcdeef8a0e876"),
     URLs.DOGS: (839_285_364, "3e483c8d6ef2175e9d395a6027eb92b7"),
 }
-
-
-def home() -> Path:
-    """Return minifast's folder, ``MINIFAST_HOME`` or else ``~/.minifast``, without creating it."""
-    return Path(os.environ.get("MINIFAST_HOME") or "~/.minifast").expanduser().absolute()
 
 
 def untar_data(

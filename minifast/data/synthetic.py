@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minifast.data.download import home, move_into_place, staging
+from minifast.data.download import move_into_place, staging
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
+from minifast.utils.folders import home
 
 if TYPE_CHECKING:
     import numpy as np

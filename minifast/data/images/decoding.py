@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minifast.data.download import home
 from minifast.data.images import cache
 from minifast.errors import DataError
 from minifast.utils.checks import check_count, check_folder
+from minifast.utils.folders import cache_file
 
 SUFFIXES = frozenset(
     f".{suffix}"
@@ -198,7 +198,7 @@ def check_same_size(reference: tuple[str, int, int], name: str, image: Any) -> N
 
 def _cache_file(name: str) -> Path | None:
     try:
-        return home() / "cache" / f"{_digest(name)}.pictures"
+        return cache_file(_digest(name))
     except RuntimeError:  # the user has no home folder
         return None
 
