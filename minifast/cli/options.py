@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from minifast.cli import commands
+from minifast.cli.common import DEFAULT_DATA, UsageError
 from minifast.errors import MinifastError
 from minifast.utils.text import write_text
 
@@ -42,8 +43,10 @@ def parser() -> argparse.ArgumentParser:
         description="Print the class of each image and its probability. Reading the model's file runs no code in it.",
         epilog=codes,
     ).add_argument
-    add("model", type=Path, metavar="MODEL", help="a file of train or learn.export, such as runs/NAME/export.pkl")
-    add("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    add("model", type=Path, metavar="MODEL", help="a results folder of train, or a file of learn.export")
+    add("images", nargs="+", metavar="IMAGES",
+        help="image files, folders (searched recursively) or patterns such as 'photos/*.jpg'")  # fmt: skip
+    add("--csv", type=Path, metavar="FILE", help="write image, class and all probabilities to this file")
     add("--json", action="store_true", help="print JSON with the probability of every class")
     add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(
@@ -91,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _add_training_options(add: Callable[..., object]) -> None:
-    add("data", nargs="?", default=commands.DEFAULT_DATA, metavar="DATA",
+    add("data", nargs="?", default=DEFAULT_DATA, metavar="DATA",
         help="a folder with train/CLASS/... and valid/CLASS/... (or, with --valid-pct, CLASS/...), or the name of a "
         "data set: mnist_sample (the default), mnist_tiny, mnist, cifar, ...")  # fmt: skip
     add(
@@ -154,7 +157,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         write_text("minifast: interrupted", stream=sys.stderr)
         return 130
-    except commands.UsageError as error:
+    except UsageError as error:
         write_text(f"minifast: {error}", stream=sys.stderr)
         return 2
     except Exception as error:

@@ -530,7 +530,8 @@ class Learner:
         Values that cannot be one tensor, such as padded sequences or a hidden state, are a list with one per batch.
 
         Args:
-            ds_type: the part. A test set may have no targets; they are returned as 0.
+            ds_type: the part. A test set may have no targets; they are returned as 0. For images,
+                ``learn.data.test_ds.items`` holds the files in the order of the predictions.
             activ: the activation that turns outputs into predictions. By default the loss's: softmax for cross
                 entropy, sigmoid for binary cross entropy, none otherwise.
             with_loss: return the loss of each sample as the third element; of several numbers per sample that of each.

@@ -74,8 +74,11 @@ def write(values: Any, file: Path | IO[bytes]) -> None:
 
 
 def write_rows(rows: Iterable[Sequence[Any]], file: Path) -> None:
-    """Write rows of values as CSV atomically: numbers with all digits, None as an empty cell."""
-    with replacing(file) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
+    """Write rows of values as CSV atomically: numbers with all digits, None as an empty cell.
+
+    File names that are not UTF-8 keep their bytes.
+    """
+    with replacing(file) as temporary, temporary.open("w", -1, "utf-8", "surrogateescape", "") as stream:
         csv.writer(stream, lineterminator="\n").writerows(rows)
 
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import write_images
 
-from minifast import DownloadError, MinifastError, cli, load_learner
+from minifast import DownloadError, MinifastError, cli
 from minifast.data import synthetic
 from minifast.schedules import SCHEDULES
 
@@ -328,64 +328,6 @@ def test_without_a_suggested_learning_rate_the_command_fails_and_saves_the_plot(
     assert "Look at lr_find.png, check the images" in err
     assert "learn.recorder" not in err
     assert {path.name for path in out.iterdir()} == {"lr_find.png", "options.json"}
-
-
-# --- predict
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory) -> Path:
-    """A folder with generated images in sample, and the results of train in out."""
-    root = tmp_path_factory.mktemp("trained")
-    synthetic.generate_sample(root / "sample", n_train=320, n_valid=20)
-    command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
-    assert cli.main([*command, "--out", str(root / "out")]) == 0
-    return root
-
-
-def test_predict_prints_a_class_and_a_probability(trained, capsys):
-    image = next(trained.glob("sample/valid/3/*.png"))
-    assert cli.main(["predict", str(trained / "out" / "export.pkl"), str(image)]) == 0
-    name, probability = capsys.readouterr().out.split()
-    category, _, probabilities = load_learner(trained / "out").predict(image)
-    assert name == category
-    assert probability == f"{float(probabilities.max()):.4f}"
-
-
-def test_predict_prints_a_table_or_json_for_several_images(trained, capsys):
-    images = sorted(map(str, trained.glob("sample/valid/*/*.png")))[:5]
-    command = ["predict", str(trained / "out" / "export.pkl"), *images]
-    assert cli.main(command) == 0
-    header, *rows = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert header == ["image", "class", "probability"]
-    assert [row[0] for row in rows] == images
-    assert cli.main([*command, "--json"]) == 0
-    records = json.loads(capsys.readouterr().out)
-    assert [[record["image"], record["class"], f"{record['probability']:.4f}"] for record in records] == rows
-    assert all(max(record["probabilities"].values()) == record["probability"] for record in records)
-    assert set(records[0]["probabilities"]) == {"3", "7"}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["out/export.pkl", "sample/valid/3"], 2, "sample/valid/3 is a folder; give images, such as "),
-        (["out/export.pkl", "no.png"], 2, "no.png; check the path."),
-        (["out", "sample/valid/3/0.png"], 2, "out is a folder; give the model's file in it, such as export.pkl."),
-        (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
-        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a readable image"),
-        (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is not an export; learn.save wrote it"),
-        (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
-        (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not available here"),
-    ],
-)
-def test_predict_prints_one_line_for_an_error(arguments, code, words, trained, capsys):
-    options = {"--device", "cudaa"}
-    given = [argument if argument in options else str(trained / argument) for argument in arguments]
-    assert cli.main(["predict", *given]) == code
-    error = capsys.readouterr().err
-    assert words in error
-    assert error.count("\n") == 1
 
 
 def test_train_succeeds_if_the_model_cannot_be_exported(folder, tmp_path, monkeypatch, capsys):

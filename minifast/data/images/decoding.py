@@ -108,6 +108,11 @@ class ImageFiles:
         subset.labels = self.labels[rows] if isinstance(self.labels, Tensor) else [self.labels[i] for i in rows]
         return subset
 
+    @property
+    def items(self) -> list[Path]:
+        """The paths of the files, in the order of the samples."""
+        return [Path(name) for name, _, _ in self.listing]
+
     def __getstate__(self) -> dict[str, Any]:
         # A worker process reads files, so do not send it the decoded images.
         return {name: value for name, value in self.__dict__.items() if name != "_pixels"}

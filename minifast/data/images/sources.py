@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from minifast.data.images.decoding import ImageFiles, Size, list_images
-from minifast.data.loaders import DeviceDataLoader, TensorLoader, scaled
+from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaled
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean
@@ -148,11 +148,26 @@ def make_loaders(
         batch_size = val_bs if i else bs
         if in_memory:
             x, y = files.tensors() if indices is None else (tensor[indices] for tensor in files.tensors())
-            loaders.append(TensorLoader(x, y, batch_size, not i, seed, device, classes=classes))
+            loader = TensorLoader(x, y, batch_size, not i, seed, device)
+            loader.dataset = LoadedImages(loader.x, loader.y, classes, files, indices)
+            loaders.append(loader)
         else:
             part = files if indices is None else files.subset(indices)
             loaders.append(file_loader(part, batch_size, not i, seed, num_workers, device))
     return [*loaders, None][:3]
+
+
+class LoadedImages(Items):
+    """Images in memory; ``items`` holds their paths, as ``ImageFiles`` does."""
+
+    def __init__(self, x: Any, y: Any, classes: Any, files: ImageFiles, indices: Sequence[int] | None) -> None:
+        super().__init__(x, y, classes)
+        self._names = [files.listing[i][0] for i in (range(len(files)) if indices is None else indices)]
+
+    @property
+    def items(self) -> list[Path]:
+        """The paths of the files, in the order of the samples."""
+        return list(map(Path, self._names))
 
 
 def file_loader(

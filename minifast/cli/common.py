@@ -1,0 +1,97 @@
+"""What several commands use: data, models, figures and the error of wrong arguments."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from minifast.errors import DownloadError
+from minifast.utils.checks import did_you_mean
+from minifast.utils.folders import home
+from minifast.utils.text import write_text
+
+DEFAULT_DATA = "mnist_sample"
+DOWNLOAD_TIMEOUT = 6.0  # seconds; without a network the first line of output comes within ten seconds
+
+
+class UsageError(Exception):
+    """The command's arguments cannot work: exit code 2."""
+
+
+def save_figure(figure: Any, out: Path) -> None:
+    """Write a figure, completely or not at all."""
+    from minifast.utils.files import replacing
+
+    with replacing(out) as file:
+        figure.savefig(file, dpi=120, format=out.suffix.removeprefix("."))
+
+
+def use_file_backend() -> None:
+    """Select the matplotlib backend that only writes files."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+
+
+def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
+    """Return the images of a folder with the options' split, size and batch size."""
+    from minifast.data.images.image_bunch import ImageDataBunch
+
+    return ImageDataBunch.from_folder(
+        folder,
+        valid_pct=options.valid_pct,
+        seed=seed,
+        size=options.size,
+        bs=options.bs,
+        device=check_device(options.device),
+    )
+
+
+def check_device(name: str | None) -> str | None:
+    """Return ``name`` if torch can use that device here."""
+    import torch
+
+    if name is not None:
+        try:
+            torch.zeros(1, device=name)
+        except (RuntimeError, AssertionError) as error:
+            raise UsageError(f"--device {name} is not available here; leave it out, or pass cpu.") from error
+    return name
+
+
+def find_data(data: str) -> Path:
+    """Return a folder, from a path or the name of a data set; without a network, generated data for the default."""
+    from minifast.data.download import URLs, untar_data
+
+    if Path(data).is_dir():
+        return Path(data)
+    names = {name.lower(): address for name, address in vars(URLs).items() if name.isupper()}
+    if data.lower() not in names:
+        raise UsageError(f"{data} is neither a folder nor the name of a data set.{did_you_mean(data.lower(), names)}")
+    try:
+        return untar_data(names[data.lower()], timeout=DOWNLOAD_TIMEOUT)
+    except DownloadError as error:
+        archive = f"{names[data.lower()].rpartition('/')[2]}.tgz"
+        if data.lower() != DEFAULT_DATA or any(p.exists() for p in (Path("data") / archive, home() / "data" / archive)):
+            raise  # the user's own archive must not be replaced by other images
+        from minifast.data.synthetic import generate_sample
+
+        write_text(f"{' '.join(str(error).split())} Training on generated images of 3s and 7s instead.")
+        return generate_sample()
+
+
+def make_model(arch: str, n_classes: int) -> Any:
+    """Return an untrained model for images of ``n_classes`` classes."""
+    from minifast.models import simple_cnn
+
+    if arch == "simple_cnn":
+        return simple_cnn((3, 16, 16, n_classes))
+    from torchvision import models
+
+    names = models.list_models(module=models)
+    if arch not in names:
+        raise UsageError(
+            f"--arch {arch} is not a classifier of torchvision.{did_you_mean(arch, ['simple_cnn', *names])}"
+        )
+    return models.get_model(arch, weights=None, num_classes=n_classes)
