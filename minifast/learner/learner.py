@@ -486,7 +486,7 @@ class Learner:
         Parameter names stay, so files fit both compiled and other models. The optimizer is not compiled. Training and
         evaluation mode are compiled separately, and again for a batch of another size.
         """
-        compile_in_place(self.model, **options)
+        compile_in_place(self.model, torch.compile(**options))
         return self
 
     def in_precision(self) -> Any:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 
-def compile_in_place(model: nn.Module, **options: Any) -> None:
-    """Compile a module's forward pass in place, as ``model.compile(**options)`` does.
+def compile_in_place(model: nn.Module, compiler: Callable[[Callable[..., Any]], Any]) -> None:
+    """Compile a module's forward pass in place, as ``model.compile`` does, with ``compiler``, such as torch.compile.
 
     Up to torch 2.12, ``Module.compile`` compiles a frame of torch's own file, which its compiler skips: nothing is
     compiled for models built of torch's layers. A frame of this file is not skipped. From torch 2.13 on,
@@ -19,4 +19,4 @@ def compile_in_place(model: nn.Module, **options: Any) -> None:
     def forward(*args: Any, **kwargs: Any) -> Any:
         return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
-    model._compiled_call_impl = torch.compile(forward, **options)
+    model._compiled_call_impl = compiler(forward)

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from minifast.utils.compat import compile_in_place
+
 
 def unwrap_compiled(model: nn.Module) -> nn.Module:
     """Return a model without the wrappers of ``torch.compile``; each wrapped module is compiled in place instead.
@@ -78,10 +80,6 @@ def _compiled(wrapper: nn.Module) -> nn.Module:
     if _is_wrapper(module):  # compiled twice
         module = _compiled(module)
     if module._compiled_call_impl is None:
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return module._call_impl(*args, **kwargs)
-
-        context: Any = wrapper.dynamo_ctx
-        module._compiled_call_impl = context(forward)  # as ``compile_in_place`` does, with the wrapper's options
+        context: Any = wrapper.dynamo_ctx  # the compiler with the wrapper's options
+        compile_in_place(module, context)
     return module  # type: ignore[no-any-return]

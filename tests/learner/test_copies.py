@@ -32,6 +32,7 @@ from minifast import (
     simple_ann,
 )
 
+TORCH = tuple(int(part) for part in torch.__version__.split(".")[:2])
 COPIES = {
     "deepcopy": copy.deepcopy,
     "pickle": lambda learn: pickle.loads(pickle.dumps(learn)),
@@ -365,7 +366,14 @@ def test_weights_of_a_compiled_model_saved_by_torch_are_loaded(tmp_path) -> None
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch's own, while compiling
 @pytest.mark.parametrize(
     "loss",
-    [nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])), nn.functional.cross_entropy, nn.CrossEntropyLoss()],
+    [
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0])),
+        pytest.param(
+            nn.functional.cross_entropy,
+            marks=pytest.mark.skipif(TORCH < (2, 7), reason="torch 2.6 cannot wrap its own functions in torch.compile"),
+        ),
+        nn.CrossEntropyLoss(),
+    ],
 )
 def test_a_compiled_loss_is_known_like_the_loss_itself(loss, tmp_path) -> None:
     plain = toy_learner(loss_func=loss, path=tmp_path / "a")

@@ -406,7 +406,7 @@ def test_values_a_group_are_python_floats() -> None:
     "change",
     [
         lambda group: group.update(initial_lr=0.1),  # left there by one of torch's schedulers
-        lambda group: group.pop("decoupled_weight_decay"),  # not there before torch 2.7
+        lambda group: group.pop("decoupled_weight_decay", None),  # not there before torch 2.7
     ],
 )
 def test_a_state_with_settings_more_or_less_is_taken_as_torch_takes_it(change) -> None:
