@@ -22,7 +22,7 @@ from minifast.learner.learner import Learner
 from minifast.metrics.base import columns_of, direction_of
 from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
-from minifast.utils.checks import add_note, arguments_of, check_callable, check_count, check_word
+from minifast.utils.checks import add_note, arguments_of, check_callable, check_count, check_word, shown
 from minifast.utils.random import get_rng_states, set_rng_states, set_seed
 from minifast.utils.text import text_table, write_text
 
@@ -211,7 +211,7 @@ def compare(
     if not isinstance(configurations, Mapping) or not configurations:
         raise TypeError(
             f"`configurations` must be a dict, such as {{'low': 1e-3, 'cosine': schedules.cosine(1e-2, 0)}}, "
-            f"got {configurations!r}."
+            f"got {shown(configurations)}."
         )
     configurations = {str(name): configuration for name, configuration in configurations.items()}
     fit_functions = {name: as_fit_function(name, configuration) for name, configuration in configurations.items()}

@@ -160,6 +160,7 @@ class LastFiniteWeights(LearnerCallback):
         where, weights, optimizer = self._copy
         self.learn.model.load_state_dict(weights)
         self.learn.opt.load_state_dict(optimizer, keep=("lr", "mom", "wd"))
+        self.learn.opt.train(False)
         return where
 
     def forget(self) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.lazy import initialize_lazy
-from minifast.training.optimizer import OptimizerStateError
+from minifast.training.torch_optimizer import OptimizerStateError
 from minifast.utils import files
 from minifast.utils.compiled import plain_name, unwrap_compiled
 

@@ -39,7 +39,7 @@ from minifast.training.groups import check_groups, freeze_to, group_indices, spl
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
-from minifast.utils.checks import check_callable, check_count
+from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
@@ -121,7 +121,7 @@ class Learner:
         check_data(data)
         if not isinstance(model, nn.Module):
             raise TypeError(
-                f"`model` must be an instance of torch's nn.Module, got {model!r}; make one, such as "
+                f"`model` must be an instance of torch's nn.Module, got {shown(model)}; make one, such as "
                 f"simple_cnn((3, 16, 2))."
             )
         self.data = data

@@ -20,7 +20,7 @@ from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
 from minifast.training.batch_checks import check_first_batch, check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
-from minifast.training.callback import Callback, adopt_callbacks, check_callbacks
+from minifast.training.callback import Callback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup
 from minifast.training.lazy import initialize_lazy
@@ -34,6 +34,7 @@ from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
+    from minifast.training.optimizer import OptimWrapper
 
 
 @dataclass(frozen=True)
@@ -223,6 +224,8 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
     adopt_callbacks(learn, [*callbacks, *metrics])
     check_single_controller(callbacks)
+    if learn.opt.needs_closure:
+        check_closure(learn.opt, callbacks)
     checkpointers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for checkpointer in checkpointers:
         others = [callback for callback in callbacks if not isinstance(callback, (NaNCheck, LastFiniteWeights))]
@@ -274,6 +277,21 @@ def check_single_controller(callbacks: Sequence[Callback]) -> None:
                     f"{type(other).__name__} and {type(callback).__name__} both set {name}; leave one of them out "
                     f"(fit_one_cycle and fit_schedule add their own schedule, fit adds none)."
                 )
+
+
+def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
+    """Raise if a callback changes losses or gradients and the optimizer computes them again within a step."""
+    changing = [
+        type(callback).__name__
+        for callback in callbacks
+        if not isinstance(callback, NaNCheck)
+        and (overrides(callback, "on_backward_begin") or overrides(callback, "on_backward_end"))
+    ]
+    if changing:
+        raise ValueError(
+            f"{type(opt.opt).__name__} computes the loss and its gradients several times in a step, which "
+            f"{', '.join(changing)} cannot follow; leave it out, or use another optimizer."
+        )
 
 
 def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:

@@ -12,7 +12,7 @@ from minifast.errors import CallbackError
 from minifast.metrics.functions import accuracy, accuracy_thresh, dice, error_rate, fbeta, top_k_accuracy
 from minifast.metrics.wrappers import AverageMetric, UpdatedMetric, name_of, without_arguments
 from minifast.training.callback import Callback
-from minifast.utils.checks import did_you_mean
+from minifast.utils.checks import did_you_mean, shown
 
 RESERVED = ("epoch", "train_loss", "valid_loss", "time")  # other columns of the table
 
@@ -192,7 +192,7 @@ def _wrap(metric: Any) -> Any:
         known = [function.__name__ for function in (accuracy, error_rate, top_k_accuracy, accuracy_thresh, fbeta, dice)]
         hint = did_you_mean(metric, known) if isinstance(metric, str) else ""
         raise TypeError(
-            f"`metrics` must hold functions of (output, target), got {metric!r}, which is not callable.{hint}"
+            f"`metrics` must hold functions of (output, target), got {shown(metric)}, which is not callable.{hint}"
         )
     over_all = getattr(without_arguments(metric), "over_all", None)
     if over_all is None:

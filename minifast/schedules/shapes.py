@@ -19,7 +19,7 @@ from minifast.schedules.annealing import (
     as_value,
     is_array,
 )
-from minifast.utils.checks import check_count, check_number
+from minifast.utils.checks import check_count, check_number, shown
 
 
 def constant(value: Value) -> Schedule:
@@ -122,6 +122,6 @@ def repeat(schedule: Schedule, n: int, mult: float = 1) -> Schedule:
     [0.0, 0.5, 0.0, 0.5, 1.0]
     """
     if not callable(schedule):
-        raise TypeError(f"`schedule` must be a function of progress, such as linear(0, 0.1), got {schedule!r}.")
+        raise TypeError(f"`schedule` must be a function of progress, such as linear(0, 0.1), got {shown(schedule)}.")
     n, mult = check_count("n", n), check_number("mult", mult, above=0)
     return join(*((mult**k, schedule) for k in range(n)))

@@ -9,6 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from minifast.utils.checks import shown
 from minifast.utils.tensors import read_floats
 
 
@@ -100,7 +101,7 @@ class Losses(Sequence[float]):
     def append(self, loss: Tensor) -> None:
         """Add the loss of a batch, a tensor of one number."""
         if not isinstance(loss, Tensor):
-            raise TypeError(f"`loss_func` must return a tensor of one number, got {loss!r}.")
+            raise TypeError(f"`loss_func` must return a tensor of one number, got {shown(loss)}.")
         if loss.numel() != 1:
             raise ValueError(
                 f"`loss_func` must return one number per batch, got a tensor of shape {tuple(loss.shape)}; "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,11 +34,13 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         while state.epoch < state.n_epochs and not state.stop_training:
             state.begin_epoch()
             set_training_mode(learn)
+            learn.opt.train()
             dispatch("on_epoch_begin", metrics=True)
             for batch in bar.track(state.batches(learn.data.train_dl)):
                 one_batch(learn, *as_pair(batch), dispatch)
                 if state.stop_epoch:
                     break
+            learn.opt.train(False)
             validated = bool(learn.data.valid_dl) and not state.skip_validate
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
             check_epoch(learn, state, validated)
@@ -47,6 +50,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         state.exception = error
         raise
     finally:
+        learn.opt.train(False)
         dispatch.end()
 
 
@@ -70,6 +74,15 @@ def compute_loss(learn: Learner, state: State) -> Any:
     return state.last_loss
 
 
+def loss_again(learn: Learner, state: State) -> Any:
+    """Compute the loss of the batch and its gradients again, for an optimizer that changed the weights in its step."""
+    learn.opt.zero_grad()
+    with torch.enable_grad():
+        loss = learn.loss_func(learn.output_of(state.last_input), *as_arguments(state.last_target))
+        loss.backward()
+    return loss
+
+
 def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
     """Train on one batch: forward, loss, backward and step, with an event before and after each."""
     state = dispatch.state
@@ -83,7 +96,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
         state.last_loss.backward()
     dispatch("on_backward_end")
     if not state.skip_step:
-        learn.opt.step()
+        learn.opt.step(partial(loss_again, learn, state) if learn.opt.needs_closure else None)
     dispatch("on_step_end")
     if not state.skip_zero:
         learn.opt.zero_grad()

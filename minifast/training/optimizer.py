@@ -13,15 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from minifast.training import fast_optimizer
-from minifast.training.groups import per_group, split_no_decay
-from minifast.training.torch_optimizer import IMPLEMENTATION, can_fuse, construct, copy_optimizer, initial_state
-from minifast.utils.checks import bound_arguments
+from minifast.training.groups import per_group
+from minifast.training.parameter_groups import Layout, arrange, has_parameters, last_of, layout_of, momentum_key
+from minifast.training.torch_optimizer import can_fuse, construct, copy_optimizer, initial_state, load_state
+from minifast.utils.checks import bound_arguments, shown
 
 AdamW = partial(torch.optim.AdamW, betas=(0.9, 0.99))
-
-
-class OptimizerStateError(ValueError):
-    """The state belongs to another optimizer."""
 
 
 class DefaultDecay(float):
@@ -40,8 +37,7 @@ class OptimWrapper:
 
     Args:
         opt: the torch optimizer.
-        groups: for each layer group the positions of its parameter groups in ``opt``; by default one each.
-        decays: for each parameter group whether weight decay applies to it; by default it does.
+        layout: how its parameter groups belong to layer groups; by default each is one.
 
     Source: I. Loshchilov & F. Hutter, "Decoupled weight decay regularization" (2019).
 
@@ -52,27 +48,26 @@ class OptimWrapper:
     (0.001, 0.85, 0.01)
     """
 
-    def __init__(
-        self,
-        opt: torch.optim.Optimizer,
-        groups: Sequence[Sequence[int]] | None = None,
-        decays: Sequence[bool] | None = None,
-    ) -> None:
+    def __init__(self, opt: torch.optim.Optimizer, layout: Layout | None = None) -> None:
         self.opt = opt
-        self._is_arranged = groups is not None  # by ``create``, so that it can be arranged again
-        self._groups = groups or [[i] for i in range(len(opt.param_groups))]
-        self._decays = decays or [True] * len(opt.param_groups)
-        first = opt.param_groups[0]
-        self._own_keys = set(first)  # a torch scheduler adds more
-        self._momentum_key = "betas" if "betas" in first else "momentum" if "momentum" in first else None
-        self._last = next(indices[0] for indices in reversed(self._groups) if indices)
+        n = len(opt.param_groups)
+        self._is_arranged = False  # by ``create``, so that it can be arranged again
+        self._keeps_wd = False  # each parameter group has its own, which nothing changes
+        self._layout = layout or Layout([[i] for i in range(n)], [True] * n, [1.0] * n, [])
+        self._last = last_of(self._layout)
+        self._own_keys = [set(group) for group in opt.param_groups]  # a torch scheduler adds more
+        self._has_modes = callable(getattr(opt, "train", None)) and callable(getattr(opt, "eval", None))
+        # An optimizer with modes derives its evaluation weights from the momentum, which must not change.
+        self._momentum_keys = [None if self._has_modes else momentum_key(group) for group in opt.param_groups]
+        closure = inspect.signature(opt.step).parameters.get("closure")
+        self.needs_closure = closure is not None and closure.default is closure.empty
         self._plain_zero = type(opt).zero_grad is torch.optim.Optimizer.zero_grad
         self._inner_step = fast_optimizer.unwrapped_step(opt)
         self._wd: list[float] = [float(g.get("weight_decay", 0.0)) for g in opt.param_groups]
         default = inspect.signature(type(opt)).parameters.get("weight_decay")
         is_given = any(wd != (default.default if default else 0.0) for wd in self._wd)
         self._given_wd = self.read("wd") if is_given else None  # to the torch optimizer, for each layer group
-        self._decoupled = isinstance(opt, torch.optim.AdamW) or bool(first.get("decoupled_weight_decay"))
+        self._decoupled = isinstance(opt, torch.optim.AdamW) or bool(opt.param_groups[0].get("decoupled_weight_decay"))
 
     @classmethod
     def create(
@@ -94,32 +89,37 @@ class OptimWrapper:
             bn_wd: whether weight decay applies to normalization layers and biases.
 
         Raises:
-            ValueError: there are no parameters, ``opt_func`` sets another ``lr`` or ``weight_decay`` than the
-                arguments, or the optimizer needs a closure.
+            ValueError: there are no parameters; ``opt_func`` sets another ``lr`` or ``weight_decay`` than the
+                arguments; or it makes parameter groups of its own that leave out parameters or ignore ``lr``.
             TypeError: ``opt_func`` does not return a torch optimizer.
         """
-        parameters, groups, decays = _arrange(layer_groups, bn_wd)
+        parameters, layout = arrange(layer_groups, bn_wd)
         if not parameters:
             raise ValueError("The model has no parameters to train; give the Learner a model with at least one layer.")
         last_lr = per_group(lr, len(layer_groups), "lr")[-1]
         opt = construct(opt_func, parameters, last_lr, can_fuse(layer_groups))
         if not isinstance(opt, torch.optim.Optimizer):
-            raise TypeError(f"`opt_func` must return a torch optimizer, got {opt!r}.")
-        closure = inspect.signature(opt.step).parameters.get("closure")
-        if closure is not None and closure.default is closure.empty:
-            raise ValueError(
-                f"{type(opt).__name__} needs a closure at each step, which minifast does not support; use another "
-                f"optimizer."
-            )
-        wrapper = cls(opt, groups, decays)
+            raise TypeError(f"`opt_func` must return a torch optimizer, got {shown(opt)}.")
+        is_arranged = has_parameters(opt, parameters)
+        if not is_arranged:
+            if not bn_wd:
+                raise ValueError(
+                    "`opt_func` makes its own parameter groups, so bn_wd=False has no effect; leave it out, and set "
+                    "the weight decay of each group in `opt_func`."
+                )
+            make = partial(construct, opt_func, parameters, fusable=can_fuse(layer_groups))
+            layout = layout_of(make, opt, layer_groups, last_lr)
+        wrapper = cls(opt, layout)
+        wrapper._is_arranged = is_arranged
         given = bound_arguments(opt_func)
-        own_lr = given.get("lr", opt.param_groups[0].get("lr", last_lr))
+        own_lr = given.get("lr", opt.param_groups[0].get("lr", last_lr) if is_arranged else last_lr)
         if own_lr != last_lr:
             raise ValueError(
                 f"`opt_func` sets lr={own_lr:g}, but the fit sets the learning rate to {last_lr:g}; give the learning "
                 f"rate to the fit only."
             )
-        if "weight_decay" in given and "weight_decay" in opt.param_groups[0]:
+        wrapper._keeps_wd = not is_arranged or wrapper.needs_closure
+        if wrapper._keeps_wd or ("weight_decay" in given and "weight_decay" in opt.param_groups[0]):
             wrapper._given_wd = wrapper.read("wd")
         wrapper.lr = lr
         wrapper.set_wd(wd)
@@ -135,12 +135,16 @@ class OptimWrapper:
         if given is None:
             self.wd = wd
             return
-        if not isinstance(wd, DefaultDecay) and per_group(wd, len(self._groups), "wd") != given:
+        if self._keeps_wd and not isinstance(wd, DefaultDecay):
+            reason = "takes no weight decay" if self._is_arranged else "makes its own parameter groups; set it in each"
+            raise ValueError(f"`wd` is {wd}, but `opt_func` {reason}. Leave out `wd`.")
+        if not isinstance(wd, DefaultDecay) and per_group(wd, len(self._layout.groups), "wd") != given:
             raise ValueError(
                 f"`wd` is {wd}, but the optimizer was made with weight_decay={given[-1]:g} (see `opt_func`); give only "
                 f"one of them."
             )
-        self.wd = given
+        if not self._keeps_wd:
+            self.wd = given
 
     def follow(self, layer_groups: Sequence[nn.Module], bn_wd: bool = True) -> OptimWrapper:
         """Return the optimizer of the parameters that the layer groups have now; itself if they did not change.
@@ -151,7 +155,7 @@ class OptimWrapper:
         Raises:
             ValueError: parameters are missing in an optimizer that was not made by ``create``.
         """
-        parameters, groups, decays = _arrange(layer_groups, bn_wd)
+        parameters, layout = arrange(layer_groups, bn_wd)
         current = {p for part in parameters for p in part}
         if not self._is_arranged:
             present = {p for group in self.opt.param_groups for p in group["params"]}
@@ -162,49 +166,52 @@ class OptimWrapper:
                     f"optimizer: learn.opt = None makes one from `opt_func`."
                 )
             return self
-        present_params = [group["params"] for group in self.opt.param_groups]
-        if _ids(present_params) == _ids(parameters) and groups == self._groups:
+        if has_parameters(self.opt, parameters) and layout.groups == self._layout.groups:
             return self
         other = copy.copy(self)
         other.opt = copy_optimizer(self.opt, {}, current)
-        sources = [self._source(i, decays[index]) for i, indices in enumerate(groups) for index in indices]
+        decays = layout.decays
+        sources = [self._source(i, decays[index]) for i, indices in enumerate(layout.groups) for index in indices]
         other.opt.param_groups[:] = [
             {**self.opt.param_groups[source], "params": part} for source, part in zip(sources, parameters, strict=True)
         ]
-        present = {p for part in present_params for p in part}
+        present = {p for group in self.opt.param_groups for p in group["params"]}
         if added := [p for part in parameters for p in part if p not in present]:
             other.opt.state.update(initial_state(self.opt, added))
         if not can_fuse(layer_groups):
             for group in other.opt.param_groups:
                 group.update({"fused": False} if group.get("fused") else {})
-        other._groups, other._decays = groups, decays
-        other._last = next(indices[0] for indices in reversed(groups) if indices)
+        other._layout, other._last = layout, last_of(layout)
+        other._own_keys = [self._own_keys[source] for source in sources]
+        other._momentum_keys = [self._momentum_keys[source] for source in sources]
         other._inner_step = fast_optimizer.unwrapped_step(other.opt)
         other._wd = [0.0] * len(parameters)
-        before = [min(i, len(self._groups) - 1) for i in range(len(groups))]
+        before = [min(i, len(self._layout.groups) - 1) for i in range(len(layout.groups))]
         other.wd = [self.read("wd")[i] for i in before]
         other._given_wd = self._given_wd and [self._given_wd[i] for i in before]
         return other
 
     def _source(self, layer_group: int, decays: bool) -> int:
         """Return the parameter group from which one of a layer group takes its hyperparameters."""
-        indices = self._groups[layer_group] if layer_group < len(self._groups) else []
-        return next((i for i in indices if self._decays[i] == decays), indices[0] if indices else self._last)
+        indices = self._layout.groups[layer_group] if layer_group < len(self._layout.groups) else []
+        return next((i for i in indices if self._layout.decays[i] == decays), indices[0] if indices else self._last)
 
     @property
     def has_momentum(self) -> bool:
         """Whether the optimizer works with momentum; SGD and RMSprop with ``momentum=0`` do not."""
-        return self._momentum_key == "betas" or (self._momentum_key == "momentum" and self.mom > 0)
+        keys = zip(self._momentum_keys, self.opt.param_groups, strict=True)
+        return any(key == "betas" or (key == "momentum" and group["momentum"] > 0) for key, group in keys)
 
     @property
     def without_momentum(self) -> str:
         """The text for plots of an optimizer that works without momentum, else an empty text."""
-        return "" if self.has_momentum else f"{type(self.opt).__name__} works without momentum here"
+        works = "keeps its own momentum" if self._has_modes else "works without momentum here"
+        return "" if self.has_momentum else f"{type(self.opt).__name__} {works}"
 
     @property
     def lr(self) -> float:
         """The learning rate of the last layer group; set one value, or one per layer group."""
-        return float(self.opt.param_groups[self._last]["lr"])
+        return self._lr(self._last)
 
     @lr.setter
     def lr(self, value: float | Sequence[float]) -> None:
@@ -231,11 +238,13 @@ class OptimWrapper:
     def read(self, name: str) -> list[float]:
         """Return ``lr``, ``mom``, ``wd`` or another number of the torch optimizer for each layer group."""
         # An empty layer group has a value too.
-        firsts = [indices[0] if indices else self._last for indices in self._groups]
+        firsts = [indices[0] if indices else self._last for indices in self._layout.groups]
         if name == "mom":
             return [self._mom(i) for i in firsts]
         if name == "wd":
             return [self._wd[i] for i in firsts]
+        if name == "lr":
+            return [self._lr(i) for i in firsts]
         return [float(self.opt.param_groups[i][self._known(name)]) for i in firsts]
 
     @property
@@ -250,17 +259,27 @@ class OptimWrapper:
             raise ValueError(f"{type(self.opt).__name__} has no {name} to schedule; it has {', '.join(self.names)}.")
         return name
 
+    def _lr(self, index: int) -> float:
+        scale = self._layout.scales[index]
+        rate = float(self.opt.param_groups[index]["lr"])
+        return rate if scale in (0, 1) else rate / scale
+
     def _mom(self, index: int) -> float:
         group = self.opt.param_groups[index]
-        return float(group["betas"][0] if self._momentum_key == "betas" else group.get("momentum", 0.0))
+        return float(group["betas"][0] if "betas" in group else group.get("momentum", 0.0))
 
     def write(self, name: str, value: float | Sequence[float]) -> None:
         """Set one value for all layer groups, or one for each.
 
         Raises:
-            ValueError: the number of values is not the number of layer groups, or the optimizer has no such value.
+            ValueError: the number of values is not the number of layer groups, the optimizer has no such value, or
+                layer groups that share a parameter group would get different values.
         """
-        if name == "mom" and self._momentum_key is None:
+        if name == "wd" and self._keeps_wd:
+            if per_group(value, len(self._layout.groups), name) != self.read(name):
+                raise ValueError(f"The weight decay of {type(self.opt).__name__} is set in `opt_func` only.")
+            return
+        if name == "mom" and not any(self._momentum_keys):
             raise ValueError(
                 f"{type(self.opt).__name__} has no momentum to set; use SGD, RMSprop or one of Adam's family."
             )
@@ -269,7 +288,14 @@ class OptimWrapper:
             for i in range(len(param_groups)):
                 self._put(i, name, value)
             return
-        for indices, number in zip(self._groups, per_group(value, len(self._groups), name), strict=True):
+        numbers = per_group(value, len(self._layout.groups), name)
+        for owners in self._layout.shared:
+            if len({numbers[i] for i in owners}) > 1:
+                raise ValueError(
+                    f"`opt_func` puts parameters of layer groups {', '.join(map(str, owners))} into one parameter "
+                    f"group, which has one {name}, but got {numbers}; give one value, or make a group for each."
+                )
+        for indices, number in zip(self._layout.groups, numbers, strict=True):
             for i in indices:
                 self._put(i, name, number)
 
@@ -280,15 +306,15 @@ class OptimWrapper:
     def _put(self, index: int, name: str, value: float) -> None:
         group = self.opt.param_groups[index]
         if name == "lr":
-            group["lr"] = value
+            group["lr"] = value * self._layout.scales[index]
         elif name == "wd":
-            self._wd[index] = value if self._decays[index] else 0.0
+            self._wd[index] = value if self._layout.decays[index] else 0.0
             group["weight_decay"] = self._wd[index] if self._torch_decays else 0.0
         elif name != "mom":
             group[self._known(name)] = value
-        elif self._momentum_key == "betas":
+        elif self._momentum_keys[index] == "betas":
             group["betas"] = (value, *group["betas"][1:])
-        else:
+        elif self._momentum_keys[index] == "momentum":
             group["momentum"] = value
 
     @property
@@ -296,8 +322,15 @@ class OptimWrapper:
         """Whether the torch optimizer applies the weight decay, in its own way."""
         return self._decoupled or self._given_wd is not None
 
-    def step(self) -> None:
-        """Decay the weights, unless the torch optimizer does, and make a step."""
+    def step(self, closure: Callable[[], Tensor] | None = None) -> None:
+        """Decay the weights, unless the torch optimizer does, and make a step.
+
+        Args:
+            closure: a function that computes the loss and the gradients again, for an optimizer that needs one.
+        """
+        if self.needs_closure:
+            self.opt.step(closure)  # type: ignore[arg-type]
+            return
         if not self._torch_decays:
             self._decay()
         if self._inner_step is None or fast_optimizer.is_observed(self.opt):
@@ -312,6 +345,12 @@ class OptimWrapper:
             weights: list[Tensor] = [p for p in group["params"] if p.grad is not None]
             if wd and weights:
                 torch._foreach_mul_(weights, 1 - group["lr"] * wd)
+
+    def train(self, mode: bool = True) -> None:
+        """Put the weights into training mode, or evaluation mode, where the optimizer has both: a schedule-free one."""
+        if self._has_modes:
+            opt: Any = self.opt
+            opt.train() if mode else opt.eval()
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -337,7 +376,10 @@ class OptimWrapper:
         What a torch scheduler added to the parameter groups, such as ``initial_lr``, is not part of it.
         """
         state = fast_optimizer.unwrapped_method(self.opt, "state_dict")()
-        groups = [{k: v for k, v in group.items() if k in self._own_keys} for group in state["param_groups"]]
+        groups = [
+            {k: v for k, v in group.items() if k in keys}
+            for group, keys in zip(state["param_groups"], self._own_keys, strict=True)
+        ]
         return {"kind": type(self.opt).__name__, "opt": {**state, "param_groups": groups}, "wd": list(self._wd)}
 
     def load_state_dict(self, state: dict[str, Any], keep: Sequence[str] = ()) -> None:
@@ -351,22 +393,8 @@ class OptimWrapper:
         Raises:
             OptimizerStateError: the state belongs to another optimizer; nothing has changed then.
         """
-        if not isinstance(state, dict) or set(state) != {"kind", "opt", "wd"}:
-            raise OptimizerStateError("it was not saved by minifast.")
-        kind = type(self.opt).__name__
-        if state["kind"] != kind:
-            raise OptimizerStateError(f"it belongs to {state['kind']}, but this optimizer is {kind}.")
-        saved, groups = state["opt"]["param_groups"], self.opt.param_groups
-        sizes, expected = ([len(group["params"]) for group in some] for some in (saved, groups))
-        if sizes != expected:
-            raise OptimizerStateError(f"its layer groups have {sizes} parameters, but those of this one {expected}.")
-        before = {name: self.read(name) for name in keep if name != "mom" or self._momentum_key}
-        # Settings that only the file has are those of a torch scheduler or of another version of torch.
-        merged = [
-            {**now, **{k: v for k, v in then.items() if k in {*now} - {*IMPLEMENTATION}}, "params": then["params"]}
-            for now, then in zip(groups, saved, strict=True)
-        ]
-        fast_optimizer.unwrapped_method(self.opt, "load_state_dict")({**state["opt"], "param_groups": merged})
+        before = {name: self.read(name) for name in keep if name != "mom" or any(self._momentum_keys)}
+        load_state(self.opt, state)
         self._wd = [float(wd) for wd in state["wd"]]
         for index, wd in enumerate(self._wd):
             self._put(index, "wd", wd)
@@ -375,25 +403,3 @@ class OptimWrapper:
 
     def __repr__(self) -> str:
         return f"OptimWrapper over {self.opt!r}"
-
-
-def _ids(parameters: Sequence[Sequence[nn.Parameter]]) -> list[list[int]]:
-    return [[id(p) for p in part] for part in parameters]
-
-
-def _arrange(
-    layer_groups: Sequence[nn.Module], bn_wd: bool
-) -> tuple[list[list[nn.Parameter]], list[list[int]], list[bool]]:
-    """Return the parameter groups, their positions for each layer group, and whether weight decay applies to them."""
-    parameters: list[list[nn.Parameter]] = []
-    groups: list[list[int]] = []
-    decays: list[bool] = []
-    for layer_group in layer_groups:
-        parts = [list(layer_group.parameters())] if bn_wd else list(split_no_decay(layer_group))
-        groups.append([])
-        for part, decayed in zip(parts, (True, False), strict=False):
-            if part:
-                groups[-1].append(len(parameters))
-                parameters.append(part)
-                decays.append(decayed)
-    return parameters, groups, decays

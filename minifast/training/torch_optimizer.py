@@ -19,6 +19,10 @@ IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")  # setting
 CONTAINERS = (dict, list, set, bytearray, Tensor, torch.Generator)  # what a copy of an optimizer must not share
 
 
+class OptimizerStateError(ValueError):
+    """The state belongs to another optimizer."""
+
+
 def can_fuse(layer_groups: Sequence[nn.Module]) -> bool:
     """Return whether the parameters may have a fused form; torch raises only at the step if they have not."""
     modules = [module for layer_group in layer_groups for module in layer_group.modules()]
@@ -94,3 +98,26 @@ def initial_state(opt: torch.optim.Optimizer, parameters: list[nn.Parameter]) ->
         return dict(fast_optimizer.construct_optimizer(type(opt), parameters, **settings).state)
     except Exception:  # a class with other arguments makes its state at the first step
         return {}
+
+
+def load_state(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
+    """Load what ``OptimWrapper.state_dict`` returned into a torch optimizer.
+
+    Raises:
+        OptimizerStateError: the state belongs to another optimizer; nothing has changed then.
+    """
+    if not isinstance(state, dict) or set(state) != {"kind", "opt", "wd"}:
+        raise OptimizerStateError("it was not saved by minifast.")
+    kind = type(opt).__name__
+    if state["kind"] != kind:
+        raise OptimizerStateError(f"it belongs to {state['kind']}, but this optimizer is {kind}.")
+    saved, groups = state["opt"]["param_groups"], opt.param_groups
+    sizes, expected = ([len(group["params"]) for group in some] for some in (saved, groups))
+    if sizes != expected:
+        raise OptimizerStateError(f"its layer groups have {sizes} parameters, but those of this one {expected}.")
+    # Settings that only the file has are those of a torch scheduler or of another version of torch.
+    merged = [
+        {**now, **{k: v for k, v in then.items() if k in {*now} - {*IMPLEMENTATION}}, "params": then["params"]}
+        for now, then in zip(groups, saved, strict=True)
+    ]
+    fast_optimizer.unwrapped_method(opt, "load_state_dict")({**state["opt"], "param_groups": merged})

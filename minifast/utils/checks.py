@@ -36,6 +36,21 @@ def in_backticks(name: str) -> str:
     return name if " " in name else f"`{name}`"
 
 
+def shown(value: Any) -> str:
+    """Return what an error shows of a value: its repr on one line, cut short; of a tensor or array its shape.
+
+    >>> import torch
+    >>> shown("a"), shown(torch.zeros(2, 3)), len(shown("a" * 1000))
+    ("'a'", 'a Tensor of shape (2, 3)', 100)
+    """
+    shape = getattr(value, "shape", None)
+    if shape is not None and type(shape).__name__ in ("Size", "tuple") and math.prod(shape) > 4:
+        kind = type(value).__name__
+        return f"{'an' if kind == 'ndarray' else 'a'} {kind} of shape {tuple(shape)}"
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 100 else f"{text[:97]}..."
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """Return ``value`` as an int if it is an integer of at least ``least``.
 
@@ -44,7 +59,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         ValueError: the value is below ``least``.
     """
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"{in_backticks(name)} must be an integer, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"{in_backticks(name)} must be an integer, got {shown(value)} of type {type(value).__name__}.")
     number: int = operator.index(value)
     if number < least:
         raise ValueError(f"{in_backticks(name)} must be at least {least}, got {number}.")
@@ -62,7 +77,7 @@ def check_number(
     """
     label = in_backticks(name)
     if isinstance(value, (str, bytes, bool)) or not hasattr(value, "__float__"):
-        raise TypeError(f"{label} must be a number, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"{label} must be a number, got {shown(value)} of type {type(value).__name__}.")
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{label} must be finite, got {number}.")
@@ -122,7 +137,7 @@ def check_callable(name: str, value: Any) -> Any:
             f"{in_backticks(name)} is the class {value.__name__}; pass an instance of it: {value.__name__}()."
         )
     if not callable(value):
-        raise TypeError(f"{in_backticks(name)} must be callable, got {value!r}; pass a function, such as torch's.")
+        raise TypeError(f"{in_backticks(name)} must be callable, got {shown(value)}; pass a function, such as torch's.")
     return value
 
 
@@ -185,5 +200,5 @@ def check_word(name: str, value: Any, words: Sequence[str]) -> str:
         ValueError: it is none of them.
     """
     if value not in words:
-        raise ValueError(f"{in_backticks(name)} must be one of {', '.join(map(repr, words))}, got {value!r}.")
+        raise ValueError(f"{in_backticks(name)} must be one of {', '.join(map(repr, words))}, got {shown(value)}.")
     return str(value)

@@ -848,7 +848,7 @@ def test_save_and_load_during_a_fit(tmp_path) -> None:
 
 def test_invalid_optimizers_raise() -> None:
     for make, error, message in (
-        (torch.optim.LBFGS, ValueError, "LBFGS needs a closure at each step"),
+        (lambda params, lr: torch.optim.SGD(params[0]["params"][:1], lr=lr), ValueError, "`opt_func` leaves out"),
         (lambda params, lr: None, TypeError, "`opt_func` must return a torch optimizer, got None"),
     ):
         with pytest.raises(error, match=message):

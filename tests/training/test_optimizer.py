@@ -12,8 +12,7 @@ from conftest import toy_data, toy_learner
 from torch import nn
 
 from minifast import AdamW, Learner, OptimWrapper, simple_ann
-from minifast.training.groups import per_group, spread
-from minifast.training.optimizer import split_no_decay
+from minifast.training.groups import per_group, split_no_decay, spread
 
 SGD, Adam = torch.optim.SGD, torch.optim.Adam
 MOMENTUM_SGD = partial(SGD, momentum=0.9)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from minifast.data.images import cache
 from minifast.errors import DataError
-from minifast.utils.checks import check_count, check_folder
+from minifast.utils.checks import check_count, check_folder, shown
 from minifast.utils.folders import cache_file
 
 SUFFIXES = frozenset(
@@ -184,7 +184,7 @@ def check_size(size: Any) -> tuple[int, int] | None:
     if size is None or isinstance(size, int):
         return None if size is None else (check_count("size", size), size)
     if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise TypeError(f"`size` must be an integer or a pair (height, width), got {size!r}.")
+        raise TypeError(f"`size` must be an integer or a pair (height, width), got {shown(size)}.")
     height, width = (check_count("each of size", side) for side in size)
     return height, width
 
