@@ -22,11 +22,13 @@ MIN_SHARE = 0.1  # of the first training loss: a smaller difference does not mat
 
 
 def set_training_mode(learn: Learner) -> None:
-    """Put the learner's model in training mode.
+    """Put the learner's model in training mode, and its optimizer, where that has modes.
 
     With ``train_bn=None``, frozen layers that have running statistics stay in evaluation mode.
     """
     learn.model.train()
+    if learn.opt:
+        learn.opt.train()
     if learn.train_bn is None:
         hold_frozen_statistics(learn.model, learn.layer_groups)
 

@@ -34,7 +34,6 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
         while state.epoch < state.n_epochs and not state.stop_training:
             state.begin_epoch()
             set_training_mode(learn)
-            learn.opt.train()
             dispatch("on_epoch_begin", metrics=True)
             for batch in bar.track(state.batches(learn.data.train_dl)):
                 one_batch(learn, *as_pair(batch), dispatch)

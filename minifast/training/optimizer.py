@@ -205,8 +205,8 @@ class OptimWrapper:
     @property
     def without_momentum(self) -> str:
         """The text for plots of an optimizer that works without momentum, else an empty text."""
-        works = "keeps its own momentum" if self._has_modes else "works without momentum here"
-        return "" if self.has_momentum else f"{type(self.opt).__name__} {works}"
+        how = "keeps its own momentum" if self._has_modes else "works without momentum here"
+        return "" if self.has_momentum else f"{type(self.opt).__name__} {how}"
 
     @property
     def lr(self) -> float:
@@ -299,9 +299,7 @@ class OptimWrapper:
             for i in indices:
                 self._put(i, name, number)
 
-    def set_stat(self, name: str, value: float | Sequence[float]) -> None:
-        """Call ``write``; this is its name in fastai v1."""
-        self.write(name, value)
+    set_stat = write  # its name in fastai v1
 
     def _put(self, index: int, name: str, value: float) -> None:
         group = self.opt.param_groups[index]
@@ -328,12 +326,11 @@ class OptimWrapper:
         Args:
             closure: a function that computes the loss and the gradients again, for an optimizer that needs one.
         """
-        if self.needs_closure:
-            self.opt.step(closure)  # type: ignore[arg-type]
-            return
         if not self._torch_decays:
             self._decay()
-        if self._inner_step is None or fast_optimizer.is_observed(self.opt):
+        if self.needs_closure:
+            self.opt.step(closure)  # type: ignore[arg-type]
+        elif self._inner_step is None or fast_optimizer.is_observed(self.opt):
             self.opt.step()
         else:
             with torch.no_grad():
@@ -376,10 +373,8 @@ class OptimWrapper:
         What a torch scheduler added to the parameter groups, such as ``initial_lr``, is not part of it.
         """
         state = fast_optimizer.unwrapped_method(self.opt, "state_dict")()
-        groups = [
-            {k: v for k, v in group.items() if k in keys}
-            for group, keys in zip(state["param_groups"], self._own_keys, strict=True)
-        ]
+        own = zip(state["param_groups"], self._own_keys, strict=True)
+        groups = [{k: v for k, v in group.items() if k in keys} for group, keys in own]
         return {"kind": type(self.opt).__name__, "opt": {**state, "param_groups": groups}, "wd": list(self._wd)}
 
     def load_state_dict(self, state: dict[str, Any], keep: Sequence[str] = ()) -> None:
