@@ -11,6 +11,7 @@ from minifast.errors import MinifastError
 from minifast.losses import is_summed, loss_weight
 from minifast.training.averages import UNCOUNTED, Losses
 from minifast.training.callback import LearnerCallback
+from minifast.training.groups import trained_parameters
 from minifast.utils.checks import check_count
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class AccumulateScheduler(LearnerCallback):
             self.learn.opt.zero_grad()
 
     def _multiply(self, factor: Any) -> None:
-        parameters = self.learn.model.parameters()
+        parameters = trained_parameters(self.learn)
         torch._foreach_mul_([parameter.grad for parameter in parameters if parameter.grad is not None], factor)
 
 

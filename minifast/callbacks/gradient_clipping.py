@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch.nn.utils import clip_grad_norm_
 
 from minifast.training.callback import LearnerCallback
+from minifast.training.groups import trained_parameters
 from minifast.utils.checks import check_number
 
 if TYPE_CHECKING:
@@ -16,8 +17,9 @@ if TYPE_CHECKING:
 class GradientClipping(LearnerCallback):
     """Scale the gradients down to a norm of ``clip`` before each step, where their norm is higher.
 
-    The norm is taken over all parameters. With gradient accumulation it is the norm of the whole step's gradient; in
-    float16 it is the norm of the unscaled gradient. ``Learner.clip_grad`` adds this callback.
+    The norm is taken over all parameters, those of the loss function included. With gradient accumulation it is the
+    norm of the whole step's gradient; in float16 it is the norm of the unscaled gradient. ``Learner.clip_grad`` adds
+    this callback.
 
     Args:
         learn: the learner.
@@ -35,4 +37,4 @@ class GradientClipping(LearnerCallback):
     def on_backward_end(self, skip_step: bool) -> None:
         """Clip the gradients of the next step."""
         if self.clip and not skip_step:
-            clip_grad_norm_(self.learn.model.parameters(), self.clip)
+            clip_grad_norm_(trained_parameters(self.learn), self.clip)

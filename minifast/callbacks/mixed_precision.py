@@ -9,6 +9,7 @@ from torch import Tensor
 
 from minifast.errors import MinifastError, NonFiniteLossError
 from minifast.training.callback import LearnerCallback
+from minifast.training.groups import trained_parameters
 from minifast.utils.checks import check_count, check_number
 from minifast.utils.tensors import read_floats
 
@@ -74,7 +75,7 @@ class MixedPrecision(LearnerCallback):
     def on_backward_end(self, skip_step: bool) -> dict[str, bool] | None:
         """Unscale the gradients; where they overflowed, halve the scale and skip the step."""
         learn = self.learn
-        if skip_step or all(parameter.grad is None for parameter in learn.model.parameters()):
+        if skip_step or all(parameter.grad is None for parameter in trained_parameters(learn)):
             return None
         self._scaler.unscale_(learn.opt.opt)
         self._scaler.update()

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
+import warnings
 from typing import TYPE_CHECKING, Any
+
+from torch import nn
 
 from minifast.errors import NonFiniteLossError
 from minifast.training.averages import Losses
 from minifast.training.batch_checks import check_outputs
 from minifast.training.callback import LearnerCallback
+from minifast.training.groups import loss_module, trained_parameters
 from minifast.training.non_finite import all_finite, diagnose
 from minifast.training.snapshot import preserve_model
+from minifast.training.untrained import untrained_message, untrained_parameters
 
 if TYPE_CHECKING:
     from minifast.callbacks.recorder import Recorder
@@ -23,7 +28,7 @@ STOP_FLAGS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_vali
 
 
 class NaNCheck(LearnerCallback):
-    """Check the outputs against the classes on the first batch, and each training loss for NaN and infinity.
+    """Check the outputs and the graph of the loss on the first batch, and each training loss for NaN and infinity.
 
     On the CPU, a loss is checked before its backward pass, so the weights stay as the previous batch left them. On a
     GPU, losses are checked when the progress bar or the end of the epoch reads them, so that training never waits for
@@ -47,15 +52,18 @@ class NaNCheck(LearnerCallback):
         last_input: Any,
         last_output: Any,
         last_target: Any,
+        last_loss: Any,
         raw_losses: Losses,
         epoch: int,
         num_batch: int,
         on_nan: str,
     ) -> dict[str, bool] | None:
-        """Compare the first outputs with the classes; stop if a loss is NaN or infinite."""
+        """Check the first outputs, and warn of parameters that nothing trains; stop if a loss is not finite."""
         if not self._checked:
             self._checked = True
             check_outputs(self.learn, last_output, last_target)
+            if names := untrained_parameters(self.learn, last_loss):
+                warnings.warn(untrained_message(names), stacklevel=2)
         if on_nan == "ignore" or self._seen >= len(raw_losses.arrived):
             return None
         try:
@@ -88,7 +96,7 @@ class NaNCheck(LearnerCallback):
         return dict.fromkeys(flags, True)
 
     def _check_weights(self, epoch: int) -> None:
-        if not all_finite(self.learn.model.parameters()):
+        if not all_finite(trained_parameters(self.learn)):
             raise NonFiniteLossError(
                 f"The weights are NaN or infinite at the end of epoch {epoch}, though each loss was finite: a gradient "
                 f"was not. Clip gradients, try a lower learning rate, and look for sqrt(0) or a division by 0 in model "
@@ -139,7 +147,7 @@ class LastFiniteWeights(LearnerCallback):
 
     def __init__(self, learn: Learner) -> None:
         super().__init__(learn)
-        self._copy: tuple[str, dict[str, Any], dict[str, Any]] | None = None
+        self._copy: tuple[str, list[dict[str, Any]], dict[str, Any]] | None = None
         self._epoch: int | None = None
 
     def on_batch_begin(self, train: bool, epoch: int, num_batch: int) -> None:
@@ -151,14 +159,20 @@ class LastFiniteWeights(LearnerCallback):
         if all_finite(learn.model.state_dict().values()):
             self._copy = None  # free the old copy before the new one is made
             where = f"epoch {epoch}, batch {num_batch}"
-            self._copy = copy.deepcopy((where, learn.model.state_dict(), learn.opt.state_dict()))
+            weights = [module.state_dict() for module in self._modules()]
+            self._copy = copy.deepcopy((where, weights, learn.opt.state_dict()))
+
+    def _modules(self) -> list[nn.Module]:
+        loss = loss_module(self.learn.loss_func)
+        return [self.learn.model] if loss is None else [self.learn.model, loss]
 
     def restore(self) -> str | None:
         """Restore the copy except what schedules set; return where it was taken, or None if there is no copy."""
         if self._copy is None:
             return None
         where, weights, optimizer = self._copy
-        self.learn.model.load_state_dict(weights)
+        for module, state in zip(self._modules(), weights, strict=True):
+            module.load_state_dict(state)
         self.learn.opt.load_state_dict(optimizer, keep=("lr", "mom", "wd"))
         self.learn.opt.train(False)
         return where

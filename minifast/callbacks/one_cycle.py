@@ -43,7 +43,8 @@ class OneCycleScheduler(ScheduledParameters):
     Args:
         learn: the learner.
         lr_max: the maximum learning rate, see ``lr_find``; or one per layer group.
-        moms: the high and the low momentum. Ignored if the optimizer works without momentum.
+        moms: the high and the low momentum; one number stays constant, as in fastai v1. Ignored if the optimizer works
+            without momentum.
         div_factor: the first learning rate is ``lr_max / div_factor``.
         pct_start: the fraction of the batches in phase 1, in [0, 1]; by default 0.3.
         final_div: end at ``lr_max / final_div`` instead of 0.

@@ -17,9 +17,9 @@ from torch.utils.data import DataLoader
 
 from minifast.data.resume import components
 from minifast.metrics.base import columns_of
-from minifast.utils.state import is_setting, plain_attributes
+from minifast.utils.saved_state import is_setting, plain_attributes
 from minifast.utils.tensors import is_plain
-from minifast.utils.walk import SCALARS, attributes_of, changing_attributes
+from minifast.utils.walk import OPAQUE, SCALARS, attributes_of, changing_attributes, package_of
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -156,7 +156,10 @@ def _add(digest: Any, value: Any, depth: int) -> None:
         if all(isinstance(key, str) for key in value):  # others are caches by number
             _add(digest, [*value.keys(), *value.values()], depth)
     elif (
-        depth and hasattr(value, "__dict__") and not isinstance(value, (nn.Module, torch.Generator, FunctionType, type))
+        depth
+        and hasattr(value, "__dict__")
+        and package_of(value.__class__) not in OPAQUE
+        and not isinstance(value, (nn.Module, torch.Generator, FunctionType, type))
     ):
         changing = changing_attributes(value.__class__)
         for name in sorted(vars(value)):

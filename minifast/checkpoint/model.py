@@ -46,6 +46,7 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
 def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
     """Return what ``Learner.save`` writes: the model's state, with the optimizer's state if there is an optimizer."""
     learn.model = unwrap_compiled(learn.model)
+    initialize_lazy(learn)
     state = learn.model.state_dict()
     others = {"opt": learn.opt.state_dict()} if with_opt and learn.opt is not None else {}
     loss = loss_module(learn.loss_func)

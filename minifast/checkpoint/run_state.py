@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 from minifast.data.resume import load_loader_state
 from minifast.training.callback import Callback
+from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.snapshot import not_owned
 from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.state import (
+from minifast.utils.saved_state import (
     UNKNOWN,
     all_attributes,
     generators_of,
@@ -56,7 +56,7 @@ class RunState:
     def collect(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""
         learn = self.learn
-        model = learn.model
+        model, loss = learn.model, loss_module(learn.loss_func)
         state = {
             "attributes": saved_attributes(self._roots, LOADERS, self._stop, self._before),
             "generators": generators_of(self._with_callbacks, LOADERS, self._not_callbacks),
@@ -66,9 +66,10 @@ class RunState:
             "buffers": dict(model.named_buffers()),  # also those that are not persistent
             "trainable": {name: p.requires_grad for name, p in model.named_parameters()},
             "gradients": {name: p.grad for name, p in model.named_parameters() if p.grad is not None},
+            "loss_gradients": [p.grad for p in loss_parameters(model, learn.loss_func)],
             "optimizer": learn.opt.state_dict(),
             "inner_optimizers": {path: optimizer.state_dict() for path, optimizer in self._inner_optimizers()},
-            "loss_func": learn.loss_func.state_dict() if isinstance(learn.loss_func, nn.Module) else {},
+            "loss_func": {} if loss is None else loss.state_dict(),
             "state": state,
             "random": get_rng_states(),
         }
@@ -85,6 +86,9 @@ class RunState:
             parameter.requires_grad_(values["trainable"][name])
             gradient = values["gradients"].get(name)  # of batches that are accumulated for the next step
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
+        parameters = loss_parameters(learn.model, learn.loss_func)
+        for parameter, gradient in zip(parameters, values.get("loss_gradients", []), strict=False):
+            parameter.grad = None if gradient is None else gradient.to(parameter.device)
         inner = self._inner_optimizers()
         shared = [optimizer for _, optimizer in inner if optimizer.param_groups is learn.opt.opt.param_groups]
         learn.opt.load_state_dict(values["optimizer"])
@@ -93,8 +97,9 @@ class RunState:
                 optimizer.load_state_dict(values["inner_optimizers"][path])
         for optimizer in shared:
             optimizer.param_groups = learn.opt.opt.param_groups
-        if isinstance(learn.loss_func, nn.Module) and values.get("loss_func"):
-            learn.loss_func.load_state_dict(values["loss_func"])
+        loss = loss_module(learn.loss_func)
+        if loss is not None and values.get("loss_func"):
+            loss.load_state_dict(values["loss_func"])
         self.restore_state(values)
 
     def restore_state(self, values: dict[str, Any]) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from minifast.utils.state import Snapshot, load_saved_state, restoring, saved_state
+from minifast.utils.saved_state import load_saved_state, saved_state
+from minifast.utils.state import Snapshot, restoring
 
 
 class RemainingBatches:

@@ -13,10 +13,10 @@ from torch.nn import functional
 
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
-from minifast.errors import DataError
+from minifast.diagnostics.target_checks import check_pairing, find_target_problems
 from minifast.losses import activation_name, batch_size_effect, is_cross_entropy, is_loss, reduction_of, setting_of
 from minifast.training import loop
-from minifast.training.batch_checks import check_outputs, check_targets
+from minifast.training.batch_checks import type_name
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import BatchNorm, regroup
@@ -26,6 +26,7 @@ from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
+from minifast.training.untrained import untrained_parameters
 from minifast.utils.checks import shortlist
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
 
@@ -39,7 +40,6 @@ OVERFIT_STEPS = 40
 MIN_STEPS = 4  # a weight behind a layer of zeros gets its first gradient after some steps
 OVERFIT_LRS = (1e-2, 1e-1, 1e-3)
 LEARNED = 0.8  # share of the best constant prediction's loss; below it the model uses its inputs
-FLOAT_TARGET_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 
 
 def check(learn: Learner, epochs: int) -> CheckResult:
@@ -58,14 +58,10 @@ def check(learn: Learner, epochs: int) -> CheckResult:
 
 def _shape(value: Any) -> str:
     shapes = [
-        f"{tuple(tensor.shape)} {_dtype(tensor)}" if isinstance(tensor, Tensor) else type(tensor).__name__
+        f"{tuple(tensor.shape)} {type_name(tensor.dtype)}" if isinstance(tensor, Tensor) else type(tensor).__name__
         for tensor in as_arguments(value)
     ]
     return " and ".join(shapes)
-
-
-def _dtype(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _message(error: BaseException) -> str:
@@ -171,7 +167,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
             "Compare the model's input shape with data.one_batch(); change the model or the data.",
         )
         return
-    problems = list(_check_targets(learn, output, y))
+    problems = list(find_target_problems(learn, output, y))
     yield from problems
     if problems:
         return
@@ -202,7 +198,14 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     yield from _check_outputs(learn, output)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
-    yield from _check_loss_weight(learn, output, x, y)
+    mispaired = list(check_pairing(learn, output, y))
+    yield from mispaired or _check_loss_weight(learn, output, x, y)
+    if names := untrained_parameters(learn, loss):
+        yield Finding(
+            f"The loss depends on parameters that are not trained: {shortlist(names)}.",
+            "The optimizer gets the parameters of the model, and of a loss function that is an nn.Module.",
+            "Make the modules part of the model or of the loss, or freeze them with requires_grad_(False).",
+        )
     if not any(p.requires_grad for p in learn.model.parameters()):
         return  # _check_setup reports it
     try:
@@ -215,41 +218,6 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
         )
         return
     yield from _check_overfitting(learn, x, y, observations)
-
-
-def _check_targets(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
-    if not isinstance(y, Tensor) or not isinstance(output, Tensor):
-        return
-    name, dtype = type(learn.loss_func).__name__, _dtype(y)
-    if is_cross_entropy(learn.loss_func) and y.is_floating_point() and y.shape != output.shape:
-        yield Finding(
-            f"The targets are {dtype}, but cross entropy needs class numbers.",
-            "The loss raises an error, or reads them as probabilities.",
-            "Convert them to int64: y.long().",
-        )
-    elif is_cross_entropy(learn.loss_func) and y.dtype in (torch.int32, torch.int16, torch.int8, torch.bool):
-        yield Finding(
-            f"The targets are {dtype}, but cross entropy needs int64.",
-            "The loss raises an error.",
-            "Convert them to int64: y.long().",
-        )
-    elif isinstance(learn.loss_func, FLOAT_TARGET_LOSSES) and not y.is_floating_point():
-        yield Finding(
-            f"The targets are {dtype}, but {name} needs floats.",
-            "The loss or its backward pass raises an error for integers.",
-            "Convert them to float32: y.float(). For classes, pass nn.CrossEntropyLoss() to the Learner.",
-        )
-    else:
-        try:
-            check_outputs(learn, output, y)
-            check_targets(learn.loss_func, output, y)
-        except DataError as error:
-            problem, _, remedy = str(error).rpartition("; ")
-            yield Finding(
-                f"{problem}." if problem else remedy,
-                "The first batch would raise an error, or the loss would be meaningless.",
-                f"{remedy[:1].upper()}{remedy[1:]}",
-            )
 
 
 def _check_outputs(learn: Learner, output: Any) -> Iterator[Finding]:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifast.errors import MinifastError
 from minifast.hooks import Hooks, hook_outputs, leaves
 from minifast.training.snapshot import eval_mode, preserve_buffers
 from minifast.utils.compiled import without_compiled_code
@@ -31,12 +32,20 @@ def summary(model: nn.Module, x: Any) -> str:
         model: the model; it runs once in evaluation mode, without gradients.
         x: a batch of inputs: a tensor, or a tuple or list of positional arguments.
 
+    Raises:
+        MinifastError: the model is a ``torch.jit.ScriptModule``.
+
     >>> summary(nn.Sequential(nn.Linear(4, 2), nn.ReLU()), torch.zeros(8, 4))
     layer   output  parameters  trainable
     Linear  8 x 2           10        yes
     ReLU    8 x 2            0
     10 parameters, 10 of them trainable
     """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MinifastError(
+            "A model of torch.jit.script or torch.jit.trace takes no hooks, so its layers cannot be listed; call "
+            "summary with the nn.Module that it was made from."
+        )
     rows = [("layer", "output", "parameters", "trainable")]
 
     def add_row(module: nn.Module, inputs: Any, output: Any) -> None:

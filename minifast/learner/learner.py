@@ -36,6 +36,7 @@ from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
+from minifast.training.lazy import initialize_lazy
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
@@ -408,6 +409,7 @@ class Learner:
         >>> learn.lr_range(slice(1e-4, 1e-2)).tolist()
         [0.0001, 0.01]
         """
+        initialize_lazy(self)
         self.layer_groups = split_model(self.model, split_on)
         self.opt = None
         return self
@@ -422,6 +424,7 @@ class Learner:
 
         Groups count from 0, negative numbers from the end; a ValueError says that there is no group ``n``.
         """
+        initialize_lazy(self)
         freeze_to(self.layer_groups, n, bool(self.train_bn))
         if self.train_bn is None:
             hold_frozen_statistics(self.model, self.layer_groups)  # for a call during a fit
@@ -448,6 +451,7 @@ class Learner:
 
         Normalization layers and frozen parameters stay as they are. Returns the learner.
         """
+        initialize_lazy(self)
         initialize(self.model, init)
         return self
 

@@ -22,7 +22,7 @@ from minifast.training.batch_checks import check_first_batch, check_outputs, che
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup
+from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
@@ -235,7 +235,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     before = {name: learn.opt.read(name) for name in learn.opt.names}
     dispatcher = Dispatcher(state, callbacks, metrics)
     learn.history.append(recorder)
-    if any(parameter.grad is not None for parameter in learn.model.parameters()):
+    if any(parameter.grad is not None for parameter in trained_parameters(learn)):
         learn.opt.zero_grad()  # gradients that an earlier run accumulated without a step
     try:
         loop.fit(learn, dispatcher)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
 from minifast.utils.checks import did_you_mean
-from minifast.utils.state import is_setting
+from minifast.utils.saved_state import is_setting
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import changing_attributes
 

@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
 
 from minifast.utils.checks import check_count, check_number
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
 
 BatchNorm = nn.modules.batchnorm._BatchNorm
 NORMS = tuple(
@@ -206,10 +210,16 @@ def loss_module(loss_func: Any) -> nn.Module | None:
 def loss_parameters(model: nn.Module, loss_func: Any) -> list[nn.Parameter]:
     """Return the trainable parameters of a loss function that are not the model's."""
     loss = loss_module(loss_func)
-    if loss is None:
+    trainable = [] if loss is None else [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    if not trainable:
         return []
     own = {id(parameter) for parameter in model.parameters()}
-    return [parameter for parameter in loss.parameters() if parameter.requires_grad and id(parameter) not in own]
+    return [parameter for parameter in trainable if id(parameter) not in own]
+
+
+def trained_parameters(learn: Learner) -> list[nn.Parameter]:
+    """Return the parameters of the model, and the trainable ones of the loss function."""
+    return [*learn.model.parameters(), *loss_parameters(learn.model, learn.loss_func)]
 
 
 def add_loss_parameters(groups: Sequence[nn.Module], model: nn.Module, loss_func: Any) -> list[nn.Module]:

@@ -144,19 +144,30 @@ def _children_of_code(value: Any) -> dict[str, Any]:
         members |= {f".__base{i}__": base for i, base in enumerate(value.__bases__)}
         properties = {name: child.fget for name, child in members.items() if isinstance(child, property)}
         return {n: child for n, child in (members | properties).items() if _is_code(child) or is_generator(child)}
+    variables = {f".{name}": child for name, child in variables_of(value).items()}
+    return {name: child for name, child in variables.items() if isinstance(child, FunctionType) or is_generator(child)}
+
+
+def variables_of(value: FunctionType) -> dict[str, Any]:
+    """Return the variables that a function uses and does not create: enclosing and global ones, and defaults.
+
+    >>> limit = 3
+    >>> variables_of(lambda x: x < limit)
+    {'limit': 3}
+    """
     cells = zip(value.__code__.co_freevars, value.__closure__ or (), strict=True)
     variables: dict[str, Any] = {}
     for name, cell in cells:
         try:
-            variables[f".{name}"] = cell.cell_contents
+            variables[name] = cell.cell_contents
         except ValueError:  # not assigned yet
             continue
-    variables |= {f".default{i}": default for i, default in enumerate(value.__defaults__ or ())}
-    variables |= {f".{name}": default for name, default in (value.__kwdefaults__ or {}).items()}
+    variables |= {f"default{i}": default for i, default in enumerate(value.__defaults__ or ())}
+    variables |= value.__kwdefaults__ or {}
     for name in _names(value.__code__):
         if name in value.__globals__:
-            variables.setdefault(f".{name}", value.__globals__[name])
-    return {name: child for name, child in variables.items() if isinstance(child, FunctionType) or is_generator(child)}
+            variables.setdefault(name, value.__globals__[name])
+    return variables
 
 
 def _is_code(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import multiprocessing
 import random
 import tempfile
 from collections import Counter, defaultdict
@@ -439,6 +440,8 @@ COUNTS = {
     "Counter": Counter,
     "array": lambda: np.zeros(N),
     "tensor": lambda: torch.zeros(N),
+    "shared array": lambda: multiprocessing.Array("d", N),
+    "shared array without a lock": lambda: multiprocessing.RawArray("i", N),
 }
 
 
@@ -490,6 +493,56 @@ def test_weights_that_are_computed_from_others_are_restored(tmp_path, kind):
         return list(learn.history[-1 if not find else 2].raw_losses)
 
     assert fitted(False) == fitted(True)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize("every", [None, 2])
+@pytest.mark.parametrize("at", [5, 8])
+def test_weights_that_are_computed_from_others_resume_after_a_validated_epoch(tmp_path, kind, every, at):
+    def run(fails_at, path, checkpoint="run"):
+        torch.manual_seed(0)
+        loaders = [DataLoader(Samples(), BS) for _ in range(2)]
+        data = DataBunch(*loaders, device="cpu", classes=["a", "b"])
+        learn = Learner(data, WRAPPED[kind](), path=path, silent=True)
+        learn.fit(2, 1e-2, callbacks=FailsAt(fails_at), checkpoint=checkpoint, every=every)
+        return [*learn.recorder.raw_losses, *learn.recorder.val_losses]
+
+    plain = run(None, tmp_path / "plain")
+    with pytest.raises(OSError, match="gone"):
+        run(at, tmp_path)
+    assert run(None, tmp_path) == plain
+
+
+class CountsAll(Samples):
+    """Counts its reads in memory that worker processes share."""
+
+    def __init__(self):
+        super().__init__()
+        self.reads = multiprocessing.Value("i", 0)
+
+    def __getitem__(self, i):
+        with self.reads.get_lock():
+            self.reads.value += 1
+        return super().__getitem__(i)
+
+
+def test_a_value_that_processes_share_is_restored(tmp_path):
+    def learner(path):
+        torch.manual_seed(0)
+        data = DataBunch(DataLoader(CountsAll(), BS), None, device="cpu", classes=["a", "b"])
+        return Learner(data, nn.Linear(4, 2), path=path, silent=True)
+
+    learn = learner(tmp_path)
+    reads = learn.data.train_ds.reads
+    before = reads.value
+    learn.lr_find(num_it=3)
+    assert reads.value == before
+    with pytest.raises(OSError, match="gone"):
+        learn.fit(2, 1e-2, callbacks=FailsAt(7), checkpoint="run", every=1)
+    resumed = learner(tmp_path)
+    resumed.fit(2, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=1)
+    assert resumed.data.train_ds.reads.value == before + 2 * N
 
 
 # --- the same run

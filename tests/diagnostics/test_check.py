@@ -34,6 +34,49 @@ def only_finding(learn: Learner) -> Finding:
     return finding
 
 
+# --- a loss that broadcasts
+
+
+class Squared(nn.Module):
+    def forward(self, output, target):
+        return (output - target).square().mean()
+
+
+BROADCAST = {
+    "a function": lambda output, target: (output - target).abs().mean(),
+    "a module": Squared(),
+    "a root": lambda output, target: (output - target).square().mean().sqrt(),
+    "a sum": lambda output, target: (output - target).square().sum(),
+}
+PAIRED = {
+    "a column": lambda output, target: (output[:, 0] - target).square().mean(),
+    "a view": lambda output, target: (output - target.view_as(output)).abs().mean(),
+    "a row": lambda output, target: (output - target[:, None]).square().mean(),
+    "squeezed": lambda output, target: (output.squeeze() - target).square().mean(),
+}
+
+
+def of_numbers(loss_func, zeros: bool) -> Learner:
+    model = nn.Linear(10, 1)
+    if zeros:
+        nn.init.zeros_(model.weight)
+    return learner(model, y=torch.randn(120, generator=torch.Generator().manual_seed(1)), loss_func=loss_func)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("name", BROADCAST)
+def test_a_loss_that_pairs_each_output_with_all_targets_is_reported(name, zeros) -> None:
+    finding = next(f for f in of_numbers(BROADCAST[name], zeros).check().findings if "exchanged" in f.what)
+    assert "outputs (10, 1) and targets (10,) broadcast to 100 pairs" in finding.what
+    assert not finding.mild
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_loss_that_matches_the_shapes_itself_is_not_reported(name, zeros) -> None:
+    assert not any("exchanged" in finding.what for finding in of_numbers(PAIRED[name], zeros).check().findings)
+
+
 # --- the loss and the size of a batch
 
 

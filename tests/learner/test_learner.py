@@ -585,6 +585,14 @@ def test_summary_names_layers_shapes_and_parameters() -> None:
     assert lines[-1] == "106 parameters, 98 of them trainable"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_summary_of_a_scripted_model_says_what_to_pass() -> None:
+    learn = toy_learner()
+    learn.model = torch.jit.script(learn.model)
+    with pytest.raises(MinifastError, match="takes no hooks, so its layers cannot be listed; call summary with the"):
+        learn.summary()
+
+
 @pytest.mark.parametrize("look", [lambda learn: learn.summary(), lambda learn: learn.data.one_batch()])
 def test_inspecting_a_learner_does_not_change_training(look) -> None:
     def trained(with_look: bool) -> list[float]:

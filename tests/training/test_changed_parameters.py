@@ -7,12 +7,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import FailsAt, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minifast import Callback, DataBunch, Learner, OptimWrapper
+from minifast import AccumulateScheduler, Callback, DataBunch, Learner, OptimWrapper
 from minifast.training.groups import regroup, split_model, split_no_decay
 
 optim = torch.optim
@@ -325,6 +325,66 @@ def test_lr_find_saves_and_resumed_runs_hold_the_parameters_of_the_loss(tmp_path
     assert_same(resumed.model, whole.model)
 
 
+def scale_after(loss_func, sizes, **options) -> float:
+    """Train on batches of these sizes and return the scale of the loss."""
+    x, y = (torch.cat(parts) for parts in zip(*batches(), strict=True))
+    model = make_model()
+    data = DataBunch(list(zip(x.split(sizes), y.split(sizes), strict=True)), device="cpu", classes=["a", "b"])
+    learn = Learner(data, model, optim.SGD, loss_func=loss_func, wd=0.0, silent=True)
+    learn.fit(1, 0.1, **options)
+    return loss_func.scale.item()
+
+
+def test_an_accumulated_step_of_the_losss_parameters_is_that_of_one_batch():
+    several = scale_after(Weighted(), [3, 8, 13], callbacks=AccumulateScheduler(n_step=3))
+    assert several == pytest.approx(scale_after(Weighted(), [24]), rel=1e-5)
+
+
+def test_the_norm_that_is_clipped_includes_the_losss_parameters():
+    model, loss = make_model(), Weighted()
+    x, y = batches()[0]
+    loss(model(x), y).backward()
+    norm = nn.utils.clip_grad_norm_([*model.parameters(), loss.scale], 0.01)
+    assert norm > 0.1
+    expected = 1.5 - 0.1 * loss.scale.grad.item()
+    learn = Learner(
+        DataBunch([(x, y)], device="cpu"), make_model(), optim.SGD, loss_func=Weighted(), wd=0.0, silent=True
+    )
+    learn.clip_grad(0.01).fit(1, 0.1)
+    assert learn.loss_func.scale.item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: loss.forward])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_a_resumed_run_has_the_accumulated_gradients_of_the_losss_parameters(tmp_path, at, wrap):
+    def run(path, fails_at, **options) -> float:
+        loss = Weighted()
+        data = DataBunch(batches(3), device="cpu", classes=["a", "b"])
+        learn = Learner(data, make_model(), loss_func=wrap(loss), path=path, silent=True)
+        learn.fit(2, 1e-2, callbacks=[AccumulateScheduler(n_step=2), FailsAt(fails_at)], **options)
+        return loss.scale.item()
+
+    plain = run(tmp_path / "plain", None)
+    with pytest.raises(OSError, match="gone"):
+        run(tmp_path, at, checkpoint="run", every=1)
+    assert run(tmp_path, None, checkpoint="run", every=1) == plain
+
+
+def test_restoring_after_nan_restores_the_losss_parameters():
+    class Breaks(Callback):
+        def on_backward_begin(self, epoch, num_batch, last_loss):
+            if epoch == 1 and num_batch == 2:
+                return {"last_loss": last_loss * float("nan")}
+            return None
+
+    whole = make_learner(make_model(), loss_func=Weighted())
+    whole.fit(1, 1e-2)
+    broken = make_learner(make_model(), loss_func=Weighted())
+    with pytest.warns(UserWarning, match="are restored"):
+        broken.fit(2, 1e-2, callbacks=Breaks(), on_nan="restore")
+    assert broken.loss_func.scale.item() == whole.loss_func.scale.item()
+
+
 # --- lazy modules
 
 
@@ -354,6 +414,27 @@ def test_lazy_modules_train_the_same_whatever_came_before(first, tmp_path):
     assert torch.equal(state, torch.get_rng_state())
     learn.fit(1, 1e-2, checkpoint="lazy", resume=False, on_nan="restore")
     assert_same(learn.model, plain.model)
+
+
+def test_layer_groups_of_lazy_modules_are_frozen_before_the_first_batch():
+    learn = make_learner(lazy()).split(lambda model: [model[3]]).freeze()
+    before = learn.model[0].weight.clone()
+    head = learn.model[3].weight.clone()
+    learn.fit(1, slice(1e-3, 1e-2))
+    assert torch.equal(learn.model[0].weight, before)
+    assert not torch.equal(learn.model[3].weight, head)
+    assert learn.opt.read("lr") == [1e-3, 1e-2]
+    learn.unfreeze().fit(1, 1e-2)
+    assert not torch.equal(learn.model[0].weight, before)
+
+
+def test_lazy_modules_are_initialized_and_saved_before_the_first_batch(tmp_path):
+    learn = make_learner(lazy(), path=tmp_path).init(nn.init.ones_)
+    assert (learn.model[0].weight == 1).all()
+    other = make_learner(lazy(), path=tmp_path)
+    other.save("model")
+    learn.load("model")
+    assert_same(learn.model, other.model)
 
 
 def test_a_file_is_loaded_into_lazy_modules(tmp_path):

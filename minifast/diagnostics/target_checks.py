@@ -1,0 +1,87 @@
+"""Find problems of the targets of a batch: their type, their shape, and how the loss pairs them with the outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from minifast.diagnostics.check_result import Finding
+from minifast.errors import DataError
+from minifast.losses import is_cross_entropy
+from minifast.training.batch_checks import check_outputs, check_targets, type_name
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+FLOAT_TARGET_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
+
+
+def find_target_problems(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
+    """Yield why the loss cannot take the targets."""
+    if not isinstance(y, Tensor) or not isinstance(output, Tensor):
+        return
+    name, dtype = type(learn.loss_func).__name__, type_name(y.dtype)
+    if is_cross_entropy(learn.loss_func) and y.is_floating_point() and y.shape != output.shape:
+        yield Finding(
+            f"The targets are {dtype}, but cross entropy needs class numbers.",
+            "The loss raises an error, or reads them as probabilities.",
+            "Convert them to int64: y.long().",
+        )
+    elif is_cross_entropy(learn.loss_func) and y.dtype in (torch.int32, torch.int16, torch.int8, torch.bool):
+        yield Finding(
+            f"The targets are {dtype}, but cross entropy needs int64.",
+            "The loss raises an error.",
+            "Convert them to int64: y.long().",
+        )
+    elif isinstance(learn.loss_func, FLOAT_TARGET_LOSSES) and not y.is_floating_point():
+        yield Finding(
+            f"The targets are {dtype}, but {name} needs floats.",
+            "The loss or its backward pass raises an error for integers.",
+            "Convert them to float32: y.float(). For classes, pass nn.CrossEntropyLoss() to the Learner.",
+        )
+    else:
+        try:
+            check_outputs(learn, output, y)
+            check_targets(learn.loss_func, output, y)
+        except DataError as error:
+            problem, _, remedy = str(error).rpartition("; ")
+            yield Finding(
+                f"{problem}." if problem else remedy,
+                "The first batch would raise an error, or the loss would be meaningless.",
+                f"{remedy[:1].upper()}{remedy[1:]}",
+            )
+
+
+@torch.no_grad()
+def check_pairing(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
+    """Yield a finding if the loss compares each output with every target, because it broadcasts their shapes.
+
+    Such a loss does not change when the targets are exchanged between the samples.
+    """
+    if not isinstance(output, Tensor) or not isinstance(y, Tensor) or output.shape == y.shape or len(y) < 2:
+        return
+    try:
+        numbers = torch.broadcast_tensors(output, y)[0].numel()  # type: ignore[no-untyped-call]
+    except RuntimeError:
+        return
+    if numbers <= max(output.numel(), y.numel()) or not output.is_floating_point() or bool((y == y[:1]).all()):
+        return
+    # Outputs that differ: those of an untrained model may be equal.
+    steps = torch.linspace(-1, 1, len(output), dtype=output.dtype, device=output.device)
+    outputs = output + steps.view(-1, *[1] * (output.ndim - 1))
+    order = y.flatten(1).sum(1).argsort() if y.ndim > 1 else y.argsort()
+    try:
+        losses = [float(learn.loss_func(outputs, y[rows])) for rows in (order, order.flip(0))]
+    except Exception:  # a loss can raise anything
+        return
+    if abs(losses[0] - losses[1]) <= 1e-5 * max(map(abs, losses)):
+        yield Finding(
+            f"The loss does not change when targets are exchanged between samples: outputs {tuple(output.shape)} and "
+            f"targets {tuple(y.shape)} broadcast to {numbers} pairs.",
+            "Each output is compared with the targets of all samples, so the model learns their mean.",
+            "Give both the same shape in the loss, such as output.squeeze(1), or in the data set, such as y[:, None].",
+        )
