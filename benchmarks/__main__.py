@@ -19,6 +19,7 @@ MEASURED = {
     "streaming": "reading images that do not fit in memory",
     "scaling": "time per batch as the data grow",
     "memory": "peak memory",
+    "compare": "several runs of compare at the same time",
     "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
     "finder": "accuracy at the learning rate of each rule of the finder",
@@ -33,7 +34,18 @@ WRITTEN = {
     "guarantees": "the table of guarantees, from the tests behind them",
 }
 REPORT = Path(__file__).parent / "README.md"
-VERSIONS = ("torch", "torchvision", "numpy", "pillow", "fastai", "lightning", "skorch", "keras", "pytorch-ignite")
+VERSIONS = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "pillow",
+    "fastai",
+    "lightning",
+    "skorch",
+    "keras",
+    "pytorch-ignite",
+    "joblib",
+)
 
 
 def machine() -> str:

@@ -32,7 +32,9 @@ def compare(options: argparse.Namespace) -> None:
     def make_learner() -> Learner:
         return Learner(data, make_model(options.arch, data.c or 0), metrics=[accuracy], wd=options.wd)
 
-    comparison = compare_configurations(make_learner, configurations, options.epochs, options.seeds)
+    comparison = compare_configurations(
+        make_learner, configurations, options.epochs, options.seeds, n_jobs=options.jobs
+    )
     write_text(comparison)
     if any(comparison.runs.values()):
         save_figure(comparison.plot(return_fig=True), options.out)

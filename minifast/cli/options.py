@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
     add("--schedules", nargs="+", metavar="NAME", default=["constant", "step", "exponential", "one_cycle"],
         help="names from minifast schedule --list (default: constant step exponential one_cycle)")  # fmt: skip
     add("--seeds", type=_count, default=10, metavar="N", help="the number of runs of each schedule (default: 10)")
+    add("--jobs", type=_count, default=1, metavar="N",
+        help="the number of runs at the same time, each in its own process (default: 1); needs joblib")  # fmt: skip
     add("--out", type=Path, default=Path("comparison.png"), metavar="FILE",
         help="the file of the plot: .png, .pdf or .svg (default: comparison.png)")  # fmt: skip
     add = subparsers.add_parser(

@@ -339,3 +339,13 @@ def test_train_succeeds_if_the_model_cannot_be_exported(folder, tmp_path, monkey
     assert cli.main(command) == 0
     assert "The model is in model.pth only. torch.export cannot follow it." in capsys.readouterr().out
     assert (tmp_path / "out" / "model.pth").is_file()
+
+
+def test_jobs_run_at_the_same_time_and_print_the_same_numbers(folder, tmp_path, capsys):
+    arguments = ["compare", str(folder), "--schedules", "constant", "one_cycle", "--seeds", "1", "--bs", "32"]
+    arguments += ["--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "comparison.png")]
+    rows = []
+    for jobs in ("1", "2"):
+        assert cli.main([*arguments, "--jobs", jobs]) == 0
+        rows.append([line.split()[:3] for line in capsys.readouterr().out.splitlines()[:3]])
+    assert rows[0] == rows[1]

@@ -25,7 +25,7 @@ from minifast import (
     one_cycle,
     simple_ann,
 )
-from minifast.comparison import Comparison, Run, permutation_test
+from minifast.comparison.result import Comparison, Run, permutation_test
 from minifast.schedules import linear
 
 
