@@ -28,7 +28,8 @@ class AccumulateScheduler(LearnerCallback):
     The last batches of an epoch make a step of their own where they are fewer. A schedule moves once per step, which
     uses the learning rate of its first batch; a point of ``lr_find`` is a step. A batch whose loss counts nothing, such
     as one where all targets are ``ignore_index``, adds nothing to the step. Its loss is recorded as 0, which the
-    smoothed training loss leaves out.
+    smoothed training loss leaves out. The smoothed training loss takes the loss of each step as one value, as if its
+    batches were one big batch.
 
     Args:
         learn: the learner.
@@ -77,6 +78,8 @@ class AccumulateScheduler(LearnerCallback):
         """Rescale the accumulated gradients so that this batch's gradient can be added to them."""
         if self.n_step == 1 or is_summed(self.learn.loss_func):
             self._batch_weight = 1
+            if self.n_step > 1:
+                raw_losses.join_step(1, is_first=not self._batches, is_summed=True)
             return
         # The mean of a batch is its sum divided by the weight; where weights are equal, nothing is multiplied.
         weight = self._batch_weight = loss_weight(self.learn.loss_func, last_target, last_input)
@@ -87,6 +90,7 @@ class AccumulateScheduler(LearnerCallback):
             unit = weight or 1
             if not weight:
                 raw_losses.replace_last(torch.tensor(UNCOUNTED))
+        raw_losses.join_step(weight, is_first=not self._batches, is_summed=False)
         if self._batches and _differ(unit, self._unit):
             self._multiply(self._unit / unit)
         self._unit = unit

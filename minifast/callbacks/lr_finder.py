@@ -26,7 +26,7 @@ class LRFinder(ScheduledParameters):
 
     ``Learner.lr_find`` runs this callback and restores all state that the mock training changes. ``lrs`` and ``losses``
     (smoothed, as the Recorder's) hold one value per optimizer step. With accumulated gradients the loss of a step is
-    the mean over its batches.
+    that of one big batch.
 
     Args:
         learn: the learner.
@@ -77,10 +77,10 @@ class LRFinder(ScheduledParameters):
         if finite and skip_step:
             return None
         n_batches = len(raw_losses)
-        losses = [last] if n_batches == self._batches + 1 else raw_losses[self._batches :]
-        counted = [loss for loss in losses if not is_uncounted(loss)]
-        if counted:
-            self._average.add_value(sum(counted) / len(counted))
+        one = None if is_uncounted(last) else last
+        loss = one if n_batches == self._batches + 1 else raw_losses.step_loss(self._batches)
+        if loss is not None:
+            self._average.add_value(loss)
         self._batches = n_batches
         self.lrs.append(self.learn.opt.lr)
         self.losses.append(self._average.smooth)

@@ -35,7 +35,8 @@ class Recorder(LearnerCallback):
         moms: the momentum of each step, of the last layer group.
         group_lrs: the learning rates of each step, a list with one for each layer group; empty with a single group.
         raw_losses: the training loss of each batch.
-        losses: the moving average of ``raw_losses`` (beta 0.98, with bias correction).
+        losses: the moving average of ``raw_losses`` (beta 0.98, with bias correction); batches of one accumulated step
+            count as one big batch.
         val_losses: the validation loss of each epoch, None where validation was skipped.
         metrics: the values of the metrics after each epoch, in the order of ``metrics_names``.
         metrics_names: the columns of the metrics, and of callbacks that add columns.
@@ -204,11 +205,12 @@ class Recorder(LearnerCallback):
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as lists of numbers."""
-        return {**{name: list(getattr(self, name)) for name in RECORDED}, "expanded": list(self._expanded)}
+        record = {name: list(getattr(self, name)) for name in RECORDED}
+        return {**record, "parts": self._losses.parts, "expanded": list(self._expanded)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore a record, and print its rows."""
-        self._losses.restore(state["raw_losses"])
+        self._losses.restore(state["raw_losses"], state.get("parts", ()))
         vars(self).update({name: state[name] for name in RECORDED if name != "raw_losses"})
         expanded = state.get("expanded", self._expanded)
         if expanded != self._expanded:
@@ -224,8 +226,9 @@ class Recorder(LearnerCallback):
         result = self.finder_result
         finder = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
         record = {name: list(getattr(self, name)) for name in RECORDED}
-        values = {"call": self.call, "names": self.names, **record, "losses": list(self.losses)}
-        return as_plain({**values, "without_momentum": self._without_momentum, "found": finder})  # type: ignore[no-any-return]
+        values: dict[str, Any] = {"call": self.call, "names": self.names, **record, "losses": list(self.losses)}
+        values |= {"parts": self._losses.parts, "without_momentum": self._without_momentum, "found": finder}
+        return as_plain(values)  # type: ignore[no-any-return]
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recorder:
@@ -233,7 +236,7 @@ class Recorder(LearnerCallback):
         names = values["names"]
         recorder = cls(add_time=names[-1] == "time", silent=True)
         recorder.metrics_names = names[3:-1] if recorder.add_time else names[3:]
-        recorder.load_state_dict({name: values[name] for name in RECORDED})
+        recorder.load_state_dict({name: values[name] for name in (*RECORDED, "parts") if name in values})
         recorder.call = values["call"]
         recorder._without_momentum = values["without_momentum"]
         if finder := values["found"]:

@@ -89,7 +89,8 @@ def is_uncounted(loss: float) -> bool:
 class Losses(Sequence[float]):
     """Training losses of a fit, one float per batch, and their moving average.
 
-    Losses on a device stay there until they are read: ``append`` never waits for the device, reading does.
+    Losses on a device stay there until they are read: ``append`` never waits for the device, reading does. Batches of
+    one accumulated step are one value of the average: the loss of one big batch of all their samples.
     """
 
     def __init__(self, beta: float = 0.98) -> None:
@@ -97,6 +98,9 @@ class Losses(Sequence[float]):
         self._waiting: list[Tensor] = []
         self._average = SmoothenValue(beta)
         self._smoothed: list[float] = []
+        self._parts: dict[int, tuple[int, Any, bool]] = {}  # of accumulated steps: first batch, weight, whether summed
+        self._step = WeightedMean()
+        self._before = (0, 0.0, 0.0)  # the average before the step
 
     def append(self, loss: Tensor) -> None:
         """Add the loss of a batch, a tensor of one number."""
@@ -117,10 +121,39 @@ class Losses(Sequence[float]):
         del (self._waiting or self._values)[-1]
         self.append(loss)
 
-    def restore(self, values: Sequence[float]) -> None:
-        """Replace all losses by ``values``."""
+    def join_step(self, weight: Any, is_first: bool, is_summed: bool) -> None:
+        """Make the loss that was added last a part of an accumulated step.
+
+        Args:
+            weight: the weight of the batch in the loss of the step.
+            is_first: whether the step begins with it.
+            is_summed: whether losses are sums, which add up.
+        """
+        i = len(self) - 1
+        begin = i if is_first else self._parts.get(i - 1, (i,))[0]
+        self._parts[i] = begin, weight, is_summed
+
+    @property
+    def parts(self) -> list[list[Any]]:
+        """The losses that are parts of accumulated steps: number, first of the step, weight, whether summed."""
+        self.smoothed()  # reads the weights, each once
+        return [[i, *part] for i, part in self._parts.items()]
+
+    def step_loss(self, begin: int) -> float | None:
+        """Return the loss of the last step, of the batches from ``begin`` at most; None if none of them counts."""
+        mean, is_summed = WeightedMean(), False
+        begin = max(begin, self._parts.get(len(self) - 1, (begin,))[0])
+        for i, value in enumerate(self[begin:], begin):
+            _, weight, is_summed = self._parts.get(i, (i, 1, False))
+            if not is_uncounted(value):
+                mean.add(value, float(weight))
+        return mean.read_sum() if is_summed else mean.read()
+
+    def restore(self, values: Sequence[float], parts: Sequence[Sequence[Any]] = ()) -> None:
+        """Replace all losses by ``values``, with their ``parts``."""
         self._waiting.clear()
         self._values[:] = values
+        self._parts = {i: (begin, weight, is_summed) for i, begin, weight, is_summed in parts}
         self._smoothed.clear()
         self._average = SmoothenValue(self._average.beta)
 
@@ -128,6 +161,7 @@ class Losses(Sequence[float]):
         """Keep the first ``n`` losses only."""
         del self.read()[n:]
         del self._smoothed[n:]
+        self._parts = {i: part for i, part in self._parts.items() if i < n}
 
     @property
     def arrived(self) -> list[float]:
@@ -143,11 +177,26 @@ class Losses(Sequence[float]):
 
     def smoothed(self) -> list[float]:
         """Return the moving average after each loss."""
-        for value in self.read()[len(self._smoothed) :]:
-            if not is_uncounted(value):
-                self._average.add_value(value)
-            self._smoothed.append(self._average.smooth)
+        average = self._average
+        for i, value in enumerate(self.read()[len(self._smoothed) :], len(self._smoothed)):
+            part = self._parts.get(i)
+            if part is not None:
+                self._add_part(i, value, *part)
+            elif not is_uncounted(value):
+                average.add_value(value)
+            self._smoothed.append(average.smooth)
         return self._smoothed
+
+    def _add_part(self, i: int, value: float, begin: int, weight: Any, is_summed: bool) -> None:
+        """Put the loss of a step, with this batch, in the place of its loss without."""
+        average, weight = self._average, float(weight)
+        self._parts[i] = begin, weight, is_summed
+        if i == begin:
+            self._step, self._before = WeightedMean(), (average.n, average.mov_avg, average.smooth)
+        if not is_uncounted(value):
+            self._step.add(value, weight)
+            average.n, average.mov_avg, average.smooth = self._before
+            average.add_value(float((self._step.read_sum() if is_summed else self._step.read()) or 0.0))
 
     def __len__(self) -> int:
         return len(self._values) + len(self._waiting)

@@ -7,14 +7,14 @@ from functools import partial
 
 import pytest
 import torch
+from conftest import FailsAt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from minifast import AccumulateScheduler, Callback, DataBunch, GradientClipping, Learner, MixedPrecision
+from minifast import AccumulateScheduler, Callback, DataBunch, GradientClipping, Learner, MixedPrecision, read_history
 from minifast.callbacks import accumulation
-from minifast.training.averages import SmoothenValue
 
 WEIGHT = torch.tensor([0.1, 1.0, 10.0])
 
@@ -80,6 +80,12 @@ def steps_of(batches, loss, *callbacks, epochs=1, scale=1.0) -> tuple[list[torch
     return gradients.steps, learn
 
 
+def first_output(x: torch.Tensor) -> torch.Tensor:
+    """Return the output of the model that ``steps_of`` trains, before its first step."""
+    torch.manual_seed(1)
+    return nn.Linear(4, 3)(x)
+
+
 @pytest.mark.parametrize("name", LOSSES)
 @settings(deadline=None, max_examples=15)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), seed=st.integers(0, 1000))
@@ -89,9 +95,10 @@ def test_a_step_is_that_of_one_big_batch(name, sizes, seed) -> None:
     if isinstance(y, torch.Tensor) and y.dtype is torch.int64:
         y[-1] = 2  # of all samples, at least one counts
     small = list(zip(cut(x, sizes), cut(y, sizes), strict=True))
-    (one,), _ = steps_of([(x, y)], LOSSES[name])
-    (several,), _ = steps_of(small, LOSSES[name], AccumulateScheduler(n_step=len(sizes)))
+    (one,), whole = steps_of([(x, y)], LOSSES[name])
+    (several,), parts = steps_of(small, LOSSES[name], AccumulateScheduler(n_step=len(sizes)))
     assert torch.allclose(several, one, rtol=1e-4, atol=1e-6)
+    assert parts.recorder.rows[0][1] == pytest.approx(whole.recorder.rows[0][1], rel=1e-4, abs=1e-6)
 
 
 @settings(deadline=None, max_examples=20)
@@ -107,13 +114,17 @@ def test_each_step_is_that_of_its_batches(n_batches, n_step, drop_last, seed) ->
     big = [4 * n_step] * (whole // n_step) + ([4 * (whole % n_step)] if whole % n_step else [])
     loss = LOSSES["class weights"]
     x_big, y_big = x[: 4 * whole], y[: 4 * whole]
-    expected, _ = steps_of(list(zip(cut(x_big, big), cut(y_big, big), strict=True)), loss, epochs=2)
+    expected, of_big = steps_of(list(zip(cut(x_big, big), cut(y_big, big), strict=True)), loss, epochs=2)
     accumulate = AccumulateScheduler(n_step=n_step, drop_last=drop_last)
     small = list(zip(cut(x, sizes), cut(y, sizes), strict=True))
-    steps, _ = steps_of(small, loss, accumulate, epochs=2)
+    steps, of_small = steps_of(small, loss, accumulate, epochs=2)
     assert len(steps) == len(expected)
     for step, other in zip(steps, expected, strict=True):
         assert torch.allclose(step, other, rtol=1e-4, atol=1e-5)
+    if whole == n_batches:
+        ends = [*range(n_step - 1, n_batches - 1, n_step), n_batches - 1]
+        losses = [of_small.recorder.losses[epoch * n_batches + end] for epoch in range(2) for end in ends]
+        assert losses == pytest.approx(of_big.recorder.losses, rel=1e-4)
 
 
 @pytest.mark.parametrize("empty", [0, 1, 2])
@@ -127,11 +138,29 @@ def test_a_batch_that_counts_nothing_adds_nothing(empty) -> None:
     assert torch.allclose(several, one, rtol=1e-5, atol=1e-7)
     assert learn.recorder.raw_losses[empty] == 0.0
     assert all(map(math.isfinite, learn.recorder.losses))
-    average = SmoothenValue(0.98)
-    for i, loss in enumerate(learn.recorder.raw_losses):
-        if i != empty:
-            average.add_value(loss)
-    assert learn.recorder.rows[-1][1] == pytest.approx(average.smooth)
+    expected = torch.nn.functional.cross_entropy(first_output(x), y)
+    assert learn.recorder.rows[-1][1] == pytest.approx(expected.item())
+
+
+@pytest.mark.parametrize("loss", ["class weights", "summed"])
+@pytest.mark.parametrize("at", [1, 2, 4])
+def test_the_losses_of_steps_survive_a_resume_and_a_file(tmp_path, loss, at) -> None:
+    def run(fails_at, path, **options) -> Learner:
+        generator = torch.Generator().manual_seed(0)
+        x, y = torch.randn(14, 4, generator=generator), torch.arange(14) % 3
+        data = DataBunch(list(zip(cut(x, [2, 5, 7]), cut(y, [2, 5, 7]), strict=True)), device="cpu")
+        torch.manual_seed(1)
+        learn = Learner(data, nn.Linear(4, 3), loss_func=LOSSES[loss], path=path, silent=True)
+        learn.fit(2, 0.1, callbacks=[AccumulateScheduler(n_step=3), FailsAt(fails_at)], **options)
+        return learn
+
+    plain = run(None, tmp_path / "plain")
+    with pytest.raises(OSError, match="gone"):
+        run(at, tmp_path, checkpoint="run", every=1)
+    learn = run(None, tmp_path, checkpoint="run", every=1)
+    assert learn.recorder.losses == plain.recorder.losses
+    learn.history.to_json(tmp_path / "history.json")
+    assert read_history(tmp_path / "history.json")[0].losses == plain.recorder.losses
 
 
 @pytest.mark.parametrize("empty", [None, 0, 2])

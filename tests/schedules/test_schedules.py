@@ -279,6 +279,12 @@ def test_one_cycle_at_every_size_and_share(pct, warmup) -> None:
             assert rates == pytest.approx(by_hand(n, pct, 0.5), abs=1e-12)
 
 
+def test_a_share_that_is_a_whole_number_of_batches_is_not_rounded_down() -> None:
+    for n in range(1, 200):
+        for batches in range(1, n):
+            assert whole_batches(batches / n, n) == batches / n  # though 29 / 100 * 100 is below 29
+
+
 @given(st.integers(1, 2000), shares)
 @few
 def test_whole_batches_is_a_whole_number_of_them_near_the_share(n, pct) -> None:
