@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import os
+import socket
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib as mpl
@@ -28,6 +31,36 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     home = tmp_path / "home"
     monkeypatch.setenv("MINIFAST_HOME", str(home))
     return home
+
+
+def is_this_machine(host: object) -> bool:
+    """Whether a host name or address is a loopback one."""
+    try:
+        return host in (None, "", "localhost") or ipaddress.ip_address(str(host).split("%")[0]).is_loopback
+    except ValueError:  # another name
+        return False
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fail a test that looks up or connects to another machine, even if the code under test catches errors."""
+
+    def guard(owner: object, name: str, host_in: Callable[..., object]) -> None:
+        original = getattr(owner, name)
+
+        def guarded(*args, **kwargs):
+            if not is_this_machine(host := host_in(*args, **kwargs)):
+                pytest.fail(f"This test uses the network: {name} of {host}.")
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, guarded)
+
+    def address_host(sock: socket.socket, address: object) -> object:
+        return address[0] if sock.family in (socket.AF_INET, socket.AF_INET6) else None
+
+    guard(socket, "getaddrinfo", lambda host, *_, **__: host.decode() if isinstance(host, bytes) else host)
+    guard(socket.socket, "connect", address_host)
+    guard(socket.socket, "connect_ex", address_host)
 
 
 @pytest.fixture(autouse=True)

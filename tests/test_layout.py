@@ -6,6 +6,7 @@ import ast
 import importlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -238,6 +239,21 @@ for name in sys.argv[1:]:
 def test_each_package_can_be_imported_first():
     names = ["minifast" if name == "__init__" else f"minifast.{name}" for name in ORDER[:-1]]
     subprocess.run([sys.executable, "-W", "error", "-c", IMPORT_EACH_FIRST, *names], check=True, cwd=PACKAGE.parent)
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "example.org", "::ffff:192.0.2.1"])
+@pytest.mark.parametrize("method", ["connect", "connect_ex"])
+def test_no_test_can_use_the_network(host, method):
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock, pytest.raises(pytest.fail.Exception, match="uses the network"):
+        getattr(sock, method)((host, 80))
+    with pytest.raises(pytest.fail.Exception, match="uses the network"):
+        socket.create_connection((host, 80))
+
+
+def test_tests_can_use_a_server_on_this_machine():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        socket.create_connection(("localhost", server.getsockname()[1])).close()
 
 
 def test_type_checkers_are_told_of_the_types():

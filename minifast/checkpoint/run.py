@@ -27,6 +27,7 @@ from minifast.training.non_finite import all_finite
 from minifast.training.state import State
 from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
+from minifast.utils.compat import with_later_settings
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import is_plain
 from minifast.utils.text import write_text
@@ -147,6 +148,8 @@ class Checkpointer(LearnerCallback):
         expected = self._identity if version == FORMAT else version_0_1.run_fingerprint(self.learn)
         for part, mine in {"call": self.call, **expected}.items():
             theirs = version_0_1.upgrade_call(saved[part]) if part == "call" else saved[part]
+            if part == "opt":
+                theirs, mine = (with_later_settings(values, self.learn.opt.opt) for values in (theirs, mine))
             names = {*theirs, *mine}
             if part == "settings":  # what the run changed is restored; what is not set yet may come
                 names = theirs.keys() & mine.keys() - saved["state"]["attributes"].keys()

@@ -29,6 +29,7 @@ TYPES: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory_
 MORE_OPERATORS = (
     "aten.adaptive_max_pool2d.default",
     "aten.adaptive_max_pool3d.default",
+    "aten.linalg_vector_norm.default",  # torch 2.6 does not decompose it
     "aten.scaled_dot_product_attention.default",  # faster than its decomposition
 )
 

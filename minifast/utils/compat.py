@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import nn
 
 
@@ -20,3 +21,16 @@ def compile_in_place(model: nn.Module, compiler: Callable[[Callable[..., Any]], 
         return model._call_impl(*args, **kwargs)  # type: ignore[no-untyped-call]
 
     model._compiled_call_impl = compiler(forward)
+
+
+def with_later_settings(settings: dict[str, Any], optimizer: Any) -> dict[str, Any]:
+    """Return the settings of an optimizer with those that its class has in later versions of torch.
+
+    Adam has ``decoupled_weight_decay`` from torch 2.7 on. The function can go with torch 2.6.
+
+    >>> with_later_settings({"eps": 1e-8}, torch.optim.AdamW([nn.Parameter(torch.zeros(1))]))
+    {'decoupled_weight_decay': True, 'eps': 1e-08}
+    """
+    if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
+        return {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW), **settings}
+    return settings

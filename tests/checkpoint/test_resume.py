@@ -31,6 +31,7 @@ from minifast import (
     simple_ann,
     simple_cnn,
 )
+from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.run import Checkpointer
 from minifast.utils import files
 from minifast.utils.files import MARK
@@ -345,6 +346,23 @@ def test_a_run_of_other_content_in_the_same_shapes_raises(tmp_path, what, words)
     changed("nothing", tmp_path).fit(2, 1e-2, checkpoint="run")
     with pytest.raises(MinifastError, match=f"holds another run: {words}"):
         changed(what, tmp_path).fit(2, 1e-2, checkpoint="run")
+
+
+def test_a_run_of_an_older_torch_resumes(tmp_path, monkeypatch):
+    def begin(at=None):
+        learn = toy_learner(path=tmp_path)
+        learn.fit(2, 1e-2, callbacks=[FailsAt(at)], checkpoint="run", every=1)
+
+    def older(learn):
+        parts = run_fingerprint(learn)
+        parts["opt"].pop("decoupled_weight_decay", None)  # torch 2.6 does not have it
+        return parts
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minifast.checkpoint.run.run_fingerprint", older)
+        with pytest.raises(OSError, match="gone"):
+            begin(4)
+    begin()
 
 
 def test_another_random_split_raises(tmp_path):
