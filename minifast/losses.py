@@ -45,6 +45,23 @@ def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
     return nn.CrossEntropyLoss() if target.ndim == 0 else None
 
 
+def no_loss_reason(dataset: Any) -> str:
+    """Return why ``loss_for`` found no loss, and what to do."""
+    try:
+        target = dataset[0][1]
+        shape = () if isinstance(target, str) else tuple(torch.as_tensor(target).shape)
+    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
+        return "; pass `loss_func`, such as nn.CrossEntropyLoss()"
+    if isinstance(target, str):
+        return ": the targets are texts; give class numbers from 0 in the data set"
+    if shape == (1,):
+        return ": the targets are integers of shape (n, 1); give class numbers as (n,), with y.squeeze(1)"
+    return (
+        f": each target has {' x '.join(map(str, shape))} integers; pass `loss_func`, such as nn.CrossEntropyLoss() "
+        f"for a class per position, or give floats and nn.BCEWithLogitsLoss() for several labels per sample"
+    )
+
+
 def classes_of(dataset: Any) -> list[Any] | None:
     """Return the class names of a data set or of the data set that it is a subset of; None without names."""
     while dataset is not None and not hasattr(dataset, "classes"):

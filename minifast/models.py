@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.utils.checks import check_count, did_you_mean
+from minifast.utils.public import public
 
 
 @torch.no_grad()
@@ -26,6 +27,7 @@ def initialize(module: nn.Module, init: Callable[[Tensor], Any]) -> None:
                 bias.zero_()
 
 
+@public
 def conv_layer(
     ni: int,
     nf: int,
@@ -78,6 +80,7 @@ def conv_layer(
     return nn.Sequential(*layers)
 
 
+@public
 def simple_cnn(
     actns: Sequence[int],
     kernel_szs: Sequence[int] | None = None,
@@ -126,6 +129,7 @@ def simple_cnn(
     return model.to(memory_format=torch.channels_last)
 
 
+@public
 def simple_ann(
     n_in: int, n_out: int, n_hidden: int | Sequence[int] = 64, activation: Callable[[], nn.Module] = nn.ReLU
 ) -> nn.Sequential:

@@ -279,6 +279,8 @@ class Recorder(LearnerCallback):
         result = self.finder_result
         if result and not result.lrs:
             raise MinifastError(f"There is nothing to plot: the learning rate finder made no step; {result.stopped}.")
+        if result is None:
+            write_text("This run trained: plot_losses() shows its losses, lr_find() makes the curve of this plot.")
         result = result or FinderResult([self.lrs], [self.losses], "the fit ended", skip_start, skip_end)
         if suggestion and result.reason:
             write_text(result.reason)

@@ -14,10 +14,12 @@ from minifast.learner.learner import Learner
 from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
 from minifast.utils.checks import add_note, check_callable, check_count, shown
+from minifast.utils.public import public
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.text import write_text
 
 
+@public
 @rename_arguments(recipes="configurations")
 def compare(
     make_learner: Callable[..., Learner],

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast import plotting
-from minifast.data.checks import check_batch, check_dataset, check_devices, check_loader
+from minifast.data.checks import check_batch, check_dataset, check_devices, check_loader, check_loader_options
 from minifast.data.labels import Labels, printable, target_text
 from minifast.data.loaders import (
     BatchLoader,
@@ -34,6 +34,7 @@ from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of, loss_for
 from minifast.utils.checks import check_count
+from minifast.utils.public import public_class
 from minifast.utils.tensors import as_pair, map_tensors
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ class DatasetType(Enum):
     Test = 3
 
 
+@public_class()
 class DataBunch:
     """Hold the training, validation and test loaders of a Learner on one device.
 
@@ -70,6 +72,7 @@ class DataBunch:
     (5, CrossEntropyLoss())
     """
 
+    files_in_path = True  # a learner writes its files into ``path``
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
     test_labelled = True  # False: the targets of the test part are placeholders
 
@@ -85,9 +88,8 @@ class DataBunch:
         loss_func: Any = None,
     ) -> None:
         for name, dl in (("train_dl", train_dl), ("valid_dl", valid_dl), ("test_dl", test_dl)):
-            if dl is None and name != "train_dl":
-                continue
-            check_loader(name, dl)
+            if dl is not None or name == "train_dl":
+                check_loader(name, dl)
         own = [dl.device for dl in (train_dl, valid_dl, test_dl) if isinstance(dl, BatchLoader)]
         self.device = as_device(device) if device is not None else own[0] if own else default_device()
         check_devices(self.device, own)
@@ -135,6 +137,7 @@ class DataBunch:
             seed: seed of the order in each epoch and of the workers; by default both come from torch's generator.
             dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
         """
+        check_loader_options(f"{cls.__name__}.create", dl_kwargs, cls.create)
         check_count("bs", bs)
         check_dataset(train_ds)
         val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
@@ -292,9 +295,7 @@ class DataBunch:
             try:
                 x, y = self.one_batch(ds_type, denorm=False)
             except Exception as error:
-                raise DataError(
-                    f"The {name} part gives no batch: {error} Check its samples and their shapes one by one."
-                ) from error
+                raise DataError(f"The {name} part gives no batch: {error} Check its samples one by one.") from error
             check_batch(name, x, y, self.classes)
 
     def normalize(self, stats: Stats | None = None) -> DataBunch:
@@ -392,7 +393,7 @@ class DataBunch:
         return target_text(target, self.classes)
 
     def __repr__(self) -> str:
-        parts = [("train", self.train_dl), ("valid", self.valid_dl), ("test", self.test_dl)]
+        parts = {"train": self.train_dl, "valid": self.valid_dl, "test": self.test_dl}.items()
         counts = ", ".join(f"{name}: {len(dl)} batches" for name, dl in parts if dl is not None)
         about = "" if self.labels is None else f"{self.labels}; "
         about += f"classes: {self.classes}; device: {self.device}; path: {self.path}"

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from minifast.data.loaders import has_length, is_same_device
 from minifast.errors import DataError
+from minifast.utils.public import check_keywords
 
 
 def check_loader(name: str, dl: Any) -> None:
@@ -55,3 +57,9 @@ def check_batch(part: str, x: Any, y: Any, classes: Sequence[Any] | None) -> Non
             f"Targets must be class indices from 0 to {len(classes) - 1}, for {len(classes)} classes; the first batch "
             f"of the {part} part has targets from {int(y.min())} to {int(y.max())}."
         )
+
+
+def check_loader_options(function: str, options: dict[str, Any], create: Callable[..., Any]) -> None:
+    """Raise a TypeError if torch's DataLoader does not take an option, or ``create`` sets it itself."""
+    own = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
+    check_keywords(function, options, create, DataLoader, but=own)

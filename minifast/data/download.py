@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
 from minifast.utils.folders import home
+from minifast.utils.public import public
 from minifast.utils.text import is_terminal, write_text
 
 _BASE = "https://s3.amazonaws.com/fast-ai-"
@@ -55,6 +56,7 @@ ARCHIVES: dict[str, tuple[int, str]] = {
 }
 
 
+@public
 def untar_data(
     url: str, dest: str | Path | None = None, force_download: bool = False, timeout: float = 10.0, silent: bool = False
 ) -> Path:

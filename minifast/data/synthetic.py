@@ -10,6 +10,7 @@ from minifast.data.download import move_into_place, staging
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 from minifast.utils.folders import home
+from minifast.utils.public import public
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +28,7 @@ GLYPH = 64  # height and width of a rendered digit before it is warped, in pixel
 FONTS = ("DejaVuSans*", "DejaVuSerif*", "STIXGeneral*", "cmb10", "cmmi10", "cmr10", "cmss10", "cmti10", "cmtt10")
 
 
+@public
 def generate_sample(dest: Path | str | None = None, n_train: int = 6000, n_valid: int = 1000, seed: int = 0) -> Path:
     """Generate images of 3s and 7s in the layout of MNIST_SAMPLE, and return their folder.
 

@@ -18,8 +18,10 @@ from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
 from minifast.losses import LOSS_OF_KIND
 from minifast.utils.checks import check_count
+from minifast.utils.public import public_class
 
 
+@public_class()
 class TensorDataBunch(DataBunch):
     """Hold inputs and targets in memory, on the device for training."""
 

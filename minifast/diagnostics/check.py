@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
-from minifast.diagnostics.target_checks import check_pairing, find_target_problems
+from minifast.diagnostics.target_checks import check_pairing, check_two_classes, find_reason, find_target_problems
 from minifast.losses import activation_name, batch_size_effect, is_cross_entropy, is_loss, reduction_of, setting_of
 from minifast.training import loop
 from minifast.training.batch_checks import type_name
@@ -161,7 +161,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     try:
         output = learn.model(*as_arguments(x))
     except Exception as error:  # a model can raise anything
-        yield Finding(
+        yield find_reason(learn, error, x, None, y) or Finding(
             f"The model fails on a batch of shape {_shape(x)}: {_message(error)}",
             "It cannot be trained.",
             "Compare the model's input shape with data.one_batch(); change the model or the data.",
@@ -174,7 +174,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     try:
         loss = learn.loss_func(output, *as_arguments(y))
     except Exception as error:  # a loss can raise anything
-        yield Finding(
+        yield find_reason(learn, error, x, output, y) or Finding(
             f"The loss fails on outputs {_shape(output)} and targets {_shape(y)}: {_message(error)}",
             "No training is possible with it.",
             "Change the shapes or types of outputs or targets, or pass another loss_func to the Learner.",
@@ -196,6 +196,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
         )
         return
     yield from _check_outputs(learn, output)
+    yield from check_two_classes(learn, y)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
     mispaired = list(check_pairing(learn, output, y))

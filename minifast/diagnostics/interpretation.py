@@ -16,6 +16,7 @@ from minifast.losses import activation_name
 from minifast.metrics.confusion import PairCounts
 from minifast.metrics.loss_options import threshold_of
 from minifast.utils.checks import check_count
+from minifast.utils.public import public_class
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.shapes import binary_targets
 from minifast.utils.tensors import count_samples
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
+@public_class()
 class Interpretation:
     """Hold the predictions, targets and losses of a part of the data, in the order of prediction.
 
@@ -136,6 +138,7 @@ class Interpretation:
         return loader_state(self.learn.data.dl(self.ds_type)), get_rng_states()
 
 
+@public_class()
 class ClassificationInterpretation(Interpretation):
     """Interpret a classifier: its top losses, its confusion matrix, and the classes it confuses most.
 

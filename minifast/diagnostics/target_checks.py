@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
-from minifast.losses import is_cross_entropy
-from minifast.training.batch_checks import check_outputs, check_targets, type_name
+from minifast.losses import is_cross_entropy, is_loss
+from minifast.training.batch_checks import check_first_batch, check_outputs, check_targets, type_name
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -48,12 +49,39 @@ def find_target_problems(learn: Learner, output: Any, y: Any) -> Iterator[Findin
             check_outputs(learn, output, y)
             check_targets(learn.loss_func, output, y)
         except DataError as error:
-            problem, _, remedy = str(error).rpartition("; ")
-            yield Finding(
-                f"{problem}." if problem else remedy,
-                "The first batch would raise an error, or the loss would be meaningless.",
-                f"{remedy[:1].upper()}{remedy[1:]}",
-            )
+            yield _finding_of(error)
+
+
+def find_reason(learn: Learner, error: Exception, x: Any, output: Any, y: Any) -> Finding | None:
+    """Return what the fit would report for a model or loss that fails on its first batch, if it knows the reason."""
+    try:
+        check_first_batch(learn, error, x, output, y)
+    except DataError as clearer:
+        return _finding_of(clearer)
+    return None
+
+
+def _finding_of(error: DataError) -> Finding:
+    problem, _, remedy = str(error).partition("; ")
+    return Finding(
+        f"{problem}." if remedy else problem,
+        "The first batch would raise an error, or the loss would be meaningless.",
+        f"{remedy[:1].upper()}{remedy[1:]}" if remedy else "Change the data or the model.",
+    )
+
+
+def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:
+    """Yield a finding if the targets of a squared error are 0 and 1 only."""
+    if not isinstance(y, Tensor) or not is_loss(learn.loss_func, nn.MSELoss, functional.mse_loss):
+        return
+    if y.is_floating_point() and y.numel() == len(y) > 1 and bool(((y == 0) | (y == 1)).all()):
+        yield Finding(
+            "The targets are 0 and 1 as floats, and the loss is the squared error.",
+            "If they are two classes, the squared error trains more slowly than cross entropy.",
+            "For classes give the model two outputs and y.long() as targets, or one output and "
+            "loss_func=nn.BCEWithLogitsLoss().",
+            mild=True,
+        )
 
 
 @torch.no_grad()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,8 @@ from minifast.learner.running import RunOptions
 from minifast.schedules.annealing import Schedule
 from minifast.training.callback import Callback, check_callbacks
 from minifast.utils import files
-from minifast.utils.checks import check_count, did_you_mean
+from minifast.utils.checks import check_count
+from minifast.utils.public import check_keywords
 from minifast.utils.tensors import as_list
 from minifast.utils.text import write_text
 
@@ -114,12 +114,7 @@ def plot_schedule(
     elif mom is not None or wd is not None:
         raise TypeError("`mom` and `wd` need a schedule as `max_lr`; the 1cycle policy takes its momentum from `moms`.")
     else:
-        allowed = list(inspect.signature(OneCycleScheduler).parameters)[2:]
-        for name in cycle.keys() - set(allowed):
-            raise TypeError(
-                f"`{name}` is no argument of the 1cycle policy; it takes {', '.join(allowed)}."
-                f"{did_you_mean(name, allowed)}"
-            )
+        check_keywords("Learner.plot_schedule", cycle, OneCycleScheduler, but=("learn", "lr_max"))
         scheduler = OneCycleScheduler(learn, max_lr, **cycle)
     values, without_momentum = running.planned_values(learn, scheduler, epochs, lr)
     return plotting.plot_hyperparameters(values, without_momentum, return_fig, ax)

@@ -30,6 +30,7 @@ from minifast.learner import copying, fitting, predicting
 from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
+from minifast.losses import no_loss_reason
 from minifast.metrics.base import as_metric
 from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
@@ -38,11 +39,13 @@ from minifast.training.callback import Callback, check_callback_fns, check_callb
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.lazy import initialize_lazy
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
+from minifast.training.torch_optimizer import check_opt_func
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
+from minifast.utils.public import public_class
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
 
 if TYPE_CHECKING:
@@ -58,6 +61,7 @@ def check_data(data: Any) -> DataBunch:
     return data
 
 
+@public_class(but=("output_of", "in_precision"))  # called for each batch
 class Learner:
     """Train, evaluate, apply and export a PyTorch model.
 
@@ -80,7 +84,8 @@ class Learner:
         train_bn: how BatchNorm layers of frozen layer groups train. None freezes them completely: parameters and
             running statistics stay constant, and the layers normalize by running statistics. True trains them, the
             default of fastai v1. False freezes their parameters only, as in fastai v1.
-        path: the folder for files. By default ``data.path``.
+        path: the folder for files. By default the ``path`` of ``data``; for image data, whose path is the folder of the
+            images, the working directory.
         model_dir: the folder in ``path`` for ``save``, ``load`` and checkpoints.
         callback_fns: functions that make a callback from a learner. Each fit calls them again.
         callbacks: callbacks that every fit uses.
@@ -127,10 +132,10 @@ class Learner:
             )
         self.data = data
         self.model = unwrap_compiled(model).to(data.device)
-        self.opt_func = check_callable("opt_func", opt_func)
+        self.opt_func = check_opt_func(opt_func)
         chosen = data.loss_func if loss_func is None else loss_func
         if chosen is None:
-            raise DataError("No loss can be chosen from the data; pass `loss_func`, such as nn.CrossEntropyLoss().")
+            raise DataError(f"No loss can be chosen from the data{no_loss_reason(data.train_ds)}.")
         self.loss_func: Callable[..., Any] = check_callable("loss_func", chosen)
         self.metrics = as_list(metrics)
         for metric in self.metrics:
@@ -138,7 +143,8 @@ class Learner:
         self.wd = wd
         self.bn_wd = bn_wd
         self.train_bn = train_bn
-        self.path = Path(data.path if path is None else path)
+        own = data.path if data.files_in_path else Path()
+        self.path = Path(own if path is None else path)
         self.model_dir = Path(model_dir)
         self.callback_fns = check_callback_fns(as_list(callback_fns))
         self.callbacks = check_callbacks(as_list(callbacks))

@@ -18,8 +18,10 @@ from minifast.export.reader import build_loss, check_archive, check_format
 from minifast.learner.learner import Learner
 from minifast.utils import files
 from minifast.utils.checks import check_count, shortlist
+from minifast.utils.public import public
 
 
+@public
 def load_learner(
     path: str | Path,
     file: str | Path | IO[bytes] = "export.pkl",

@@ -14,7 +14,7 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_loss import LastFiniteWeights, NaNCheck
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
-from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
+from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -29,12 +29,16 @@ from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
+from minifast.utils.public import frames_to_caller
 from minifast.utils.tensors import as_arguments, as_pair
 from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
     from minifast.training.optimizer import OptimWrapper
+
+
+OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,7 @@ def fit(
         warnings.warn(
             "The validation data have no batch: they have fewer samples than one batch, or none. The run does not "
             "validate; give the loader drop_last=False, or more samples.",
-            stacklevel=4,
+            stacklevel=frames_to_caller(),
         )
     batches = getattr(valid_dl, "dl", None)
     if isinstance(batches, (list, tuple)) and batches:
@@ -141,7 +145,7 @@ def fit(
         where = last_good.restore() if last_good else None
         if where is None:
             raise
-        warnings.warn(f"{error}\nThe weights of {where} are restored.", stacklevel=4)
+        warnings.warn(f"{error}\nThe weights of {where} are restored.", stacklevel=frames_to_caller())
     except BaseException:
         if learn.recorder not in learn.history:
             learn.recorder, learn.opt = before, opt
@@ -244,9 +248,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
             learn.history.remove(recorder)  # the run ended before its first batch
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
         try:
-            in_first_batch = state.train and state.num_batch == 0 and len(state.raw_losses) <= 1
-            unclear = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, MinifastError)
-            if in_first_batch and unclear:
+            if is_of_first_batch(state, error):
                 check_first_batch(learn, error, state.last_input, state.last_output, state.last_target)
             elif isinstance(error, IndexError):
                 check_outputs(learn, state.last_output, state.last_target)
@@ -294,6 +296,13 @@ def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
         )
 
 
+def is_of_first_batch(state: State, error: BaseException) -> bool:
+    """Return whether model or loss may have failed on the first batch, which ``learn.check()`` tries too."""
+    in_first_batch = state.train and state.num_batch == 0 and len(state.raw_losses) <= 1
+    failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
+    return in_first_batch and failed
+
+
 def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:
     """Report where a run stopped early and how to continue: in a note on the error, or a printed line after Ctrl-C."""
     if state.last_input is None:
@@ -312,4 +321,5 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
         if saved:
             add_note(error, saved)
     elif isinstance(error, Exception):
-        add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {saved}".rstrip())
+        advice = "learn.check() finds such problems before training. " if is_of_first_batch(state, error) else ""
+        add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {advice}{saved}".rstrip())

@@ -115,7 +115,8 @@ def top_k_accuracy(
     n_classes = outputs.shape[-1]
     if n_classes == 1:
         raise DataError(
-            f"top_k_accuracy needs one output per class, got outputs of the shape {tuple(input.shape)}; use accuracy."
+            f"top_k_accuracy needs one output per class, got outputs of the shape {tuple(input.shape)}; use accuracy, "
+            f"or for regression rmse, mae or r2_score."
         )
     if not 1 <= k <= n_classes:
         raise ValueError(

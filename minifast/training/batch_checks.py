@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from minifast.errors import DataError
 from minifast.losses import (
@@ -33,11 +34,28 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
-    if n_classes is not None and n_outputs != n_classes:
+    if n_classes is None:
+        return
+    largest = _largest_class(loss_func, as_arguments(target)[0])
+    if largest >= n_classes and (n_outputs != n_classes or n_classes == 1):
+        names = f"{n_classes} name{'s' if n_classes > 1 else ''} ({shortlist(learn.data.classes or ())})"
+        raise DataError(
+            f"The targets go up to {largest}, but `classes` has {names}; name all classes in `classes`, in the order "
+            f"of their numbers from 0, or leave it out."
+        )
+    if n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
             f"({shortlist(learn.data.classes or ())}); make the last layer {n_classes} wide."
         )
+
+
+def _largest_class(loss_func: Any, target: Any) -> int:
+    """Return the largest class number of a batch, -1 if there is none."""
+    if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
+        return -1
+    counted = target[target != setting_of(loss_func, "ignore_index", -100)]
+    return int(counted.max()) if len(counted) else -1
 
 
 def check_targets(loss_func: Any, output: Any, target: Any) -> None:
@@ -54,7 +72,7 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
     if len(counted) and (counted.min() < 0 or counted.max() >= n_outputs):
         raise DataError(
             f"The targets go from {int(counted.min())} to {int(counted.max())}, but the model gives {n_outputs} "
-            f"outputs; targets are class numbers from 0 to {n_outputs - 1}."
+            f"output{'s' if n_outputs > 1 else ''}; targets are class numbers from 0 to {n_outputs - 1}."
         )
 
 
@@ -65,7 +83,7 @@ def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any,
         DataError: types or shapes do not fit; otherwise nothing happens.
     """
     if output is None:
-        if "type" in str(error):  # a model may convert its inputs itself and fail for another reason
+        if any(word in str(error) for word in ("type", "Tensor")):  # a model may convert its inputs itself
             check_input_types(learn, x)
         return
     check_target_types(learn.loss_func, output, target)
@@ -73,16 +91,25 @@ def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any,
 
 
 def check_input_types(learn: Learner, x: Any) -> None:
-    """Raise a DataError if float inputs are of another type than the model's parameters."""
+    """Raise a DataError if inputs are of another type than the model's parameters, or than an embedding needs."""
     types = {parameter.dtype for parameter in learn.model.parameters() if parameter.is_floating_point()}
+    embeds = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in learn.model.modules())
     for tensor in as_arguments(x):
-        if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point() or len(types) != 1:
+        if not isinstance(tensor, torch.Tensor) or len(types) != 1:
             continue
         (expected,) = types
-        if tensor.dtype != expected and learn.precision is None:
+        dtype = type_name(tensor.dtype)
+        if embeds and len(as_arguments(x)) == 1:
+            if tensor.dtype not in (torch.int64, torch.int32):
+                raise DataError(
+                    f"The inputs are {dtype}, but the model's embedding layer needs int64; convert the inputs with "
+                    f"x.long() in the data set."
+                )
+        elif tensor.dtype != expected and learn.precision is None and not embeds:
+            scale = " / 255" if tensor.dtype == torch.uint8 else ""
             raise DataError(
-                f"The inputs are {type_name(tensor.dtype)}, but the model's parameters are {type_name(expected)}; "
-                f"convert the inputs with x.to(torch.{type_name(expected)}) in the data set."
+                f"The inputs are {dtype}, but the model's parameters are {type_name(expected)}; convert the inputs "
+                f"with x.to(torch.{type_name(expected)}){scale} in the data set."
             )
 
 
@@ -110,8 +137,24 @@ def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
                 f"The targets have the shape {tuple(target.shape)}, but {name} needs {expected} for outputs of shape "
                 f"{tuple(output.shape)}; reshape them, (n, 1) with y.squeeze(1)."
             )
-    elif elementwise and not target.is_floating_point():
+    elif elementwise and target.is_floating_point():
+        check_one_output(output, target, dtype)
+    elif elementwise:
         raise DataError(f"The targets are {dtype}, but {name} needs floats; convert them with y.float().")
+
+
+def check_one_output(output: torch.Tensor, target: torch.Tensor, dtype: str) -> None:
+    """Raise a DataError if there is one target per sample and several outputs, as for classes."""
+    if output.ndim != 2 or output.shape[1] == 1 or target.numel() != len(output):
+        return
+    shapes = f"The targets are {dtype} with one number per sample, but the model gives {output.shape[1]} outputs"
+    if bool((target == target.round()).all()) and bool((target >= 0).all()):
+        long = "y.squeeze(1).long()" if target.ndim == 2 else "y.long()"
+        raise DataError(
+            f"{shapes}; if they are class numbers, convert them with {long} so that the loss is cross entropy, and for "
+            f"regression make the last layer 1 wide."
+        )
+    raise DataError(f"{shapes}; for regression make the last layer 1 wide.")
 
 
 def type_name(dtype: torch.dtype) -> str:

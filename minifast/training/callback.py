@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
+from minifast.training.torch_optimizer import is_scheduler, scheduler_remedy
 from minifast.utils.checks import did_you_mean
+from minifast.utils.public import public
 from minifast.utils.saved_state import is_setting
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import changing_attributes
@@ -41,6 +43,7 @@ def check_callbacks(callbacks: list[Any]) -> list[Callback]:
         TypeError: one of them is not.
     """
     for callback in callbacks:
+        check_no_scheduler("callbacks", callback)
         if isinstance(callback, type):
             raise TypeError(
                 f"callbacks holds the class {callback.__name__}; pass an instance of it, "
@@ -51,6 +54,12 @@ def check_callbacks(callbacks: list[Any]) -> list[Callback]:
     return callbacks
 
 
+def check_no_scheduler(where: str, value: Any) -> None:
+    """Raise a TypeError if a value is a torch scheduler, with the callback that steps one."""
+    if is_scheduler(value):
+        raise TypeError(f"{where} holds a scheduler of torch, which is not a Callback; {scheduler_remedy(value)}")
+
+
 def check_callback_fns(makers: list[Any]) -> list[Callable[[Any], Callback]]:
     """Return ``makers`` if all are callable.
 
@@ -58,6 +67,7 @@ def check_callback_fns(makers: list[Any]) -> list[Callable[[Any], Callback]]:
         TypeError: one of them is not callable, or is a callback.
     """
     for maker in makers:
+        check_no_scheduler("callback_fns", maker)
         if isinstance(maker, Callback) or not callable(maker):
             raise TypeError(
                 f"callback_fns holds {maker!r}; pass a class or function that creates a callback from a learner, "
@@ -181,6 +191,8 @@ class Callback:
                     stacklevel=2,
                 )
                 setattr(cls, new, vars(cls)[old])
+        if cls.__module__.startswith("minifast.") and isinstance(vars(cls).get("__init__"), FunctionType):
+            cls.__init__ = public(cls.__init__)  # type: ignore[method-assign]
         check_contract(cls)
 
     def on_train_begin(self, *args: Any, **kwargs: Any) -> Any:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.training import fast_optimizer
-from minifast.utils.checks import bound_arguments
+from minifast.utils.checks import bound_arguments, check_callable, did_you_mean
 
 IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")  # settings that depend on the device
 CONTAINERS = (dict, list, set, bytearray, Tensor, torch.Generator)  # what a copy of an optimizer must not share
@@ -121,3 +121,37 @@ def load_state(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         for now, then in zip(groups, saved, strict=True)
     ]
     fast_optimizer.unwrapped_method(opt, "load_state_dict")({**state["opt"], "param_groups": merged})
+
+
+def check_opt_func(value: Any) -> Any:
+    """Return ``value`` if it can make an optimizer.
+
+    Raises:
+        TypeError: it is an optimizer itself, a name, a scheduler, or nothing that can be called.
+    """
+    if isinstance(value, torch.optim.Optimizer):
+        name = type(value).__name__
+        raise TypeError(
+            f"`opt_func` is an optimizer of the class {name}; pass what makes one, such as opt_func=torch.optim.{name} "
+            f"or partial(torch.optim.{name}, ...). The learning rate is an argument of fit."
+        )
+    if isinstance(value, str):
+        names = [name for name in vars(torch.optim) if isinstance(getattr(torch.optim, name), type)]
+        same = next((name for name in names if name.lower() == value.lower()), "")
+        hint = f" Did you mean torch.optim.{same}?" if same else did_you_mean(value, names)
+        raise TypeError(f"`opt_func` must be callable, got {value!r}; pass an optimizer class, such as torch's.{hint}")
+    if is_scheduler(value):
+        raise TypeError(f"`opt_func` must make an optimizer, got a scheduler; {scheduler_remedy(value)}")
+    return check_callable("opt_func", value)
+
+
+def is_scheduler(value: Any) -> bool:
+    """Return whether a value is a torch learning rate scheduler or a class of them."""
+    kind = value if isinstance(value, type) else type(value)
+    return issubclass(kind, torch.optim.lr_scheduler.LRScheduler)
+
+
+def scheduler_remedy(value: Any) -> str:
+    """Return how to train with a scheduler of torch."""
+    name = (value if isinstance(value, type) else type(value)).__name__
+    return f"pass callbacks=[TorchScheduler(lambda opt: torch.optim.lr_scheduler.{name}(opt, ...))]."

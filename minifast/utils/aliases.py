@@ -7,6 +7,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
+from minifast.utils.public import frames_to_caller
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -44,7 +46,7 @@ def _translate(aliases: dict[str, str], warn: bool) -> Callable[[Callable[P, R]]
                         f"{function.__name__}: `{alias}` is now called `{name}`; the old name will be removed in "
                         f"version 0.3.",
                         DeprecationWarning,
-                        stacklevel=2,
+                        stacklevel=frames_to_caller(),
                     )
                 kwargs[name] = kwargs.pop(alias)
             return function(*args, **kwargs)

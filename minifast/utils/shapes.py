@@ -24,9 +24,11 @@ def match_shapes(output: Any, target: Any) -> tuple[Tensor, Tensor]:
     """
     check_tensors(output, target)
     if output.shape != target.shape and not _is_same_but_for_ones(output, target):
+        are_classes = output.ndim > target.ndim and not target.is_floating_point()
+        hint = " For class numbers use accuracy or error_rate, and cross entropy as the loss." if are_classes else ""
         raise DataError(
             f"The outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}, which would be "
-            f"broadcast; give both the same shape (dimensions of size 1 may differ)."
+            f"broadcast; give both the same shape (dimensions of size 1 may differ).{hint}"
         )
     return output.reshape(target.shape), target
 
@@ -97,7 +99,8 @@ def binary_targets(target: Tensor, counted: Tensor | None = None) -> Tensor:
         if not 0 <= low <= high <= 1:
             raise DataError(
                 f"The targets range from {low:g} to {high:g}, but a single output per target tells two classes apart; "
-                f"number them 0 and 1, or give the model one output per class."
+                f"number them 0 and 1, or give the model one output per class. For regression use rmse, mae or "
+                f"r2_score."
             )
     return (checked > 0.5).long()
 

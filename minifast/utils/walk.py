@@ -13,6 +13,7 @@ import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import lru_cache, partial
+from inspect import unwrap
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
@@ -214,7 +215,7 @@ def changing_attributes(cls: type) -> frozenset[str]:
         if owner in (object, nn.Module, Dataset, DataLoader):
             continue
         functions = {name: getattr(member, "__func__", member) for name, member in vars(owner).items()}
-        functions = {name: member for name, member in functions.items() if isinstance(member, FunctionType)}
+        functions = {name: unwrap(member) for name, member in functions.items() if isinstance(member, FunctionType)}
         starts = [name for name in functions if name in ("__init__", "__new__", "__post_init__", "__setstate__")]
         initial = set(starts)
         while starts:  # and what they call

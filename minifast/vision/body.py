@@ -23,6 +23,7 @@ from minifast.hooks import Hooks
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import check_count
+from minifast.utils.public import public
 from minifast.utils.text import shape_text
 
 PROBE_SHAPE = (2, 3, 128, 128)  # of the images that show where a model pools
@@ -38,6 +39,7 @@ class Body(NamedTuple):
     stats: Stats | None
 
 
+@public
 def create_body(arch: Callable[..., nn.Module], pretrained: Any = True, cut: Cut = None) -> nn.Module:
     """Create a model and return its backbone: the layers before the final pooling, in a Sequential.
 

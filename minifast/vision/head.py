@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.utils.checks import check_count, check_number
+from minifast.utils.public import public
 
 
 class AdaptiveConcatPool2d(nn.Module):
@@ -32,6 +33,7 @@ class AdaptiveConcatPool2d(nn.Module):
         return torch.cat([self.mp(x), self.ap(x)], 1)
 
 
+@public
 def create_head(
     nf: int,
     nc: int,

@@ -12,11 +12,13 @@ from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.learner.learner import Learner, check_data
 from minifast.models import initialize
+from minifast.utils.public import check_keywords, public
 from minifast.utils.text import write_text
 from minifast.vision.body import Cut, load_body, n_channels, second_half_start
 from minifast.vision.head import create_head
 
 
+@public
 def cnn_learner(
     data: DataBunch,
     base_arch: Callable[..., nn.Module],
@@ -73,6 +75,7 @@ def cnn_learner(
         (3, Linear(in_features=512, out_features=2, bias=True))
     """
     check_data(data)
+    check_keywords("cnn_learner", kwargs, cnn_learner, Learner)
     if custom_head is None and data.c is None:
         raise DataError(
             "The data have no classes, so the number of outputs is unknown; give a `custom_head`, or create the data "

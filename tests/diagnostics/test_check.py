@@ -205,7 +205,11 @@ CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2
         (PAIRS, nn.BCEWithLogitsLoss(), "are int64, but BCEWithLogitsLoss needs floats"),
         (PAIRS, nn.MSELoss(), "are int64, but MSELoss needs floats"),
         (CLASSES.float(), nn.MSELoss(), "outputs have the shape (10, 2) and the targets (10,), which MSELoss"),
-        (CLASSES[:, None], nn.CrossEntropyLoss(), "fails on outputs (10, 2) float32 and targets (10, 1) int64"),
+        (
+            CLASSES[:, None],
+            nn.CrossEntropyLoss(),
+            "targets have the shape (10, 1), but CrossEntropyLoss needs (10,)",
+        ),
     ],
 )
 def test_targets_of_the_wrong_kind(y, loss, what):

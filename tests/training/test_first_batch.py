@@ -70,3 +70,83 @@ def test_a_list_of_validation_batches_that_are_no_pairs_raises_before_training()
     with pytest.raises(DataError, match="validation batch is a tuple of 3"):
         learn.fit(1)
     assert learn.opt is None
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "width", "classes", "message"),
+    [
+        (torch.ones(4, 3), torch.tensor([0.0, 1, 1, 0]), 2, None, r"y\.long\(\) so that the loss is cross entropy"),
+        (torch.ones(4, 3), torch.tensor([[0.0], [1], [1], [0]]), 2, None, r"y\.squeeze\(1\)\.long\(\)"),
+        (
+            torch.ones(4, 3),
+            torch.tensor([0.5, 1, 1, 0]),
+            2,
+            None,
+            "2 outputs; for regression make the last",
+        ),
+        (torch.ones(4, 3).int(), torch.tensor([0, 1, 1, 0]), 2, None, r"inputs are int32, .*x\.to\(torch\.float32\)"),
+        (torch.ones(4, 3).byte(), torch.tensor([0, 1, 1, 0]), 2, None, r"inputs are uint8, .*float32\) / 255"),
+        (torch.ones(4, 3).double(), torch.tensor([0, 1, 1, 0]), 2, None, "inputs are float64, but"),
+        (torch.ones(4, 3), torch.tensor([0, 1, 1, 0]), 2, ["a"], r"targets go up to 1, but `classes` has 1 name \(a\)"),
+        (torch.ones(4, 3), torch.tensor([0, 1, 1, 0]), 1, ["a"], r"targets go up to 1, but `classes` has 1 name \(a\)"),
+    ],
+)
+def test_the_fit_and_the_check_name_the_same_cause(x, y, width, classes, message):
+    dataset = TensorDataset(x, y)
+    data = DataBunch(DataLoader(dataset, 4), device="cpu", classes=classes)
+    learn = Learner(data, nn.Linear(3, width), silent=True)
+    with pytest.raises(DataError, match=message) as caught:
+        learn.fit(1)
+    if hasattr(caught.value, "__notes__"):
+        assert "learn.check() finds such problems" in caught.value.__notes__[0]
+    problem, _, remedy = str(caught.value).partition("\n")[0].partition("; ")
+    finding = learn.check().findings[0]
+    assert (finding.what, finding.remedy.lower()) == (f"{problem}.", remedy.lower())
+
+
+def test_an_embedding_needs_integers():
+    dataset = TensorDataset(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))
+    model = nn.Sequential(nn.Embedding(5, 2), nn.Flatten(), nn.Linear(6, 2))
+    with pytest.raises(DataError, match=r"embedding layer needs int64; convert the inputs with x\.long\(\)"):
+        Learner(DataBunch(DataLoader(dataset, 4), device="cpu"), model, silent=True).fit(1)
+
+
+@pytest.mark.parametrize(
+    ("y", "message"),
+    [
+        (
+            torch.zeros(4, 1, dtype=torch.int64),
+            r"integers of shape \(n, 1\); give class numbers as \(n,\), with y\.squeeze",
+        ),
+        (torch.zeros(4, 2, dtype=torch.int64), "each target has 2 integers; pass `loss_func`"),
+    ],
+)
+def test_why_there_is_no_default_loss(y, message):
+    with pytest.raises(DataError, match=message):
+        Learner(DataBunch(DataLoader(TensorDataset(torch.ones(4, 3), y), 4), device="cpu"), nn.Linear(3, 2))
+
+
+SCHEDULER = torch.optim.lr_scheduler.StepLR(torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            {"callbacks": [SCHEDULER]},
+            r"callbacks holds a scheduler of torch.*TorchScheduler\(lambda opt: .*StepLR\(opt",
+        ),
+        ({"callbacks": [torch.optim.lr_scheduler.StepLR]}, "callbacks holds a scheduler of torch"),
+        ({"callback_fns": [SCHEDULER]}, "callback_fns holds a scheduler of torch"),
+        ({"opt_func": SCHEDULER}, "`opt_func` must make an optimizer, got a scheduler; .*TorchScheduler"),
+        (
+            {"opt_func": SCHEDULER.optimizer},
+            r"`opt_func` is an optimizer of the class SGD; .*opt_func=torch\.optim\.SGD",
+        ),
+        ({"opt_func": "adamw"}, r"Did you mean torch\.optim\.AdamW\?$"),
+    ],
+)
+def test_optimizers_and_schedulers_of_torch_in_the_wrong_place(arguments, message):
+    dataset = TensorDataset(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))
+    with pytest.raises(TypeError, match=message):
+        Learner(DataBunch(DataLoader(dataset, 4), device="cpu"), nn.Linear(3, 2), **arguments)

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from minifast.errors import DataError
 from minifast.utils.checks import check_number
+from minifast.utils.public import public
 
 EPS = 1e-7  # clamps pixels before the logit, in float32
 
@@ -144,6 +145,7 @@ def resample(x: Tensor, maps: Tensor) -> Tensor:
     return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
 
+@public
 def get_transforms(
     do_flip: bool = True,
     flip_vert: bool = False,

@@ -21,6 +21,7 @@ from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
 from minifast.losses import LOSS_OF_KIND
 from minifast.utils.checks import add_note, check_count, check_folder
+from minifast.utils.public import public_class
 
 if TYPE_CHECKING:
     from typing import Unpack
@@ -40,15 +41,20 @@ class ImageOptions(TypedDict, total=False):
     ds_tfms: Any
 
 
+@public_class()
 class ImageDataBunch(DataBunch):
     """Hold images with one class, several classes (multi-label) or regression targets.
 
     Batches are floats ``(n, 3, height, width)`` in [0, 1]. Decoding applies the EXIF orientation, takes the first frame
     of an animation, and ignores transparency.
+
+    ``path`` is the folder of the images. A Learner writes its files into the working directory, not among the images;
+    ``Learner(..., path=data.path)`` chooses the folder of the images, as fastai v1 does.
     """
 
     size: Size = None
     test_labelled = False
+    files_in_path = False  # a file of a learner among the images would become a class, or one of them
 
     @classmethod
     def from_folder(

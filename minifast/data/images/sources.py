@@ -17,6 +17,7 @@ from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaled
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean
+from minifast.utils.public import frames_to_caller
 
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
@@ -57,7 +58,8 @@ def stat_files(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, 
     name, times = Counter(name for name, _, _ in listing).most_common(1)[0]
     if times > 1:
         warnings.warn(
-            f"{name} is listed {times} times, so it may be in the training and the validation set.", stacklevel=3
+            f"{name} is listed {times} times, so it may be in the training and the validation set.",
+            stacklevel=frames_to_caller(),
         )
     return listing
 
@@ -140,7 +142,8 @@ def make_loaders(
     n_train = len(files if indices is None else indices)
     if n_train < bs:
         warnings.warn(
-            f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.", stacklevel=4
+            f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.",
+            stacklevel=frames_to_caller(),
         )
     in_memory = sum({id(files): files.decoded_bytes() for files, _ in parts}.values()) <= memory
     loaders: list[Any] = []

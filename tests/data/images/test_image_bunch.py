@@ -188,7 +188,7 @@ def test_a_class_may_be_called_models(tree):
 
 def test_the_learners_own_folder_is_no_class(tree):
     flat = tree / "train"
-    Learner(bunch(flat, valid_pct=0.2), simple_cnn((3, 2)), silent=True).save("a")
+    Learner(bunch(flat, valid_pct=0.2), simple_cnn((3, 2)), path=flat, silent=True).save("a")
     assert (flat / "models" / "a.pth").is_file()
     assert bunch(flat, valid_pct=0.2).classes == ["cat", "dog"]
 

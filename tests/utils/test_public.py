@@ -1,0 +1,210 @@
+"""Public functions suggest the argument that was meant, and keep the frames of minifast out of tracebacks."""
+
+import contextlib
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import traceback
+import weakref
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import minifast
+from minifast import (
+    Callback,
+    CSVLogger,
+    DataBunch,
+    EarlyStoppingCallback,
+    ImageDataBunch,
+    Learner,
+    MinifastError,
+    Precision,
+    accuracy,
+    cnn_learner,
+    models,
+    simple_ann,
+)
+from minifast.utils.public import ELSEWHERE, OTHER_NAMES, PACKAGE, frames_to_caller, named_parameters, public
+
+LOSS = nn.CrossEntropyLoss()
+
+
+def learner(width: int = 4, **arguments) -> Learner:
+    batches = [(torch.randn(6, 4), torch.tensor([0, 1, 0, 1, 0, 1]))] * 2
+    data = DataBunch(batches, batches, device="cpu", loss_func=LOSS)
+    return Learner(data, simple_ann(width, 2), silent=True, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: learner(metric=accuracy), r"^Learner has no argument `metric`\. Did you mean `metrics`\?$"),
+        (lambda: learner(cbs=[]), r"^Learner has no argument `cbs`\. Did you mean `callbacks`\?$"),
+        (lambda: learner(lr=1e-3), r"^Learner has no argument `lr`\. The learning rate is an argument of fit"),
+        (lambda: learner().fit(1, cbs=[]), r"^Learner\.fit has no argument `cbs`\. Did you mean `callbacks`\?$"),
+        (lambda: learner().fit(n_epoch=1), r"^Learner\.fit has no .*Did you mean `epochs`\?$"),
+        (lambda: learner().fit_one_cycle(1, lr=1), r"^Learner\.fit_one_cycle has no .*Did you mean `max_lr`\?$"),
+        (lambda: learner().fit_one_cycle(n_epoch=1), r"Did you mean `epochs`\?$"),
+        (lambda: learner().plot_schedule(1, 0.1, pct_strat=3), r"^Learner\.plot_schedule .*`pct_start`"),
+        (lambda: learner().lr_find(num_iter=3), r"Did you mean `num_it`\?$"),
+        (lambda: cnn_learner(None, models.resnet18, metric=accuracy), "`data` must be a DataBunch"),
+        (lambda: cnn_learner(learner().data, models.resnet18, metric=accuracy), "^cnn_learner has no .*`metrics`"),
+        (lambda: DataBunch([], batch_size=2), r"^DataBunch has no argument `batch_size`\. The batch size belongs"),
+        (lambda: DataBunch.create([], batch_size=2), r"^DataBunch\.create has no .*Did you mean `bs`\?$"),
+        (lambda: ImageDataBunch.from_folder("x", batch_size=2), r"^ImageDataBunch\.from_folder has no .*`bs`"),
+        (lambda: ImageDataBunch.from_lists("x", [], [], img_size=2), r"^ImageDataBunch\.from_lists has no .*`size`"),
+        (lambda: EarlyStoppingCallback(patient=3), r"^EarlyStoppingCallback has no .*Did you mean `patience`\?$"),
+        (lambda: CSVLogger(fname="x"), r"^CSVLogger has no .*Did you mean `filename`\?$"),
+        (lambda: Precision(mean=1), r"^Precision has no argument `mean`\. It takes "),
+    ],
+)
+def test_an_unknown_keyword_is_answered_with_the_one_that_was_meant(call, message):
+    with pytest.raises(TypeError, match=message):
+        call()
+
+
+@given(st.sampled_from(sorted(OTHER_NAMES)), st.sampled_from([Learner, Learner.fit, Learner.fit_one_cycle, DataBunch]))
+def test_names_of_other_libraries_lead_to_an_argument_or_to_where_it_belongs(name, function):
+    if name in named_parameters(function):
+        return
+    arguments = () if function in (Learner, DataBunch) else (learner(),)
+    with pytest.raises(TypeError) as caught:
+        function(*arguments, **{name: 1})
+    suggested = [other for other in OTHER_NAMES[name] if other in named_parameters(function)]
+    places = [ELSEWHERE[other] for other in (*OTHER_NAMES[name], name) if other in ELSEWHERE]
+    text = str(caught.value)
+    assert (f"`{suggested[0]}`" if suggested else places[0] if places else f"`{name}`") in text
+
+
+@pytest.mark.parametrize("name", [name for name in minifast.__all__ if inspect.isclass(getattr(minifast, name))])
+def test_every_public_class_names_itself_and_not_its_constructor(name):
+    cls = getattr(minifast, name)
+    if issubclass(cls, BaseException) or "__init__" not in dir(cls) or cls.__init__ is object.__init__:
+        return
+    if any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls.__init__).parameters.values()):
+        return
+    if not hasattr(cls.__init__, "__wrapped__"):
+        return
+    with pytest.raises(TypeError, match=rf"^{name} has no argument `no_such_thing`\."):
+        cls(no_such_thing=1)
+
+
+def test_signatures_and_other_errors_of_the_call_stay():
+    assert list(inspect.signature(Learner.fit).parameters)[:3] == ["self", "epochs", "lr"]
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'epochs'"):
+        learner().fit()
+
+
+# --- tracebacks
+
+
+def hidden(error: BaseException) -> list[bool]:
+    """Return for each frame inside minifast whether it is hidden."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [
+        bool(frame.f_locals.get("__tracebackhide__"))
+        for frame in frames
+        if frame.f_code.co_filename.startswith(PACKAGE)
+    ]
+
+
+class Wrong(Callback):
+    def on_batch_end(self):
+        return {"stop_trainin": True}
+
+
+class Broken(Callback):
+    def on_batch_end(self):
+        raise KeyError("mine")
+
+
+MISTAKES = [
+    lambda: learner(callbacks=[Wrong()]).fit(1),
+    lambda: learner(callbacks=[Broken()]).fit_one_cycle(1, 0.1),
+    lambda: learner(5).fit(1),
+    lambda: learner().fit(0),
+    lambda: learner().load("nowhere"),
+    lambda: ImageDataBunch.from_folder("nowhere"),
+    lambda: learner(callback_fns=[lambda learn: learn.fit(0)]).fit(1),
+]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_one_frame_of_minifast_is_shown(mistake, monkeypatch):
+    monkeypatch.delenv("MINIFAST_DEBUG", raising=False)
+    with pytest.raises(Exception) as caught:
+        mistake()
+    shown = hidden(caught.value)
+    assert len(shown) > 1
+    assert shown.count(False) == 1
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_all_frames_are_shown_for_debugging(mistake, monkeypatch):
+    monkeypatch.setenv("MINIFAST_DEBUG", "1")
+    with pytest.raises(Exception) as caught:
+        mistake()
+    assert not any(hidden(caught.value))
+
+
+def test_the_frame_of_a_callback_is_shown_with_the_method_that_called_it():
+    with pytest.raises(KeyError) as caught:
+        learner(callbacks=[Broken()]).fit(1)
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__)]
+    names = [frame.f_code.co_name for frame in frames if not frame.f_locals.get("__tracebackhide__")]
+    assert names == ["test_the_frame_of_a_callback_is_shown_with_the_method_that_called_it", "fit", "on_batch_end"]
+    assert "epoch 0 at batch 0" in "".join(getattr(caught.value, "__notes__", ["epoch 0 at batch 0"]))
+
+
+def test_pytest_shows_the_line_of_the_user_and_one_of_minifast(tmp_path, monkeypatch):
+    monkeypatch.delenv("MINIFAST_DEBUG", raising=False)
+    file = tmp_path / "test_mine.py"
+    file.write_text(
+        "from minifast import ImageDataBunch\n\ndef test_mine():\n    ImageDataBunch.from_folder('nowhere')\n"
+    )
+    root = str(Path(minifast.__file__).parents[1])
+    environment = {**os.environ, "PYTHONPATH": root}
+    command = [sys.executable, "-m", "pytest", "-q", "--tb=short", "-p", "no:cacheprovider", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    lines = [line for line in done.stdout.splitlines() if ": in " in line]
+    assert [line.rpartition(" ")[2] for line in lines] == ["test_mine", "check_folder"]
+
+
+def test_hiding_keeps_no_learner_alive():
+    learn = learner(callbacks=[Broken()])
+    reference = weakref.ref(learn)
+    with contextlib.suppress(KeyError):
+        learn.fit(1)
+    del learn
+    gc.collect()
+    assert reference() is None
+
+
+def test_a_warning_names_the_line_of_the_caller():
+    learn = learner()
+    learn.data.valid_dl.dl = []
+    for fit in (learn.fit, partial(learn.fit_one_cycle, max_lr=0.1), partial(learn.fit_schedule, lr=0.1)):
+        with pytest.warns(UserWarning, match="validation data have no batch") as caught:
+            fit(1)
+        assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_outside_of_minifast_the_caller_is_the_next_frame():
+    assert frames_to_caller() == 1
+
+
+def test_a_public_function_raises_what_it_raises():
+    @public
+    def fails(x):
+        raise MinifastError("no")
+
+    with pytest.raises(MinifastError, match="no"):
+        fails(1)
