@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minifast.errors import NonFiniteLossError
+from minifast.metrics.first_batch import try_metrics
 from minifast.training.averages import Losses
 from minifast.training.batch_checks import check_outputs
 from minifast.training.callback import LearnerCallback
@@ -28,7 +29,7 @@ STOP_FLAGS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_vali
 
 
 class NaNCheck(LearnerCallback):
-    """Check the outputs and the graph of the loss on the first batch, and each training loss for NaN and infinity.
+    """Check outputs, metrics and the graph of the loss on the first batch, and each training loss for NaN and infinity.
 
     On the CPU, a loss is checked before its backward pass, so the weights stay as the previous batch left them. On a
     GPU, losses are checked when the progress bar or the end of the epoch reads them, so that training never waits for
@@ -40,6 +41,7 @@ class NaNCheck(LearnerCallback):
     def __init__(self, learn: Learner, recorder: Recorder) -> None:
         super().__init__(learn)
         self.recorder = recorder
+        self.tries_metrics = False  # on the first batch
         self._checked = False
         self._seen = 0
 
@@ -57,6 +59,8 @@ class NaNCheck(LearnerCallback):
         epoch: int,
         num_batch: int,
         on_nan: str,
+        metrics: list[Any],
+        skip_validate: bool,
     ) -> dict[str, bool] | None:
         """Check the first outputs, and warn of parameters that nothing trains; stop if a loss is not finite."""
         if not self._checked:
@@ -64,6 +68,8 @@ class NaNCheck(LearnerCallback):
             check_outputs(self.learn, last_output, last_target)
             if names := untrained_parameters(self.learn, last_loss):
                 warnings.warn(untrained_message(names), stacklevel=2)
+            if self.tries_metrics and not skip_validate:
+                try_metrics(self.learn, metrics, last_output, last_target, last_input)
         if on_nan == "ignore" or self._seen >= len(raw_losses.arrived):
             return None
         try:
