@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from minifast.callbacks.recorder import Recorder
+from minifast.distributed.exchange import from_first
+from minifast.distributed.group import current_group
 from minifast.errors import FileFormatError
 from minifast.utils import files
 from minifast.utils.tensors import as_plain
@@ -63,7 +65,7 @@ class History(list[Recorder]):
             for row in run.rows:
                 values = dict(zip(run.names, row, strict=True))
                 rows.append([number, run.call.get("method"), *map(as_plain, map(values.get, columns))])
-        files.write_rows(rows, Path(file))
+        from_first(lambda: files.write_rows(rows, Path(file)), current_group())
 
     def to_json(self, file: str | Path) -> None:
         """Write all records (``Recorder.to_dict``) to a JSON file; ``read_history`` reads it.
@@ -74,8 +76,12 @@ class History(list[Recorder]):
             file: the path of the file.
         """
         values = {"format": FORMAT, "runs": [_encode(run.to_dict()) for run in self]}
-        with files.replacing(Path(file)) as temporary:
-            temporary.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+
+        def write() -> None:
+            with files.replacing(Path(file)) as temporary:
+                temporary.write_text(json.dumps(values, allow_nan=False), encoding="utf-8")
+
+        from_first(write, current_group())
 
 
 def read_history(file: str | Path) -> History:

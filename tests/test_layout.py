@@ -26,6 +26,7 @@ ORDER = [
     "plotting",
     "hooks",
     "losses",
+    "distributed",
     "models",
     "data",
     "training",

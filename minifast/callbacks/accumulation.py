@@ -82,7 +82,9 @@ class AccumulateScheduler(LearnerCallback):
                 raw_losses.join_step(1, is_first=not self._batches, is_summed=True)
             return
         # The mean of a batch is its sum divided by the weight; where weights are equal, nothing is multiplied.
-        weight = self._batch_weight = loss_weight(self.learn.loss_func, last_target, last_input)
+        parallel = self.learn.parallel  # of several processes, the weight of the whole batch counts
+        weight = loss_weight(self.learn.loss_func, last_target, last_input) if parallel is None else parallel.weight
+        self._batch_weight = weight
         if isinstance(weight, Tensor):
             unit: Any = torch.where(weight == 0, 1, weight)
             raw_losses.replace_last(torch.where(weight == 0, UNCOUNTED, last_loss.detach()))

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minifast.distributed.exchange import from_first
 from minifast.errors import DataError
 from minifast.metrics.base import may_be_header
 from minifast.training.callback import LearnerCallback
+from minifast.training.parallel import group_of
 from minifast.utils import files
 from minifast.utils.checks import import_optional
 
@@ -52,13 +54,16 @@ class CSVLogger(LearnerCallback):
 
     def on_train_begin(self) -> None:
         """Check that the file is writable and, with ``append``, that its columns are those of this fit."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a"):
-            pass
-        self._before = files.read_rows(self.path) if self.append else []
+        self._before = from_first(self._read, group_of(self.learn))
         names = self.learn.recorder.names
         if self._before and not may_be_header(self._before[0], names):
             self._refuse()
+
+    def _read(self) -> list[list[str]]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a"):
+            pass
+        return files.read_rows(self.path) if self.append else []
 
     def _refuse(self) -> None:
         raise DataError(
@@ -72,4 +77,5 @@ class CSVLogger(LearnerCallback):
         validated = recorder.val_losses[-1] is not None
         if self._before and validated and self._before[0] != recorder.names:
             self._refuse()
-        files.write_rows([*(self._before or [recorder.names]), *recorder.rows], self.path)
+        rows = [*(self._before or [recorder.names]), *recorder.rows]
+        from_first(lambda: files.write_rows(rows, self.path), group_of(self.learn))

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.monitor import TrackerCallback
 from minifast.checkpoint.model import model_file
+from minifast.distributed.exchange import from_first
+from minifast.training.parallel import group_of
 from minifast.utils import files
 from minifast.utils.checks import check_word
 
@@ -55,7 +57,7 @@ class SaveModelCallback(TrackerCallback):
         """Raise an error if the file cannot be written or this fit does not have the monitored value."""
         file = model_file(self.learn, self.name if self.every == "improvement" else f"{self.name}_0")
         if isinstance(file, Path):
-            files.check_writable(file)
+            from_first(lambda: files.check_writable(file), group_of(self.learn))
         if self.every == "improvement":
             super().check_monitor(metrics_names, validated)
 

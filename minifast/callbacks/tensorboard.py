@@ -6,7 +6,9 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minifast.distributed.exchange import from_first
 from minifast.training.callback import LearnerCallback
+from minifast.training.parallel import group_of
 from minifast.utils.checks import import_optional
 
 if TYPE_CHECKING:
@@ -56,10 +58,12 @@ class TensorBoardCallback(LearnerCallback):
         self._done = 0
         runs = self.learn.path / self.log_dir
         free = (f"run{n}" for n in itertools.count(1) if not (runs / f"run{n}").exists())
-        self._run = self.name or next(free)
+        self._run = self.name or from_first(lambda: next(free), group_of(self.learn))
 
     def on_epoch_end(self) -> None:
         """Write the values of the epoch."""
+        if not self._writes():
+            return
         recorder = self.learn.recorder
         self._write_batches()
         row = dict(zip(recorder.names, recorder.rows[-1], strict=True))
@@ -68,6 +72,10 @@ class TensorBoardCallback(LearnerCallback):
             if isinstance(value, (float, int)):
                 self._writer.add_scalar(tag, value, self._done)
         self._writer.flush()
+
+    def _writes(self) -> bool:
+        group = group_of(self.learn)
+        return group is None or group.rank == 0
 
     def _write_batches(self) -> None:
         if self._writer is None:
@@ -87,7 +95,7 @@ class TensorBoardCallback(LearnerCallback):
 
     def on_train_end(self) -> None:
         """Write the batches of an unfinished epoch, and close the file."""
-        if self._done < len(self.learn.recorder.lrs):
+        if self._writes() and self._done < len(self.learn.recorder.lrs):
             self._write_batches()
         if self._writer is not None:
             self._writer.close()

@@ -19,11 +19,13 @@ import numpy as np
 from minifast.checkpoint import version_0_1
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.model import model_file
-from minifast.checkpoint.run_state import FORMAT, RunState
+from minifast.checkpoint.run_state import FORMAT, RunState, describe_ranks, of_rank, with_ranks
 from minifast.data.resume import RemainingBatches
+from minifast.distributed.exchange import from_first
 from minifast.errors import CallbackError, MinifastError
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.non_finite import all_finite
+from minifast.training.parallel import group_of
 from minifast.training.state import State
 from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
@@ -104,20 +106,30 @@ class Checkpointer(LearnerCallback):
             raise TypeError(
                 f"A run with a checkpoint takes only plain numbers and texts as arguments; {call} holds something else."
             )
-        if checkpoint.resume and (file.is_file() or files.previous(file).is_file()):
-            self._saved, newest = files.read_checked(file)  # to the CPU, where the generators' states belong
-            self._compare(self._saved)
+        self._group = group_of(learn)
+        if (found := from_first(self._read, self._group)) is not None:
+            self._saved, newest = found
             self.finished = bool(self._saved["finished"])
             self._note_progress(self._saved["epoch"], self._saved["num_batch"])
             damaged = "" if newest else f"{file} is damaged; using the file before it. "
             self._message = damaged + self._resume_message(checkpoint.name)
+            self._saved = of_rank(self._saved, self._group)
         self._new = self._saved is None
+
+    def _read(self) -> tuple[dict[str, Any], bool] | None:
+        """Return what the file holds, and whether it is the newest; None for a new run."""
+        if not self.checkpoint.resume or not (self.file.is_file() or files.previous(self.file).is_file()):
+            return None
+        saved, newest = files.read_checked(self.file)  # to the CPU, where the generators' states belong
+        self._compare(saved)
+        return saved, newest
 
     def _resume_message(self, name: str) -> str:
         if self.finished:
             return f"The run {name} is finished; the learner has its final state. resume=False starts it again."
         saved = self._saved or {}
-        return f"Resuming the run {name} at epoch {saved['epoch']}, batch {saved['num_batch']}."
+        where = f"epoch {saved['epoch']}, batch {saved['num_batch']}"
+        return f"Resuming the run {name} at {where}.{describe_ranks(saved, self._group)}"
 
     def _note_progress(self, epoch: int, num_batch: int) -> None:
         self.how_to_resume = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"
@@ -199,7 +211,7 @@ class Checkpointer(LearnerCallback):
 
     def on_train_begin(self) -> None:
         """Restore the state that the file holds; save a new run before its first batch."""
-        self._lock()
+        from_first(self._lock, self._group)
         self._run = RunState(self.learn, self._others)
         for path, value in self._run.unsaved():
             what = f"{path} is a {type(value).__name__}"
@@ -254,7 +266,9 @@ class Checkpointer(LearnerCallback):
         if not train or stop_epoch or (self._batches is None and self._seconds is None):
             return
         due = self._batches is not None and (num_batch + 1) % self._batches == 0
-        if due or (self._seconds is not None and time.monotonic() - self._saved_at >= self._seconds):
+        if not due and (seconds := self._seconds) is not None:
+            due = from_first(lambda: time.monotonic() - self._saved_at >= seconds, self._group)
+        if due:
             self._save(self._state.epoch, num_batch + 1, self._state.iteration + 1)
 
     def on_epoch_end(self, epoch: int, iteration: int) -> None:
@@ -302,6 +316,12 @@ class Checkpointer(LearnerCallback):
             "callbacks": states,
             **self._run.collect(),
         }
+        values = with_ranks(values, self._group)
+        if from_first(lambda: self._write(values), self._group):
+            self._note_progress(epoch, num_batch)
+
+    def _write(self, values: dict[str, Any]) -> bool:
+        """Write the file, and return whether that succeeded."""
         self._warn_of_other_process()
         try:
             self._writer.write(values, keep_previous=not self._new or self._writer.has_written)
@@ -319,8 +339,8 @@ class Checkpointer(LearnerCallback):
                     f"{self.file} was not written ({error}); training continues, the last good file stays.",
                     stacklevel=2,
                 )
-            return
-        self._note_progress(epoch, num_batch)
+            return False
+        return True
 
     def _warn_of_other_process(self) -> None:
         """Warn if the file is not the one that this run wrote last."""

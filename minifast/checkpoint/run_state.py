@@ -11,10 +11,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from minifast.data.resume import load_loader_state
+from minifast.distributed.exchange import gather
+from minifast.distributed.group import Group
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.snapshot import not_owned
-from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 from minifast.utils.saved_state import (
     UNKNOWN,
     all_attributes,
@@ -27,6 +29,7 @@ from minifast.utils.saved_state import (
     single_values,
     to_plain,
 )
+from minifast.utils.tensors import map_tensors
 from minifast.utils.walk import changing_attributes, package_of, walk
 
 if TYPE_CHECKING:
@@ -34,6 +37,38 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the files; version 0.1 wrote 1, without a number
 LOADERS = ("train_dl", "valid_dl")
+
+
+OF_RANK = ("position", "random_at_epoch", "gradients", "state", "random")  # what each of several processes has
+
+
+def with_ranks(values: dict[str, Any], group: Group | None) -> dict[str, Any]:
+    """Return values to save, with those that each process of a group has by itself in ``ranks``."""
+    if group is None:
+        return values
+    own = map_tensors(lambda tensor: tensor.detach().cpu(), {name: values[name] for name in OF_RANK})
+    return {**values, "ranks": gather(own)}
+
+
+def of_rank(values: dict[str, Any], group: Group | None) -> dict[str, Any]:
+    """Return the values for this process of those that were saved by as many processes, or by another number."""
+    rank, size = (0, 1) if group is None else (group.rank, group.size)
+    ranks = values.get("ranks", [{name: values[name] for name in OF_RANK if name in values}])
+    if len(ranks) == size:
+        return {**values, **ranks[rank]}
+    saved = [of_one.get("gradients", {}) for of_one in ranks]
+    names = sorted({name for gradients in saved for name in gradients})
+    gradients = {name: sum(some.get(name, 0) for some in saved) / len(saved) for name in names}
+    states = {name: states_for_rank(values[name], rank) for name in ("random", "random_at_epoch")}
+    return {**values, **states, "gradients": gradients}
+
+
+def describe_ranks(values: dict[str, Any], group: Group | None) -> str:
+    """Return a sentence for a run that another number of processes saved; otherwise ""."""
+    before, now = len(values.get("ranks", [None])), 1 if group is None else group.size
+    if before == now:
+        return ""
+    return f" Processes: {before} saved it, {now} will continue, so the results are equal up to rounding."
 
 
 class RunState:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from minifast.data.order import order_of, resolve_seed
+from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_pair, count_samples, map_tensors
@@ -26,9 +27,9 @@ LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the 
 
 
 def default_device() -> torch.device:
-    """Return the default device: CUDA if there is one, else Apple's GPU, else the CPU."""
+    """Return the default device: CUDA if there is one (of several processes, a GPU each), Apple's GPU, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return local_gpu()
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -289,20 +290,26 @@ class TensorLoader(BatchLoader):
 
     def batches(self, first: int = 0, on_start: Callable[[], None] | None = None) -> Iterator[Any]:
         """Yield the batches from index ``first`` on; ``on_start`` is called before the first of them."""
+        for rows in self.rows(first, on_start):
+            yield self.batch(rows)
+
+    def rows(self, first: int = 0, on_start: Callable[[], None] | None = None) -> Iterator[Tensor]:
+        """Yield the indices of the samples of each batch of an epoch, see ``batches``."""
         epoch, self.epoch = self.epoch, self.epoch + 1
         n = len(self.x)
         order = to_device(order_of(n, self.seed, epoch) if self.shuffle else torch.arange(n), self.device)
         if on_start is not None:
             on_start()
         for i in range(first, len(self)):
-            yield self._batch(order[i * self.batch_size : (i + 1) * self.batch_size])
+            yield order[i * self.batch_size : (i + 1) * self.batch_size]
 
     def in_order(self) -> Iterator[Any]:
         """Yield the batches of all samples in order."""
         for i in range(0, len(self.x), self.batch_size):
-            yield self._batch(torch.arange(i, min(i + self.batch_size, len(self.x)), device=self.device))
+            yield self.batch(torch.arange(i, min(i + self.batch_size, len(self.x)), device=self.device))
 
-    def _batch(self, rows: Tensor) -> Any:
+    def batch(self, rows: Tensor) -> Any:
+        """Return the batch of the samples with these indices, after all transforms."""
         # Copies, so that a callback may write into a batch. x[rows] takes ten times as long as index_select.
         x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
         return self.transformed((as_images(x), y))

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
+from minifast.distributed.exchange import broadcast
 from minifast.utils.checks import check_count, check_number
 
 
@@ -35,8 +36,10 @@ def split_rows(n: int, valid_pct: float, seed: int) -> tuple[Tensor, Tensor]:
 
 
 def resolve_seed(seed: int | None) -> int:
-    """Return a checked seed; for None, one sampled from torch's generator."""
-    return int(torch.randint(2**31, ()).item()) if seed is None else check_count("seed", seed, least=0)
+    """Return a checked seed; for None, one sampled from torch's generator, in all processes that of the first."""
+    if seed is not None:
+        return check_count("seed", seed, least=0)
+    return broadcast(int(torch.randint(2**31, ()).item()))
 
 
 class EpochOrder(Sampler[int]):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minifast.data.loaders import Transform
+from minifast.distributed.group import current_group
 from minifast.errors import DataError
 from minifast.utils.checks import check_callable
 
@@ -29,7 +30,9 @@ class Seeded:
     def __call__(self, batch: tuple[Any, Any]) -> tuple[Any, Any]:
         """Return the batch after all transforms."""
         with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(torch.randint(2**62, (), generator=self.generator)))
+            seed = int(torch.randint(2**62, (), generator=self.generator))
+            group = current_group()  # each process of a group augments its share with a seed of its own
+            torch.default_generator.manual_seed(seed if group is None else seed + group.rank)
             for tfm in self.tfms:
                 result = tfm(batch)
                 if not isinstance(result, (tuple, list)) or len(result) != 2:

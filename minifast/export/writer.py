@@ -16,9 +16,11 @@ from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.loaders import as_images
 from minifast.data.transforms import Seeded
+from minifast.distributed.exchange import from_first
 from minifast.errors import DataError, MinifastError
 from minifast.export.graph import exported, torch_is_quiet, trace
 from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_name, unwrap_mixup
+from minifast.training.parallel import group_of
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import import_optional
@@ -76,6 +78,7 @@ class ModelWithTransforms(nn.Module):
 def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: bool = False) -> Path | IO[bytes]:
     """Export the model for inference, see ``Learner.export``."""
     target = learn.path / file if isinstance(file, (str, Path)) else file
+    group = group_of(learn)
     model = unwrap_compiled(learn.model)
     inputs = [x.cpu() for x in as_arguments(raw_inputs(learn.data))]
     classes = learn.data.classes
@@ -91,7 +94,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         whole = ModelWithTransforms(model, (learn.data.valid_dl or learn.data.train_dl).tfms).to_cpu()
     if pickle:
         try:
-            files.write(content | {"model": whole}, target)
+            from_first(lambda: files.write(content | {"model": whole}, target), group)
         except (pickles.PicklingError, AttributeError, TypeError) as error:
             raise MinifastError(f"{type(model).__name__} cannot be pickled: {error}.") from error
         return target
@@ -111,7 +114,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
                     f"The exported {name} and {name} itself have different outputs for a batch of {n}, so no file was "
                     f"written. The model may use random numbers, or something else that torch.export cannot trace."
                 )
-    files.write(content | {"program": program.plain()}, target)
+    from_first(lambda: files.write(content | {"program": program.plain()}, target), group)
     return target
 
 
@@ -119,12 +122,16 @@ def to_pt2(learn: Learner, file: str | Path | IO[bytes]) -> torch.export.Exporte
     """Export the model with ``torch.export``, see ``Learner.to_pt2``."""
     with eval_mode(learn.model):
         program = exported(unwrap_compiled(learn.model), as_arguments(model_inputs(learn.data)))
-    with torch_is_quiet():
-        if not isinstance(file, (str, Path)):
-            torch.export.save(program, file)
-            return program
-        with files.replacing(learn.path / file) as temporary, temporary.open("wb") as stream:
-            torch.export.save(program, stream)
+
+    def write() -> None:
+        with torch_is_quiet():
+            if not isinstance(file, (str, Path)):
+                torch.export.save(program, file)
+                return
+            with files.replacing(learn.path / file) as temporary, temporary.open("wb") as stream:
+                torch.export.save(program, stream)
+
+    from_first(write, group_of(learn))
     return program
 
 
@@ -147,10 +154,14 @@ def to_onnx(learn: Learner, file: str | Path) -> Path:
     if onnx_program is None:
         raise MinifastError(f"torch wrote no ONNX file for {type(model).__name__}.")
     target = learn.path / file
-    with files.replacing(target) as temporary:
-        onnx_program.save(str(temporary))
-        if importlib.util.find_spec("onnxruntime") is not None:
-            check_onnx(temporary, cpu_model, inputs)
+
+    def write() -> None:
+        with files.replacing(target) as temporary:
+            onnx_program.save(str(temporary))
+            if importlib.util.find_spec("onnxruntime") is not None:
+                check_onnx(temporary, cpu_model, inputs)
+
+    from_first(write, group_of(learn))
     return target
 
 

@@ -14,12 +14,14 @@ from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
 from minifast.checkpoint.run import checkpoint_file, is_slice, plain_call
 from minifast.checkpoint.version_0_1 import upgrade_call
+from minifast.distributed.exchange import from_first
 from minifast.errors import MinifastError
 from minifast.finder.result import FinderResult
 from minifast.learner import running
 from minifast.learner.running import RunOptions
 from minifast.schedules.annealing import Schedule
 from minifast.training.callback import Callback, check_callbacks
+from minifast.training.parallel import group_of
 from minifast.utils import files
 from minifast.utils.checks import check_count
 from minifast.utils.public import check_keywords
@@ -120,9 +122,13 @@ def plot_schedule(
     return plotting.plot_hyperparameters(values, without_momentum, return_fig, ax)
 
 
+KEPT = ("call", "every")  # what a checkpoint holds of the call that started the run
+
+
 def resume(learn: Learner, checkpoint: str, callbacks: Callbacks, on_write_error: str, on_nan: str) -> Recorder:
     """Resume a checkpointed run with the arguments that it was started with."""
-    values, _ = files.read_checked(checkpoint_file(learn, checkpoint))
+    file = checkpoint_file(learn, checkpoint)
+    values = from_first(lambda: {n: v for n, v in files.read_checked(file)[0].items() if n in KEPT}, group_of(learn))
     call = upgrade_call(values["call"])
     call |= {name: slice(*value[1:]) for name, value in call.items() if is_slice(value)}
     method = call.pop("method")

@@ -22,6 +22,7 @@ from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
+from minifast.distributed.exchange import from_first
 from minifast.errors import DataError, MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
@@ -39,6 +40,7 @@ from minifast.training.callback import Callback, check_callback_fns, check_callb
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.lazy import initialize_lazy
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
+from minifast.training.parallel import Parallel, group_of, share_model
 from minifast.training.torch_optimizer import check_opt_func
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
@@ -92,6 +94,10 @@ class Learner:
         layer_groups: parts of the model, in order, each with its own learning rate. By default one group, the whole
             model. ``split`` makes groups too.
         silent: print no progress bar and no table.
+        distributed: train together with the other processes, where torchrun started several. Each then works on its
+            share of every batch. False trains in each process alone, as ``MINIFAST_DISTRIBUTED=0`` does.
+        sync_bn: with several processes on GPUs, normalize in BatchNorm layers by the statistics of the whole batch. By
+            default each process normalizes its share by itself.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -106,6 +112,11 @@ class Learner:
     >>> len(recorder.lrs), len(recorder.val_losses)
     (10, 2)
     """
+
+    # Also of a learner that an earlier version pickled.
+    distributed: bool = True
+    sync_bn: bool = False
+    parallel: Parallel | None = None  # during a run over several processes
 
     def __init__(
         self,
@@ -123,6 +134,8 @@ class Learner:
         callbacks: Collection[Callback] | Callback | None = None,
         layer_groups: Sequence[nn.Module] | None = None,
         silent: bool = False,
+        distributed: bool = True,
+        sync_bn: bool = False,
     ) -> None:
         check_data(data)
         if not isinstance(model, nn.Module):
@@ -148,6 +161,10 @@ class Learner:
         self.model_dir = Path(model_dir)
         self.callback_fns = check_callback_fns(as_list(callback_fns))
         self.callbacks = check_callbacks(as_list(callbacks))
+        self.distributed = distributed
+        self.sync_bn = sync_bn
+        self.parallel = None
+        share_model(self)
         groups = [self.model] if layer_groups is None else map(unwrap_compiled, layer_groups)
         self.layer_groups = check_groups(self.model, list(groups))
         self.silent = silent
@@ -509,10 +526,11 @@ class Learner:
 
     def output_of(self, inputs: Any) -> Any:
         """Return the model's output for the inputs of a batch, in float32 at any precision of the forward pass."""
+        model = self.model if self.parallel is None else self.parallel.model_for_pass()
         if self.precision is None:
-            return self.model(*as_arguments(inputs))
+            return model(*as_arguments(inputs))
         with self.in_precision():
-            output = self.model(*as_arguments(inputs))
+            output = model(*as_arguments(inputs))
         return map_tensors(as_float32, output)
 
     def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
@@ -612,10 +630,11 @@ class Learner:
     ) -> Path | IO[bytes] | None:
         """Save the model, and with ``with_opt`` its optimizer, to ``path/model_dir/{file}.pth`` or an open file.
 
-        The file is written completely or not at all. It holds tensors and plain values only.
+        The file is written completely or not at all. It holds tensors and plain values only. Of several processes, the
+        first writes and the others wait, so all must call this.
         """
-        target = model_file(self, file)
-        files.write(model_state(self, with_opt), target)
+        target, state = model_file(self, file), model_state(self, with_opt)
+        from_first(lambda: files.write(state, target), group_of(self))
         return target if return_path else None
 
     def load(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +21,7 @@ from minifast.metrics.loss_options import threshold_of
 from minifast.training import loop
 from minifast.training.callback import Callback, adopt_callbacks
 from minifast.training.dispatcher import Dispatcher
+from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, not_owned, preserve_buffers, preserve_look
 from minifast.training.state import State
@@ -88,8 +90,8 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     ]
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     adopt_callbacks(learn, wrapped)
-    dispatch = Dispatcher(state, [*active_callbacks(learn), ShapeCheck(learn.loss_func)], wrapped)
-    with preserve_look(learn, dl), eval_mode(learn.model):
+    callbacks = [*active_callbacks(learn), ShapeCheck(learn.loss_func)]
+    with preserve_look(learn, dl), eval_mode(learn.model), evaluation(learn, state, callbacks, wrapped) as dispatch:
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
         loss = loop.validate(learn, dl, dispatch)
@@ -99,6 +101,19 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
         dispatch("on_epoch_end", metrics=True, callbacks=False)
     loss, *values = map(as_number, state.last_metrics)
     return [loss, *(expand_all(state.metrics_names, values)[1] if values else [])]
+
+
+@contextmanager
+def evaluation(
+    learn: Learner, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()
+) -> Iterator[Dispatcher]:
+    """Yield the dispatcher of a pass over data without training, which several processes split."""
+    group = group_of(learn)
+    if group is None:
+        yield Dispatcher(state, callbacks, metrics)
+        return
+    with Parallel(learn, state, group) as parallel:
+        yield Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:
@@ -117,8 +132,8 @@ def get_preds(
 ) -> list[Any]:
     """Return the predictions and targets of a part of the data."""
     collector = Collector(None if n_batch is None else check_count("n_batch", n_batch), single=with_loss)
-    dispatch = Dispatcher(State(1, NullProgress()), [*active_callbacks(learn), collector])
-    with preserve_look(learn), eval_mode(learn.model):
+    callbacks, state = [*active_callbacks(learn), collector], State(1, NullProgress())
+    with preserve_look(learn), eval_mode(learn.model), evaluation(learn, state, callbacks) as dispatch:
         loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")

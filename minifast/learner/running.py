@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -10,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from minifast.callbacks.accumulation import AccumulateScheduler
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_loss import LastFiniteWeights, NaNCheck
 from minifast.callbacks.recorder import Recorder
+from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
-from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
+from minifast.data.shards import is_sharded
+from minifast.distributed.exchange import check_same
+from minifast.errors import CallbackError, DataError, EmptyEpochError, MinifastError, NonFiniteLossError
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -24,6 +29,7 @@ from minifast.training.callback import Callback, adopt_callbacks, check_callback
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
+from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import make_bar
 from minifast.training.snapshot import preserve_randomness, preserve_training
 from minifast.training.state import State
@@ -244,12 +250,16 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     reports = not (learn.silent or recorder.silent)
     batchnorm = batchnorm_steps(learn.model) if reports else {}
     before = {name: learn.opt.read(name) for name in learn.opt.names}
+    parallel = start_parallel(learn, state, callbacks, recorder)
     dispatcher = Dispatcher(state, callbacks, metrics)
+    if parallel is not None:
+        dispatcher = Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
     learn.history.append(recorder)
     if any(parameter.grad is not None for parameter in trained_parameters(learn)):
         learn.opt.zero_grad()  # gradients that an earlier run accumulated without a step
     try:
-        loop.fit(learn, dispatcher)
+        with parallel or contextlib.nullcontext():
+            loop.fit(learn, dispatcher)
     except BaseException as error:
         if state.last_input is None:
             learn.history.remove(recorder)  # the run ended before its first batch
@@ -269,10 +279,43 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         for name in {name for callback in callbacks for name in callback.controls} & before.keys():
             if learn.opt.read(name) != before[name]:
                 learn.opt.write(name, before[name])
-    if batchnorm and state.train_batch and recorder.losses:
+    if batchnorm and state.train_batch and recorder.losses and not learn.sync_bn:
         line = statistics_warning(learn, batchnorm, *state.train_batch, recorder.losses[0])
         if line:
             write_text(line)
+
+
+def start_parallel(learn: Learner, state: State, callbacks: Sequence[Callback], recorder: Recorder) -> Parallel | None:
+    """Return what a run over several processes needs, or None in a single process.
+
+    Raises:
+        MinifastError: the processes would not train the same.
+    """
+    group = group_of(learn)
+    if group is None:
+        return None
+    if learn.opt.needs_closure:
+        raise MinifastError(
+            f"{type(learn.opt.opt).__name__} computes the loss several times in a step, which works in one process "
+            f"only; use another optimizer, or Learner(distributed=False)."
+        )
+    loaders = [loader for loader in (learn.data.train_dl, learn.data.valid_dl) if loader]
+    own_data = any(is_sharded(loader, group.size) for loader in loaders)
+    what: dict[str, Any] = {
+        "the call": recorder.call,
+        "the callbacks": [type(callback).__name__ for callback in callbacks],
+        "the number of batches": [len(loader) for loader in loaders],
+    }
+    for part, values in run_fingerprint(learn).items():
+        if not own_data or part not in ("data", "settings"):
+            what |= {f"{name} ({part})": value for name, value in values.items()}
+    check_same(
+        what,
+        "All processes run the same script on the same data, so something in it is random: call set_seed(0) at its "
+        "start, or give what is random a seed.",
+    )
+    accumulates = any(isinstance(callback, AccumulateScheduler) and callback.n_step > 1 for callback in callbacks)
+    return Parallel(learn, state, group, trains=True, accumulates=accumulates)
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from minifast.errors import CallbackError
 from minifast.training.callback import Callback, Fields, check_contract, fields_of, overrides
 from minifast.training.state import EVENTS, FIRST_KNOWN, State
 from minifast.utils.checks import add_note, did_you_mean
+from minifast.utils.walk import package_of
 
 
 class Call(NamedTuple):
@@ -44,10 +46,19 @@ class Dispatcher:
         state: the state of the loop.
         callbacks: the callbacks.
         metrics: the metrics, as callbacks.
+        agree: calls an event method of a callback that is not minifast's, and returns what it returned in one of
+            several processes, so that all continue alike.
     """
 
-    def __init__(self, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()) -> None:
+    def __init__(
+        self,
+        state: State,
+        callbacks: Sequence[Callback],
+        metrics: Sequence[Callback] = (),
+        agree: Callable[[Callable[[], Any]], Any] | None = None,
+    ) -> None:
         self.state = state
+        self._agree = agree
         self.callbacks = sorted(callbacks, key=lambda callback: callback._order)
         self.metrics = list(metrics)
         for callback in (*self.metrics, *self.callbacks):
@@ -62,7 +73,12 @@ class Dispatcher:
         for callback in callbacks:
             if method := overrides(callback, event):
                 name = f"{type(callback).__name__}.{event}"
-                plan.append(Call(self._call(method, fields_of(method, event, name)), name))
+                call = self._call(method, fields_of(method, event, name))
+                # What minifast's own decide follows from values that all processes share.
+                owner: Any = callback.__class__
+                if self._agree is not None and EVENTS[event].may_return and package_of(owner) != "minifast":
+                    call = partial(self._agree, call)
+                plan.append(Call(call, name))
         return plan
 
     def _call(self, method: Callable[..., Any], fields: Fields) -> Callable[[], Any]:

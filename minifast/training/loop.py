@@ -68,8 +68,9 @@ def check_epoch(learn: Learner, state: State, validated: bool) -> None:
 
 
 def compute_loss(learn: Learner, state: State) -> Any:
-    """Return the loss of the last output, which becomes ``last_loss``."""
-    state.last_loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
+    """Return the loss of the last output, which becomes ``last_loss``; of several processes, that of all of them."""
+    loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
+    state.last_loss = loss if learn.parallel is None else learn.parallel.whole_loss(loss)
     return state.last_loss
 
 
@@ -113,7 +114,7 @@ def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = Tr
     """
     state, mean = dispatch.state, WeightedMean()
     learn.model.eval()
-    for batch in state.pbar.track(dl):
+    for batch in state.pbar.track(state.batches(dl)):
         state.begin_batch(*as_pair(batch, "validation"), train=False)
         dispatch("on_batch_begin", metrics=True)
         state.last_output = learn.output_of(state.last_input)

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from minifast.utils.text import is_terminal, report_closed, write_text
+from minifast.utils.text import is_muted, is_terminal, report_closed, write_text
 
 MIN_WIDTH = 8  # of a column of the text table
 
@@ -171,7 +171,7 @@ def in_notebook() -> bool:
 
 def make_bar(silent: bool = False) -> NullProgress:
     """Return the progress display for the current output: a notebook, a terminal, a file or, if silent, none."""
-    if silent:
+    if silent or is_muted():
         return NullProgress()
     if in_notebook():
         return BarProgress(notebook=True)

@@ -106,6 +106,7 @@ class State:
         self.last_metrics: list[Any] = []
         self.exception: BaseException | bool = False
         self.rest: Callable[[Any], Any] | None = None
+        self.split: Callable[[Any], Any] | None = None  # takes this process's share of the batches of a loader
 
     @property
     def smooth_loss(self) -> Tensor | None:
@@ -114,9 +115,10 @@ class State:
         return torch.tensor(smoothed[-1]) if smoothed else None
 
     def batches(self, loader: Any) -> Any:
-        """Return the batches of this epoch: all, or after a resume those that remain."""
+        """Return the batches of a loader: all, or after a resume those that remain in the epoch."""
         rest, self.rest = self.rest, None
-        return loader if rest is None else rest(loader)
+        batches = loader if rest is None else rest(loader)
+        return batches if self.split is None else self.split(batches)
 
     def begin_epoch(self) -> None:
         """Start to count the batches of an epoch."""

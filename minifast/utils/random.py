@@ -38,6 +38,9 @@ def set_seed(n: int) -> None:
     of data in memory comes from their own seed. On the CPU of one machine, the same seed gives bitwise identical
     results in every process.
 
+    Of several processes that train together, process 0 samples what a single one would. During a fit, the others have
+    seeds of their own for dropout and augmentation, which depend on this seed and their rank alone.
+
     Args:
         n: the seed, a whole number from 0 to 2**64 - 1.
 
@@ -62,6 +65,25 @@ def set_rng_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states:
         torch.mps.set_rng_state(states["mps"])
+
+
+def states_for_rank(states: dict[str, Any], rank: int) -> dict[str, Any]:
+    """Return states of the global generators for process ``rank`` of several, a function of ``states`` and the rank.
+
+    Process 0 has ``states`` themselves, so that it samples what a single process would.
+    """
+    if not rank:
+        return states
+    generator = torch.Generator()
+    generator.set_state(states["torch"])
+    seed = int(torch.randint(2**31, (), generator=generator)) + rank
+    kind, keys, *rest = cast("tuple[Any, ...]", np.random.RandomState(seed).get_state())
+    others = {"python": random.Random(seed).getstate(), "torch": torch.Generator().manual_seed(seed).get_state()}
+    for device in ("cuda", "mps"):
+        if device in states:
+            one = torch.Generator(device).manual_seed(seed).get_state()
+            others[device] = [one.clone() for _ in states["cuda"]] if device == "cuda" else one
+    return {**states, **others, "numpy": [kind, keys.tolist(), *rest]}
 
 
 def is_generator(value: Any) -> bool:

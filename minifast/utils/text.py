@@ -66,11 +66,27 @@ def is_terminal(stream: Any) -> bool:
         return False
 
 
+_muted = False
+
+
+def mute() -> None:
+    """Write no more text to ``sys.stdout``, because another process of the same run does."""
+    global _muted
+    _muted = True
+
+
+def is_muted() -> bool:
+    """Return whether another process writes the text."""
+    return _muted
+
+
 def write_text(text: object = "", end: str = "\n", stream: Any = None) -> None:
     """Print ``text``, by default to ``sys.stdout``, whatever the stream can take.
 
     What its encoding lacks is written as an escape such as ``\\xe9``. A closed stream raises no error.
     """
+    if stream is None and _muted:
+        return
     stream = sys.stdout if stream is None else stream
     flush = hasattr(stream, "flush")
     try:

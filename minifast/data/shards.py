@@ -1,0 +1,221 @@
+"""The batches of a loader, split over several processes: each trains on its share of every batch."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, IterableDataset, Sampler
+
+from minifast.data.loaders import DeviceDataLoader, TensorLoader, with_targets
+from minifast.distributed.exchange import as_first, check_same, gather, is_list_of_samples, share_of, shares
+from minifast.distributed.group import Group
+from minifast.errors import DataError
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.tensors import count_samples, map_tensors
+
+
+class Shards:
+    """This process's share of each batch of a loader, from batch ``first`` on.
+
+    The batches are those of a single process, in the same order, and nothing is repeated or left out. A batch with
+    fewer samples than processes leaves some without one; they get a stand-in, the first sample of the batch.
+
+    Attributes:
+        counts: how many samples of the current batch each process has, 0 for a stand-in.
+    """
+
+    def __init__(self, loader: Any, group: Group, first: int = 0, on_start: Callable[[], None] | None = None) -> None:
+        self.loader = loader
+        self.group = group
+        self.first = first
+        self.on_start = on_start
+        self.counts: list[int] = []
+
+    def __len__(self) -> int:
+        return max(0, len(self.loader) - self.first)
+
+    def __iter__(self) -> Iterator[Any]:
+        loader = self.loader
+        if isinstance(loader, TensorLoader):
+            return self._of_tensors(loader)
+        inner = loader.dl if isinstance(loader, DeviceDataLoader) else loader
+        if is_sharded(inner, self.group.size):
+            return self._as_they_are(loader)
+        if isinstance(inner, DataLoader):
+            if isinstance(inner.dataset, IterableDataset):
+                raise DataError(
+                    f"{type(inner.dataset).__name__} is an IterableDataset, whose samples cannot be split over "
+                    f"{self.group.size} processes from outside. Let it yield the samples of its process only (by "
+                    f"torch.distributed.get_rank()) and set its attribute `sharded = True`; or use a data set with "
+                    f"a length and indices."
+                )
+            if inner.batch_sampler is not None and isinstance(loader, DeviceDataLoader):
+                return self._of_data_loader(loader, inner)
+        return self._cut(loader, inner)
+
+    @property
+    def has_samples(self) -> bool:
+        """Whether this process has samples of the current batch, not a stand-in."""
+        return self.counts[self.group.rank] > 0
+
+    def _share(self, n: int) -> slice:
+        return share_of(n, self.group.rank, self.group.size)
+
+    def _of_tensors(self, loader: TensorLoader) -> Iterator[Any]:
+        for rows in loader.rows(self.first, self.on_start):
+            self.counts = shares(len(rows), self.group.size)
+            yield loader.batch(rows[self._share(len(rows))])
+
+    def _of_data_loader(self, loader: DeviceDataLoader, inner: DataLoader[Any]) -> Iterator[Any]:
+        """Yield batches of a DataLoader that reads the samples of this process only."""
+        if inner not in _twins:
+            # A DataLoader forbids to set its batch sampler, but its copy shares all other settings.
+            _twins[inner] = copy.copy(inner)
+            vars(_twins[inner]).update(_iterator=None)
+        twin = _twins[inner]
+        sampler = ShareSampler(inner.batch_sampler, self.group)
+        if twin._iterator is None:
+            vars(twin)["batch_sampler"] = sampler
+        else:  # persistent workers: the sampler is theirs
+            sampler = twin.batch_sampler  # type: ignore[assignment]
+        if self.group.rank and inner.generator is not None:
+            # The seeds of the workers, which would be the same in all processes.
+            seed = int(torch.empty((), dtype=torch.int64).random_(generator=inner.generator).item())
+            vars(twin)["generator"] = torch.Generator().manual_seed((seed + self.group.rank) % 2**63)
+        copied = copy.copy(loader)
+        copied.dl, copied.part = twin, None  # a share without samples must not be skipped
+        for i, batch in enumerate(copied.batches(self.first, self.on_start), self.first):
+            self.counts = shares(sampler.sizes[i], self.group.size)
+            yield batch
+
+    def _cut(self, loader: Any, inner: Any) -> Iterator[Any]:
+        """Yield the rows of this process of batches that all processes read."""
+        cut = _Cut(self, inner, getattr(loader, "may_lack_targets", False))
+        is_ours = isinstance(loader, DeviceDataLoader)
+        copied = copy.copy(loader) if is_ours else DeviceDataLoader(inner, getattr(loader, "device", "cpu"))
+        copied.dl = cut
+        yield from copied.batches(self.first, self.on_start)
+
+    def _as_they_are(self, loader: Any) -> Iterator[Any]:
+        """Yield the batches of a loader that gives each process its own, until the last process has no more."""
+        batches = loader.batches(self.first, self.on_start) if isinstance(loader, DeviceDataLoader) else iter(loader)
+        last: Any = None
+        while True:
+            batch = next(batches, None)
+            n = 0 if batch is None else count_samples(*reversed(batch)) if _is_pair(batch) else 1
+            self.counts = gather(n)
+            if not any(self.counts):
+                return
+            if batch is None and last is None:
+                raise DataError(f"Process {self.group.rank} has no batch at all; give each process at least one.")
+            last = batch if batch is not None else last
+            yield last
+
+
+class ShareSampler(Sampler[Any]):
+    """Yield of each batch of another batch sampler the share of this process.
+
+    The batches are sampled with the random generators of process 0.
+
+    Attributes:
+        sizes: the numbers of samples of the whole batches in this epoch.
+    """
+
+    def __init__(self, whole: Any, group: Group) -> None:
+        self.whole = whole
+        self.group = group
+        self.sizes: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[Any]:
+        with as_first(get_rng_states, set_rng_states):
+            batches = [list(batch) for batch in self.whole]
+        check_same(
+            {"the order of the samples": hashlib.sha256(pickle.dumps(batches)).hexdigest()[:16]},
+            "Seed the sampler with the same number in each process; or let it give each process its own samples, and "
+            "set its attribute `sharded = True`.",
+        )
+        self.sizes[:] = map(len, batches)
+        for batch in batches:
+            yield batch[share_of(len(batch), self.group.rank, self.group.size)]
+
+
+_twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
+
+
+class _Cut:
+    """Batches of any iterable, cut to the rows of this process."""
+
+    def __init__(self, shards: Shards, batches: Any, may_lack_targets: bool) -> None:
+        self.shards = shards
+        self.batches = batches
+        self.may_lack_targets = may_lack_targets
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        for i, batch in enumerate(self.batches):
+            whole = with_targets(batch) if self.may_lack_targets else batch
+            if not i:
+                check_same(
+                    {f"the first batch of a {type(self.batches).__name__}": _checksum(whole)},
+                    "Let all processes read the same batches; or if each reads its own, set the attribute "
+                    "`sharded = True` of the loader.",
+                )
+            if not _is_pair(whole):
+                yield whole  # the loop raises the error
+                continue
+            n = count_samples(whole[1], whole[0])
+            self.shards.counts = shares(n, self.shards.group.size)
+            yield tuple(_rows_of(values, self.shards._share(n), n) for values in whole)
+
+
+def is_sharded(loader: Any, size: int) -> bool:
+    """Return whether a loader gives each of ``size`` processes samples of its own already.
+
+    It does so by a DistributedSampler or another sampler with the attribute ``num_replicas``, or says it with the
+    attribute ``sharded = True`` of the loader, its samplers or its data set.
+    """
+    loader = getattr(loader, "dl", loader) if isinstance(loader, DeviceDataLoader) else loader
+    parts = [loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
+    parts.append(getattr(parts[2], "sampler", None))
+    return any(getattr(part, "sharded", None) is True or getattr(part, "num_replicas", None) == size for part in parts)
+
+
+def _is_pair(batch: Any) -> bool:
+    return isinstance(batch, (tuple, list)) and len(batch) == 2
+
+
+def _rows_of(values: Any, rows: slice, n: int) -> Any:
+    """Return the rows of a batch of ``n`` samples in tensors and in lists with one value for each sample."""
+    if isinstance(values, PackedSequence):
+        raise DataError(
+            "A PackedSequence cannot be split over processes; pack the sequences in collate_fn of a torch DataLoader, "
+            "which then packs the share of each process, or in the model."
+        )
+    if is_list_of_samples(values, n):
+        return values[rows]
+    if type(values) in (list, tuple):
+        return type(values)(_rows_of(value, rows, n) for value in values)
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)
+
+
+def _checksum(batch: Any) -> str:
+    digest = hashlib.sha256()
+
+    def add(tensor: Tensor) -> None:
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+    map_tensors(add, batch)
+    return digest.hexdigest()[:16]

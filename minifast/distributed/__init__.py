@@ -1,0 +1,10 @@
+"""Processes that train one model together: which there are, what they exchange, and how to start them.
+
+Only this package calls ``torch.distributed``, and imports it when a process has others beside it. How data are split
+among the processes is in ``minifast.data.shards``, what a run does with them in ``minifast.training.parallel``.
+"""
+
+from minifast.distributed.exchange import from_first, share_of, shares
+from minifast.distributed.group import Group, OtherProcessError, current_group
+
+__all__ = ["Group", "OtherProcessError", "current_group", "from_first", "share_of", "shares"]

@@ -1,0 +1,404 @@
+"""Train the same cases in one process and in several, and write what each process saw.
+
+``python cases.py FOLDER [CASES]`` runs all cases, or those named, and writes ``FOLDER/SIZE_RANK.pt``, where SIZE is
+the number of processes. torchrun starts several.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, RandomSampler, TensorDataset
+
+from minifast import (
+    AccumulateScheduler,
+    Callback,
+    CSVLogger,
+    DataBunch,
+    EarlyStoppingCallback,
+    EMACallback,
+    LabelSmoothingCrossEntropy,
+    Learner,
+    MinifastError,
+    NonFiniteLossError,
+    Precision,
+    R2Score,
+    SaveModelCallback,
+    TensorLoader,
+    accuracy,
+    set_seed,
+)
+
+torch.set_num_threads(1)
+SGD = partial(torch.optim.SGD, momentum=0.9)
+
+
+def samples(n: int, kind: str = "class") -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(n)
+    x = torch.randn(n, 6, generator=generator, dtype=torch.float64)
+    if kind == "class":
+        return x, (x[:, 0] + 0.3 * torch.randn(n, generator=generator) > 0).long() + (x[:, 1] > 1).long()
+    if kind == "ignored":
+        y = samples(n)[1]
+        y[torch.rand(n, generator=generator) < 0.5] = -100
+        y[::3] = 1
+        return x, y
+    return x, x @ torch.randn(6, 2, generator=generator, dtype=torch.float64)
+
+
+def network(outputs: int = 3, *more: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), *more, nn.Linear(8, outputs)).double()
+
+
+def tensors(n: int, bs: int = 16, kind: str = "class") -> DataBunch:
+    x, y = samples(n, kind)
+    valid = samples(n // 2 + 1, kind)
+    return DataBunch(
+        TensorLoader(x, y, bs, shuffle=True, seed=1, device="cpu"), TensorLoader(*valid, 10, device="cpu"), device="cpu"
+    )
+
+
+def loaders(n: int, bs: int = 16, **options) -> DataBunch:
+    valid = DataLoader(TensorDataset(*samples(n // 2 + 1)), 10)
+    return DataBunch(DataLoader(TensorDataset(*samples(n)), bs, **options), valid, device="cpu")
+
+
+def fitted(data: DataBunch, model: nn.Module | None = None, epochs: int = 2, lr: float = 0.02, after=None, **options):
+    set_seed(3)
+    callbacks = options.pop("fit_callbacks", None)
+    options = {
+        "metrics": [accuracy, Precision(average="macro")],
+        "opt_func": SGD,
+        "silent": True,
+        "path": FOLDER,
+        **options,
+    }
+    learn = Learner(data, network() if model is None else model, **options)
+    if after is not None:
+        after(learn)
+    learn.fit_one_cycle(epochs, lr, callbacks=callbacks)
+    return result(learn)
+
+
+def result(learn: Learner) -> dict:
+    recorder = learn.recorder
+    preds, targets = learn.get_preds()
+    return {
+        "weights": {name: value.clone() for name, value in learn.model.state_dict().items()},
+        "losses": recorder.raw_losses,
+        "lrs": recorder.lrs,
+        "moms": recorder.moms,
+        "val_losses": recorder.val_losses,
+        "metrics": recorder.metrics,
+        "validated": learn.validate(),
+        "preds": preds,
+        "targets": targets,
+        "random": torch.rand(1),
+    }
+
+
+# --- the cases
+
+
+class Branches(nn.Module):
+    """Has a parameter that no batch uses, and one that some batches use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.unused, self.sometimes = network(), nn.Parameter(torch.zeros(2)), nn.Parameter(torch.ones(3))
+        self.double()
+
+        self.passes = 0
+
+    def forward(self, x):
+        self.passes += self.training
+        return self.body(x) * (self.sometimes if self.passes % 2 == 0 else 1)
+
+
+class ScaledLoss(nn.Module):
+    """A loss with a parameter of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones((), dtype=torch.float64))
+
+    def forward(self, output, target):
+        return nn.functional.cross_entropy(output * self.scale, target) + self.scale**2
+
+
+class Penalty(Callback):
+    """Adds a term to the loss."""
+
+    def __init__(self, model):
+        self.weight = model[0].weight
+
+    def on_backward_begin(self, last_loss):
+        return {"last_loss": last_loss + 0.1 * self.weight.pow(2).sum()}
+
+
+class Unfreeze(Callback):
+    """Unfreezes the first layer in the second epoch."""
+
+    def __init__(self, model):
+        self.layer = model[0]
+        self.layer.requires_grad_(False)
+
+    def on_epoch_begin(self, epoch):
+        if epoch == 1:
+            self.layer.requires_grad_(True)
+
+
+class StopOnOneRank(Callback):
+    """Stops at a batch, skips a step at another, but on the last process only."""
+
+    def __init__(self):
+        self.is_last = int(os.environ.get("RANK", 0)) == int(os.environ.get("WORLD_SIZE", 1)) - 1
+
+    def on_backward_begin(self, iteration):
+        return {"skip_bwd": True, "skip_step": True} if self.is_last and iteration == 2 else None
+
+    def on_batch_end(self, iteration, train):
+        return {"stop_epoch": True, "stop_training": True} if self.is_last and train and iteration == 5 else None
+
+
+class SometimesSkips(Callback):
+    """Accumulates gradients by itself."""
+
+    def on_backward_end(self, num_batch):
+        return {"skip_step": True, "skip_zero": True} if num_batch % 2 == 0 else None
+
+
+class Rows(Dataset):
+    """Samples that are several tensors and a text."""
+
+    def __init__(self, n):
+        self.x, self.y = samples(n)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, i):
+        return {"a": self.x[i, :3], "b": self.x[i, 3:]}, self.y[i]
+
+
+class OfDict(nn.Module):
+    """Takes a dict, returns several outputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = network()
+
+    def forward(self, batch):
+        output = self.body(torch.cat([batch["a"], batch["b"]], 1))
+        return {"output": output, "features": output**2}
+
+
+def dict_loss(output, target):
+    return nn.functional.cross_entropy(output["output"], target)
+
+
+class Stream(IterableDataset):
+    """Samples of this process only."""
+
+    sharded = True
+
+    def __init__(self, n):
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rows, self.size = list(zip(*samples(n), strict=True))[rank::size], size
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __iter__(self):
+        return iter(self.rows)
+
+
+def stream() -> dict:
+    # Batches of 12 in all: process r has every r-th sample.
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    data = DataBunch(*(DataLoader(Stream(n), 12 // size) for n in (60, 36)), device="cpu")
+    found = fitted(data, metrics=[accuracy], loss_func=nn.CrossEntropyLoss())
+    return {name: found[name] for name in ("weights", "losses", "lrs", "val_losses", "metrics", "validated")}
+
+
+def refused_stream() -> dict:
+    class NotSharded(Stream):
+        sharded = False
+
+        def __init__(self, n):
+            self.rows = list(zip(*samples(n), strict=True))
+
+    learn = Learner(DataBunch(DataLoader(NotSharded(20), 4), device="cpu"), network(), loss_func=nn.CrossEntropyLoss())
+    try:
+        learn.fit(1)
+    except MinifastError as error:
+        return {"refused": "IterableDataset" in str(error)}
+    return {"refused": int(os.environ.get("WORLD_SIZE", 1)) == 1}
+
+
+def batches_of_list() -> dict:
+    batches = [samples(n) for n in (9, 1, 4, 7)]
+    return fitted(DataBunch(batches, batches[:2], device="cpu"), loss_func=nn.CrossEntropyLoss(), metrics=[accuracy])
+
+
+def own_batch_sampler() -> dict:
+    dataset = TensorDataset(*samples(40))
+    generator = torch.Generator().manual_seed(4)
+    sampler = BatchSampler(RandomSampler(dataset, generator=generator), 7, drop_last=False)
+    return fitted(DataBunch(DataLoader(dataset, batch_sampler=sampler), DataLoader(dataset, 10), device="cpu"))
+
+
+def torchmetrics_objects() -> dict:
+    from torchmetrics.classification import MulticlassAUROC, MulticlassF1Score
+
+    metrics = [MulticlassAUROC(3, thresholds=None), MulticlassF1Score(3), accuracy]
+    return fitted(tensors(65), metrics=metrics)
+
+
+def lr_find() -> dict:
+    set_seed(3)
+    learn = Learner(loaders(130, shuffle=True), network(), opt_func=SGD, silent=True)
+    before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+    found = learn.lr_find(num_it=40, repeats=2)
+    same = all(torch.equal(before[name], value) for name, value in learn.model.state_dict().items())
+    learn.fit(1, 0.01)
+    trained = result(learn)
+    set_seed(3)
+    other = Learner(loaders(130, shuffle=True), network(), opt_func=SGD, silent=True)
+    other.fit(1, 0.01)
+    no_trace = all(
+        torch.equal(value, other.model.state_dict()[name]) for name, value in learn.model.state_dict().items()
+    )
+    return {
+        "curves": found.curves,
+        "suggestion": found.suggestion,
+        "no trace": same and no_trace,
+        "weights": trained["weights"],
+    }
+
+
+def files() -> dict:
+    folder = FOLDER / "files"
+    data = tensors(65)
+    callbacks = [CSVLogger(), SaveModelCallback(), EarlyStoppingCallback(patience=1, min_delta=10.0)]
+    found = fitted(data, epochs=4, path=folder, fit_callbacks=callbacks)
+    set_seed(3)
+    learn = Learner(tensors(65), network(), opt_func=SGD, path=folder, silent=True)
+    learn.load("bestmodel")
+    learn.save("again")
+    learn.export()
+    learn.history.to_csv(folder / "epochs.csv")
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return {**found, "files": names, "rows": len((folder / "history.csv").read_text().splitlines())}
+
+
+def not_finite() -> dict:
+    x, y = samples(40)
+    x[13] = float("nan")
+    set_seed(3)
+    learn = Learner(DataBunch(TensorLoader(x, y, 8, device="cpu"), device="cpu"), network(),
+                    loss_func=nn.CrossEntropyLoss(), silent=True)  # fmt: skip
+    try:
+        learn.fit(1, 0.1)
+    except NonFiniteLossError as error:
+        said = str(error)[:60]
+    data = tensors(64)
+    return {"said": said, **fitted(data)}  # the processes go on together
+
+
+def alone() -> dict:
+    return fitted(tensors(65), distributed=False)
+
+
+def interpreted() -> dict:
+    set_seed(3)
+    learn = Learner(tensors(65), network(), metrics=[accuracy], silent=True)
+    learn.fit(1, 0.01)
+    interpretation = learn.interpret()
+    losses, indices = interpretation.top_losses(5)
+    return {
+        "confusion": torch.as_tensor(interpretation.confusion_matrix()),
+        "losses": losses,
+        "indices": torch.as_tensor(indices),
+    }
+
+
+def buffers() -> dict:
+    """BatchNorm differs by process, but all have the statistics of the first."""
+    found = fitted(tensors(64), network(3, nn.BatchNorm1d(8).double(), nn.Dropout(0.2)))
+    return {"of all ranks": (found["weights"], found["random"])}
+
+
+CASES = {
+    **{
+        f"{n} samples, {name}": partial(lambda n, opt: fitted(tensors(n), opt_func=opt), n, opt)
+        for n in (63, 64, 65, 129)
+        for name, opt in (("SGD", SGD), ("AdamW", torch.optim.AdamW))
+    },
+    "DataLoader": lambda: fitted(loaders(65, shuffle=True)),
+    "DataLoader, drop_last": lambda: fitted(loaders(65, shuffle=True, drop_last=True)),
+    "DataLoader, own generator": lambda: fitted(
+        loaders(65, shuffle=True, generator=torch.Generator().manual_seed(4))
+    ),
+    "DataLoader, workers": lambda: fitted(
+        loaders(40, shuffle=True, num_workers=1, generator=torch.Generator().manual_seed(4))
+    ),
+    "own batch sampler": own_batch_sampler,
+    "list of batches": batches_of_list,
+    "dicts": lambda: fitted(
+        DataBunch(DataLoader(Rows(50), 8), DataLoader(Rows(23), 5), device="cpu"), OfDict(), loss_func=dict_loss,
+        metrics=[],
+    ),
+    "last batch of one": lambda: fitted(loaders(33)),
+    "regression": lambda: fitted(tensors(65, kind="number"), network(2), metrics=[R2Score()]),
+    "sum loss": lambda: fitted(tensors(65), lr=1e-3, loss_func=nn.CrossEntropyLoss(reduction="sum")),
+    "ignored targets": lambda: fitted(tensors(65, bs=7, kind="ignored"), metrics=[accuracy]),
+    "class weights": lambda: fitted(
+        tensors(65), loss_func=nn.CrossEntropyLoss(torch.tensor([0.2, 1.0, 5.0], dtype=torch.float64))
+    ),
+    "accumulation": lambda: fitted(tensors(131, bs=10), callbacks=[AccumulateScheduler(n_step=3)]),
+    "accumulation, ignored targets": lambda: fitted(
+        tensors(131, bs=4, kind="ignored"), callbacks=[AccumulateScheduler(n_step=4)], metrics=[accuracy]
+    ),
+    "own accumulation": lambda: fitted(tensors(131, bs=10), callbacks=[SometimesSkips()]),
+    "clipping, EMA, label smoothing": lambda: fitted(
+        tensors(65), callbacks=[EMACallback(decay=0.9)], loss_func=LabelSmoothingCrossEntropy(),
+        after=lambda learn: learn.clip_grad(0.1),
+    ),
+    "parameter of the loss": lambda: fitted(tensors(65), loss_func=ScaledLoss()),
+    "penalty": lambda: (lambda model: fitted(tensors(65), model, callbacks=[Penalty(model)]))(network()),
+    "unused parameters": lambda: fitted(tensors(65, bs=9), Branches()),
+    "unfreezing": lambda: (lambda model: fitted(tensors(65), model, callbacks=[Unfreeze(model)]))(network()),
+    "one process stops": lambda: fitted(tensors(129), callbacks=[StopOnOneRank()]),
+    "torchmetrics": torchmetrics_objects,
+    "IterableDataset": stream,
+    "IterableDataset, not split": refused_stream,
+    "lr_find": lr_find,
+    "files": files,
+    "NaN": not_finite,
+    "alone": alone,
+    "interpretation": interpreted,
+    "buffers": buffers,
+}  # fmt: skip
+
+
+SLOW = ("torchmetrics",)
+DEFAULT = [name for name in CASES if name not in SLOW]
+
+
+def main(folder: str, *names: str) -> None:
+    global FOLDER
+    size, rank = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+    FOLDER = Path(folder) / size
+    results = {name: CASES[name]() for name in names or DEFAULT}
+    torch.save(results, f"{folder}/{size}_{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,83 @@
+"""Where there is one process, nothing is different; and the arithmetic of shares."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import toy_learner
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minifast import Learner, MinifastError
+from minifast.data.shards import _rows_of
+from minifast.distributed.exchange import from_first, share_of, shares
+from minifast.distributed.group import _State, _state, current_group
+from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
+
+
+@given(st.integers(0, 300), st.integers(1, 9))
+def test_shares_are_even_and_give_each_sample_to_one_process(n, size):
+    counts = shares(n, size)
+    assert sum(counts) == n
+    assert max(counts) - min(counts) <= 1
+    rows = list(range(n))
+    given_to = [rows[share_of(n, rank, size)] for rank in range(size)]
+    assert [row for part, count in zip(given_to, counts, strict=True) if count for row in part] == rows
+    assert all(part == rows[:1] for part, count in zip(given_to, counts, strict=True) if not count)
+
+
+def test_rows_are_taken_of_tensors_and_of_lists_with_a_value_for_each_sample():
+    batch = ({"a": torch.arange(4), "scale": torch.ones(())}, ["w", "x", "y", "z"])
+    x, y = _rows_of(batch, slice(1, 3), 4)
+    assert x["a"].tolist() == [1, 2]
+    assert x["scale"] == 1
+    assert y == ["x", "y"]
+
+
+def test_random_generators_of_another_process_follow_from_the_state_and_the_rank():
+    torch.manual_seed(0)
+    states = get_rng_states()
+    sampled = []
+    for rank in (0, 1, 2, 1):
+        set_rng_states(states_for_rank(states, rank))
+        sampled.append(torch.rand(1).item())
+    assert sampled[1] == sampled[3]
+    assert len(set(sampled)) == 3
+    set_rng_states(states)
+    assert torch.rand(1).item() == sampled[0]
+
+
+def test_a_single_process_has_no_group():
+    learn = toy_learner()
+    assert current_group() is None
+    assert from_first(lambda: 3, current_group()) == 3
+    assert learn.parallel is None
+    learn.fit(1)
+    assert learn.parallel is None
+
+
+def test_an_incomplete_environment_raises_an_error_and_can_be_switched_off(monkeypatch):
+    monkeypatch.setattr(_state, "alone", _State.alone)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    with pytest.raises(MinifastError, match="MASTER_ADDR and MASTER_PORT is not set"):
+        current_group()
+    monkeypatch.setenv("MINIFAST_DISTRIBUTED", "0")
+    assert current_group() is None
+
+
+def test_importing_starts_nothing_even_under_torchrun():
+    script = "import os; os.environ.update(RANK='0', WORLD_SIZE='2'); import minifast, torch.distributed as dist; "
+    script += "assert not dist.is_initialized()"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def test_the_learner_keeps_what_it_was_told():
+    learn = toy_learner(distributed=False, sync_bn=True)
+    assert isinstance(learn, Learner)
+    assert (learn.distributed, learn.sync_bn) == (False, True)

@@ -1,0 +1,93 @@
+"""Several processes train, validate and predict as one: the same cases in one process and in several."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+from cases import CASES, DEFAULT, SLOW
+
+HERE = Path(__file__).parent
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    return {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE.parents[1]), **more}
+
+
+def torchrun(size: int, script: str, *arguments: object, options: tuple[str, ...] = (), **more: str):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(size)]
+    command += [*options, str(HERE / script), *map(str, arguments)]
+    return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=500)
+
+
+def results(folder: Path, size: int, names: list[str]) -> list[dict]:
+    if size == 1:
+        command = [sys.executable, str(HERE / "cases.py"), str(folder), *names]
+        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
+    else:
+        done = torchrun(size, "cases.py", folder, *names)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f"{size}_{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+@pytest.fixture(scope="module")
+def one_and_two(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return results(folder, 1, DEFAULT)[0], results(folder, 2, DEFAULT)
+
+
+@pytest.fixture(scope="module")
+def one_and_three(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cases")
+    return results(folder, 1, [*CASES])[0], results(folder, 3, [*CASES])
+
+
+def flat(value, path=""):
+    """The tensors and plain values in nested ones, by path."""
+    if isinstance(value, dict):
+        return {key: leaf for name, element in value.items() for key, leaf in flat(element, f"{path}/{name}").items()}
+    if isinstance(value, (list, tuple)) and not all(isinstance(element, float) for element in value):
+        return {key: leaf for i, element in enumerate(value) for key, leaf in flat(element, f"{path}/{i}").items()}
+    return {path: torch.tensor(value, dtype=torch.float64) if isinstance(value, (list, tuple, float)) else value}
+
+
+def check(name: str, one: dict, several: list[dict]) -> None:
+    first = flat(several[0][name])
+    for other in several[1:]:
+        for path, value in flat(other[name]).items():
+            if not (name == "alone" and path == "/random"):
+                assert torch.equal(value, first[path]) if torch.is_tensor(value) else value == first[path], path
+    expected = flat(one[name])
+    assert expected.keys() == first.keys()
+    for path, value in expected.items():
+        if path.startswith("/of all ranks"):  # random numbers of the processes, which are equal on all
+            continue
+        if not torch.is_tensor(value):
+            assert value == first[path], path
+        elif value.is_floating_point():
+            assert value.shape == first[path].shape, path
+            torch.testing.assert_close(first[path], value, rtol=1e-10, atol=1e-12)
+        else:
+            assert torch.equal(value, first[path]), path
+
+
+@pytest.mark.parametrize("name", DEFAULT)
+def test_two_processes_equal_one(name, one_and_two):
+    check(name, *one_and_two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_three_processes_equal_one(name, one_and_three):
+    check(name, *one_and_three)
+
+
+def test_the_slow_cases_exist():
+    assert set(SLOW) < set(CASES)

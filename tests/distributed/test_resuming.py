@@ -1,0 +1,74 @@
+"""Checkpointed runs of several processes resume, in as many processes bit for bit, and in another number."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from test_processes import HERE, environment, torchrun
+
+KINDS = ("plain", "accumulated")
+
+
+def read(folder, name, size, rank=0):
+    return torch.load(folder / f"{name}_{size}_{rank}.pt", weights_only=False)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("resumed")
+
+    def run(size: int, *runs: str) -> None:
+        if size == 1:
+            command = [sys.executable, str(HERE / "resumed.py"), str(folder), *runs]
+            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+        else:
+            done = torchrun(size, "resumed.py", folder, *runs)
+        assert done.returncode == 0, done.stderr[-3000:]
+
+    both = lambda *names: [f"{kind}:{kind} {name}" for kind in KINDS for name in names]  # noqa: E731
+    run(1, *both("whole by one:", "of one, then two:19"))
+    run(
+        2,
+        *both("whole by two:", "of two:19", "of two:", "of two, then one:19", "of one, then two:"),
+        *("random:random whole by two:", "random:random of two:19", "random:random of two:"),
+    )
+    run(1, *both("of two, then one:"))
+    return folder
+
+
+def assert_equal(a, b, **tolerance):
+    for name, value in a["weights"].items():
+        torch.testing.assert_close(b["weights"][name], value, **tolerance)
+    for name in ("lrs", "losses", "rows"):
+        torch.testing.assert_close(torch.tensor(b[name]), torch.tensor(a[name]), **tolerance)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "random"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_as_many_processes_resume_bit_for_bit(kind, rank, folder):
+    whole, resumed = read(folder, f"{kind} whole by two", 2, rank), read(folder, f"{kind} of two", 2, rank)
+    assert_equal(whole, resumed, rtol=0, atol=0)
+    assert torch.equal(whole["random"], resumed["random"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("name", "size"), [("of two, then one", 1), ("of one, then two", 2)])
+def test_another_number_of_processes_resumes_up_to_rounding(kind, name, size, folder):
+    whole = read(folder, f"{kind} whole by one", 1)
+    for rank in range(size):
+        assert_equal(whole, read(folder, f"{kind} {name}", size, rank), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_runs_with_killed_processes_end_as_undisturbed_ones(tmp_path):
+    kills = 20
+    assert torchrun(2, "resumed.py", tmp_path, "random:whole:").returncode == 0
+    options = ("--max-restarts", str(kills))
+    done = torchrun(2, "resumed.py", tmp_path, "random:killed:kill", options=options, KILLS=str(kills))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(list(tmp_path.glob("killed[0-9]*"))) == kills
+    for rank in (0, 1):
+        assert_equal(read(tmp_path, "whole", 2, rank), read(tmp_path, "killed", 2, rank), rtol=0, atol=0)
