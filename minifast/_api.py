@@ -55,6 +55,7 @@ from minifast.data import get_transforms as get_transforms
 from minifast.data import imagenet_stats as imagenet_stats
 from minifast.data import normalize as normalize
 from minifast.data import untar_data as untar_data
+from minifast.data import verify_images as verify_images
 from minifast.diagnostics import ClassificationInterpretation as ClassificationInterpretation
 from minifast.diagnostics import Interpretation as Interpretation
 from minifast.diagnostics import model_sizes as model_sizes

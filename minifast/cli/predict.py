@@ -68,7 +68,7 @@ def find_export(path: Path) -> Path:
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
     """Return the images that files, folders and patterns name: in the order given, those of a folder by name."""
-    from minifast.data.images.decoding import get_image_files
+    from minifast.data.images.listing import get_image_files
 
     images: list[Path] = []
     for argument in arguments:

@@ -7,8 +7,9 @@ in ``minifast.vision``.
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.download import URLs, untar_data
 from minifast.data.images.augment import get_transforms
-from minifast.data.images.decoding import get_image_files
+from minifast.data.images.decoding import verify_images
 from minifast.data.images.image_bunch import ImageDataBunch
+from minifast.data.images.listing import get_image_files
 from minifast.data.loaders import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
 from minifast.data.tensors import TensorDataBunch
@@ -28,4 +29,5 @@ __all__ = [
     "imagenet_stats",
     "normalize",
     "untar_data",
+    "verify_images",
 ]

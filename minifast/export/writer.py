@@ -87,6 +87,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         "version": VERSION,
         "torch": str(torch.__version__),
         "pictures": list(inputs[0].shape[2:]) if isinstance(learn.data, ImageDataBunch) else None,  # the image size
+        "resize": getattr(learn.data, "resize", None),
         "classes": None if classes is None else [name if is_plain(name) else str(name) for name in classes],
         "loss": describe_loss(learn.loss_func),
     }

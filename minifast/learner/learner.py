@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -27,7 +27,7 @@ from minifast.errors import DataError, MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
 from minifast.history import History
-from minifast.learner import copying, fitting, predicting
+from minifast.learner import augmented, copying, fitting, predicting
 from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
@@ -569,6 +569,40 @@ class Learner:
             DataError: there are no samples, or ``with_loss`` is True and a sample has several outputs or targets.
         """
         return predicting.get_preds(self, ds_type, activ, with_loss, n_batch)
+
+    def TTA(  # noqa: N802 - the name of fastai v1
+        self,
+        beta: float | None = 0.4,
+        scale: float = 1.35,
+        ds_type: DatasetType = DatasetType.Valid,
+        activ: Callable[[Tensor], Tensor] | None = None,
+        with_loss: bool = False,
+    ) -> list[Any]:
+        """Return ``[predictions, targets]`` with test-time augmentation: ``beta * plain + (1 - beta) * mean``.
+
+        The mean is that of the predictions for the four corners of each image, zoomed by ``scale``; with
+        ``get_transforms(do_flip=True)`` in training also for their mirror images. No random number is used.
+
+        Args:
+            beta: the weight of the plain predictions, from 0 to 1. None returns ``[plain, mean, targets]``.
+            scale: the zoom factor, at least 1.
+            ds_type: the validation or the test set.
+            activ: the activation that turns outputs into predictions, before the mean. By default the loss's.
+            with_loss: return the loss of each sample as the third element.
+
+        Raises:
+            DataError: the inputs are not images, or the model has several outputs.
+        """
+        return augmented.tta(self, beta, scale, ds_type, activ, with_loss)
+
+    def tta_only(
+        self,
+        ds_type: DatasetType = DatasetType.Valid,
+        activ: Callable[[Tensor], Tensor] | None = None,
+        scale: float = 1.35,
+    ) -> Iterator[list[Any]]:
+        """Yield ``[predictions, targets]`` for each version of the images that ``TTA`` takes the mean of."""
+        return augmented.tta_only(self, ds_type, activ, scale)
 
     def pred_batch(
         self,

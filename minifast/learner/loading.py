@@ -9,8 +9,9 @@ from typing import IO, Any
 import torch
 
 from minifast.data.bunch import DataBunch
-from minifast.data.images.decoding import ImageFiles, list_images
+from minifast.data.images.decoding import ImageFiles
 from minifast.data.images.image_bunch import ImageDataBunch
+from minifast.data.images.listing import list_images
 from minifast.data.images.sources import file_loader
 from minifast.errors import DataError
 from minifast.export.graph import Program
@@ -70,14 +71,17 @@ def load_learner(
     size, classes = content["pictures"], content["classes"]
     data_class = DataBunch if size is None else ImageDataBunch
     loss_func = build_loss(content["loss"])
-    test_dl = make_test_loader(test, size, bs, device)
+    resize = content.get("resize") or "crop"
+    test_dl = make_test_loader(test, size, resize, bs, device)
     data = data_class([], None, test_dl, device, path=path, classes=classes, loss_func=loss_func)
     if isinstance(data, ImageDataBunch):
-        data.size = tuple(size)
+        data.size, data.resize = tuple(size), resize
     return Learner(data, model.eval(), loss_func=loss_func.to(data.device))
 
 
-def make_test_loader(test: Any, size: Sequence[int] | None, bs: int, device: torch.device | str | None) -> Any:
+def make_test_loader(
+    test: Any, size: Sequence[int] | None, resize: str, bs: int, device: torch.device | str | None
+) -> Any:
     """Return the loader of the data to predict, or None."""
     is_file_list = isinstance(test, (list, tuple)) and all(isinstance(file, (str, Path)) for file in test)
     if not is_file_list and not isinstance(test, (str, Path)):
@@ -85,7 +89,7 @@ def make_test_loader(test: Any, size: Sequence[int] | None, bs: int, device: tor
     if size is None:
         raise DataError("The model was not trained on images, so `test` must be a loader of batches.")
     height, width = size
-    images = ImageFiles("to predict", (height, width))
+    images = ImageFiles("to predict", (height, width), resize)
     if isinstance(test, (str, Path)):
         if not Path(test).is_dir():
             raise DataError(f"There is no folder {test}; `test` must be a folder of images or a list of files.")

@@ -16,14 +16,15 @@ import torch
 from torch import Tensor
 
 from minifast.data.images import cache
+from minifast.data.images.listing import list_images
+from minifast.data.images.resizing import METHODS, resize_image
 from minifast.errors import DataError
-from minifast.utils.checks import check_count, check_folder, shown
+from minifast.utils.checks import check_count, check_folder, check_word, shortlist, shown
+from minifast.utils.files import replacing
 from minifast.utils.folders import cache_file
 
-SUFFIXES = frozenset(
-    f".{suffix}"
-    for suffix in "avif bmp gif ico jfif jp2 jpe jpeg jpg pbm pgm png pnm ppm tif tiff webp".split()  # noqa: SIM905
-)
+SHOWN = 10  # unreadable images that an error names
+LIST_FILE = "unreadable_images.txt"  # in the working directory, for more of them
 
 
 BUDGET = 2 * 2**30  # default limit of decoded images in memory, in bytes
@@ -38,58 +39,23 @@ UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the 
 Size = int | tuple[int, int] | None
 
 
-def get_image_files(c: str | Path, check_ext: bool = True, recurse: bool = False) -> list[Path]:
-    """Return the image files in a folder, sorted by name.
-
-    Args:
-        c: the folder.
-        check_ext: only files with the extension of an image format.
-        recurse: also search the folders inside.
-
-    Raises:
-        DataError: if there is no such folder.
-    """
-    return [Path(name) for name, _, _ in list_images(check_folder(Path(c)), recurse, check_ext)]
-
-
-def list_images(folder: str | Path, recurse: bool, check_ext: bool = True) -> list[tuple[str, int, int]]:
-    """Return path, size in bytes and modification time in ns of each image file in a folder, sorted by name."""
-    return _list_images(os.fspath(folder), recurse, check_ext, ())
-
-
-def _list_images(folder: str, recurse: bool, check_ext: bool, above: tuple[str, ...]) -> list[tuple[str, int, int]]:
-    listing = []
-    real = (*above, os.path.realpath(folder)) if recurse else above
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            if entry.name.startswith("."):
-                continue
-            if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():  # noqa: PTH112 - many files
-                loops = recurse and entry.is_symlink() and os.path.realpath(entry.path) in real
-                if recurse and not loops:
-                    listing += _list_images(entry.path, recurse, check_ext, real)
-            elif not check_ext or os.path.splitext(entry.name)[1].lower() in SUFFIXES:  # noqa: PTH122 - many files
-                try:
-                    status = entry.stat()
-                except OSError as error:
-                    if not entry.is_symlink():
-                        continue  # removed since the folder was read
-                    raise DataError(f"{entry.path} is a broken link. Repair or remove it.") from error
-                listing.append((entry.path, status.st_size, status.st_mtime_ns))
-    return listing
-
-
 class ImageFiles:
     """Data set of labeled image files; sizes and modification times tell whether the cached pixels are up to date.
 
     Args:
         name: name of the set in the cache.
-        size: height and width to crop and resize to, or one number for both; None if all files have the same size.
+        size: height and width to resize to, or one number for both; None if all files have the same size.
+        resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
     """
 
-    def __init__(self, name: str, size: Size = None) -> None:
+    def __init__(self, name: str, size: Size = None, resize: str = "crop") -> None:
         self.name = name
         self.size = check_size(size)
+        self.resize = check_word("resize", resize, METHODS)
+        if size is None and resize != "crop":
+            raise ValueError(
+                f"`resize` is {resize!r}, but there is no `size` to resize to; give one, such as size=224."
+            )
         self.reference: tuple[str, int, int] | None = None
         self.listing: list[tuple[str, int, int]] = []
         self.labels: Any = []  # class indices, or a tensor with one target per row
@@ -102,7 +68,7 @@ class ImageFiles:
 
     def subset(self, indices: Iterable[int]) -> ImageFiles:
         """Return the files at ``indices`` as a data set of their own."""
-        subset = ImageFiles(self.name, self.size)
+        subset = ImageFiles(self.name, self.size, self.resize)
         rows = list(indices)
         subset.listing = [self.listing[i] for i in rows]
         subset.labels = self.labels[rows] if isinstance(self.labels, Tensor) else [self.labels[i] for i in rows]
@@ -122,9 +88,15 @@ class ImageFiles:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         """Return an image, uint8 ``(3, height, width)``, and its label."""
-        image = read_listed(self.listing[i][0], self.size)
+        try:
+            image = self._read(self.listing[i][0])
+        except UnreadableImageError as error:
+            raise DataError(str(error)) from error  # an error from a worker is told by the name of its class
         check_same_size(self.reference_size(), self.listing[i][0], image)
         return torch.from_numpy(np.broadcast_to(image, (3, *image.shape[1:])).copy()), self.labels[i]
+
+    def _read(self, name: str) -> np.ndarray[Any, Any]:
+        return read_listed(name, self.size, self.resize)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 ``(n, channels, height, width)``, and labels; from the cache if it is up to date.
@@ -134,17 +106,21 @@ class ImageFiles:
         """
         if self._pixels is None:
             with cache.CacheWriter(self._file, self._fingerprint) as writer:
-                self._pixels = decode([name for name, _, _ in self.listing], self.size, self._threads(), writer)
+                names = [name for name, _, _ in self.listing]
+                try:
+                    self._pixels = decode(names, self.size, self._threads(), writer, self.resize)
+                except UnreadableImageError as error:
+                    raise all_unreadable(names, error) from error
         check_same_size(self.reference_size(), self.listing[0][0], self._pixels[0])
         return self._pixels, torch.as_tensor(self.labels, dtype=None if len(self.labels) else torch.int64)
 
     @cached_property
     def _file(self) -> Path | None:
-        return _cache_file(f"{self.name} {self.size}")
+        return cache_file_of(f"{self.name} {self.size}{'' if self.resize == 'crop' else self.resize}")
 
     @cached_property
     def _fingerprint(self) -> str:
-        return _digest(repr((self.listing, self.size, "upright")))  # change the word when decoding changes
+        return digest(repr((self.listing, self.size, "upright")))  # change the word when decoding changes
 
     @cached_property
     def _pixels(self) -> Tensor | None:
@@ -154,7 +130,10 @@ class ImageFiles:
         """Return name, height and width of the image whose size all must have; by default the first."""
         if self.reference is None:
             name = self.listing[0][0]
-            height, width = (read_listed(name, self.size) if self._pixels is None else self._pixels[0]).shape[1:]
+            try:
+                height, width = (self._read(name) if self._pixels is None else self._pixels[0]).shape[1:]
+            except UnreadableImageError as error:
+                raise all_unreadable([name for name, _, _ in self.listing], error) from error
             self.reference = name, height, width
         return self.reference
 
@@ -170,7 +149,8 @@ class ImageFiles:
         return 1 if mean < TINY else (os.cpu_count() or 1)
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """Return 32 hexadecimal digits for a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]  # file names need not be UTF-8
 
 
@@ -201,19 +181,25 @@ def check_same_size(reference: tuple[str, int, int], name: str, image: Any) -> N
         )
 
 
-def _cache_file(name: str) -> Path | None:
+def cache_file_of(name: str) -> Path | None:
+    """Return the cache file of the set called ``name``, None for a user without a home folder."""
     try:
-        return cache_file(_digest(name))
+        return cache_file(digest(name))
     except RuntimeError:  # the user has no home folder
         return None
 
 
-def read_image(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
+class UnreadableImageError(DataError):
+    """A file is not an image, is truncated, or cannot be opened."""
+
+
+def read_image(file: Any, size: tuple[int, int] | None = None, resize: str = "crop") -> np.ndarray[Any, Any]:
     """Decode an image to uint8 ``(channels, height, width)``, with 1 channel for grayscale and else 3.
 
     Args:
         file: a path, an open file, or a PIL image.
-        size: (height, width); the center is cropped to this aspect ratio and resized.
+        size: (height, width) to resize to.
+        resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
 
     Raises:
         DataError: if the file is not an image, is truncated, or has more than 8 bits per channel.
@@ -223,29 +209,85 @@ def read_image(file: Any, size: tuple[int, int] | None = None) -> np.ndarray[Any
 
     try:
         if isinstance(file, Image.Image):
-            return _to_array(file, size, "The image")
+            return _to_array(file, size, resize, "The image")
         with Image.open(file if hasattr(file, "read") else _content(file)) as image:
-            return _to_array(image, size, str(file))
+            return _to_array(image, size, resize, str(file))
     except DataError:
         raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {file}. Check the path.") from error
     except PermissionError as error:
-        raise DataError(f"{file} cannot be opened ({error.strerror}). Change its permissions, or remove it.") from error
+        raise UnreadableImageError(
+            f"{file} cannot be opened ({error.strerror}). Change its permissions, or remove it."
+        ) from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise DataError(f"{file} is not a readable image, or it is truncated. Replace or remove it.") from error
+        raise UnreadableImageError(
+            f"{file} is not a readable image, or it is truncated. Replace or remove it."
+        ) from error
 
 
-def read_listed(file: str, size: tuple[int, int] | None = None) -> np.ndarray[Any, Any]:
+def read_listed(file: str, size: tuple[int, int] | None = None, resize: str = "crop") -> np.ndarray[Any, Any]:
     """Decode a file of a data set as ``read_image`` does.
 
     Raises:
         DataError: also if the file was removed since the folder was read.
     """
     try:
-        return read_image(file, size)
+        return read_image(file, size, resize)
     except FileNotFoundError as error:
         raise DataError(f"{file} was removed after the data set was made. Make the data set again.") from error
+
+
+def verify_images(files: str | Path | Iterable[str | Path]) -> list[Path]:
+    """Return the image files that cannot be decoded: broken, truncated, or with more than 8 bits per channel.
+
+    Args:
+        files: a folder, which is searched recursively, or the files.
+
+    Raises:
+        DataError: if there is no such folder.
+
+    >>> verify_images([])
+    []
+    """
+    if isinstance(files, (str, Path)):
+        files = [name for name, _, _ in list_images(check_folder(Path(files)), recurse=True)]
+    names = [os.fspath(file) for file in files]
+    return [Path(names[i]) for i in unreadable_rows(names)]
+
+
+def unreadable_rows(names: Sequence[str]) -> list[int]:
+    """Return the positions of the files that cannot be decoded."""
+
+    def is_bad(file: str) -> bool:
+        try:
+            read_image(file)
+        except (UnreadableImageError, FileNotFoundError):
+            return True
+        return False
+
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        return [i for i, bad in enumerate(pool.map(is_bad, names)) if bad]
+
+
+def all_unreadable(names: Sequence[str], first: UnreadableImageError) -> DataError:
+    """Return the error for all files that cannot be read, one of which raised ``first``."""
+    bad = verify_images(names)
+    if len(bad) < 2:
+        return DataError(str(first))
+    listed = ""
+    if len(bad) > SHOWN:
+        try:
+            with replacing(Path(LIST_FILE)) as file:
+                file.write_text("".join(f"{name}\n" for name in bad), errors="surrogateescape")
+            listed = f" All are listed in {LIST_FILE}."
+        except OSError:
+            pass
+    return DataError(
+        f"{len(bad)} of {len(names)} images cannot be read: {shortlist(bad, SHOWN)}.{listed} The first: {first}",
+        hint="To leave them out, pass on_bad_image='skip'.",
+        cli_hint="Replace or remove all of them.",
+    )
 
 
 def _content(file: Any) -> io.BytesIO:
@@ -254,21 +296,21 @@ def _content(file: Any) -> io.BytesIO:
         return io.BytesIO(stream.readall())
 
 
-def _to_array(image: Any, size: tuple[int, int] | None, name: str) -> np.ndarray[Any, Any]:
+def _to_array(image: Any, size: tuple[int, int] | None, resize: str, name: str) -> np.ndarray[Any, Any]:
     image.load()  # first, because some formats store the orientation after the pixels
     orientation = _orientation(image)
     if image.mode not in ("L", "RGB"):
         if image.mode.startswith(("I", "F")):
-            raise DataError(f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits.")
+            raise UnreadableImageError(
+                f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits."
+            )
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
         image = image.convert("L" if image.mode == "1" else "RGB")  # transparent pixels keep their color
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if size is not None:
-        from PIL import Image, ImageOps
-
-        image = ImageOps.fit(image, (size[1], size[0]), Image.Resampling.BILINEAR)
+        image = resize_image(image, size, resize)
     array = np.asarray(image)
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
 
@@ -288,19 +330,21 @@ def decode(
     size: tuple[int, int] | None = None,
     threads: int = 1,
     on_decoded: Callable[[np.ndarray[Any, Any], int], None] = lambda images, n: None,
+    resize: str = "crop",
 ) -> Tensor:
     """Decode images into one tensor, uint8 ``(n, channels, height, width)``, with 1 channel if all are grayscale.
 
     Args:
         names: paths of the files.
-        size: (height, width) to crop and resize to.
+        size: (height, width) to resize to.
         threads: number of threads.
         on_decoded: called after each image with the array and the number of images decoded so far.
+        resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
 
     Raises:
         DataError: if a file is not an image or is truncated, or the sizes differ and there is no ``size``.
     """
-    first = read_listed(names[0], size)
+    first = read_listed(names[0], size, resize)
     images = np.empty((len(names), *first.shape), np.uint8)
 
     def store(i: int, image: np.ndarray[Any, Any]) -> None:
@@ -313,12 +357,12 @@ def decode(
 
     if threads == 1:
         for i, name in enumerate(names):
-            store(i, read_listed(name, size))
+            store(i, read_listed(name, size, resize))
     else:
         with ThreadPoolExecutor(threads) as pool:
             try:
                 # The threads also reorder the pixels: channels first takes ten times as long as a plain copy.
-                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size)), names)
+                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size, resize)), names)
                 for i, image in enumerate(decoded):
                     store(i, image)
             except BaseException:

@@ -5,40 +5,36 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from minifast.data.bunch import DataBunch
-from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size, list_images, read_image
-from minifast.data.images.sources import Parts, images_by_class, make_loaders, split, stat_files, subfolder
+from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size, read_image
+from minifast.data.images.listing import list_images
+from minifast.data.images.sources import (
+    ImageOptions,
+    Parts,
+    images_by_class,
+    leave_out_unreadable,
+    make_loaders,
+    split,
+    stat_files,
+    subfolder,
+)
 from minifast.data.labels import Labels, as_labels
 from minifast.data.order import resolve_seed
 from minifast.data.tables import column, column_name, read_csv
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
 from minifast.losses import LOSS_OF_KIND
-from minifast.utils.checks import add_note, check_count, check_folder
+from minifast.utils.checks import add_note, check_count, check_folder, check_word
 from minifast.utils.public import public_class
 
 if TYPE_CHECKING:
     from typing import Unpack
-
-
-class ImageOptions(TypedDict, total=False):
-    """Options of all constructors of ``ImageDataBunch``; ``ImageDataBunch.from_folder`` describes them."""
-
-    test: str | None
-    classes: Sequence[Any] | None
-    size: Size
-    bs: int
-    val_bs: int | None
-    num_workers: int | None
-    device: torch.device | str | None
-    memory: int
-    ds_tfms: Any
 
 
 @public_class()
@@ -53,6 +49,7 @@ class ImageDataBunch(DataBunch):
     """
 
     size: Size = None
+    resize = "crop"
     test_labelled = False
     files_in_path = False  # a file of a learner among the images would become a class, or one of them
 
@@ -73,6 +70,8 @@ class ImageDataBunch(DataBunch):
         device: torch.device | str | None = None,
         memory: int = BUDGET,
         ds_tfms: Any = None,
+        resize: str = "crop",
+        on_bad_image: str = "raise",
     ) -> ImageDataBunch:
         """Create a bunch from folders ``path/train/CLASS/…`` and ``path/valid/CLASS/…``.
 
@@ -88,7 +87,7 @@ class ImageDataBunch(DataBunch):
             valid_pct: fraction of all images for validation, chosen at random, instead of a validation folder.
             seed: seed of the split and of the training order; by default sampled from torch's generator.
             classes: the classes to use, in this order; by default the names of all class folders, sorted.
-            size: height and width to crop and resize to, or one number for both; needed if the files differ in size.
+            size: height and width to resize to, or one number for both; needed if the files differ in size.
             bs: images per training batch. An incomplete last batch is dropped, unless it is the only one.
             val_bs: images per validation batch; by default twice ``bs``.
             num_workers: worker processes per loader, for a set that does not fit into ``memory``.
@@ -97,6 +96,10 @@ class ImageDataBunch(DataBunch):
             ds_tfms: batch transforms on the device, a pair for training and validation such as ``get_transforms()``.
                 Their random numbers depend on ``seed``. A torchvision transform runs on each image separately; any
                 other is a function that takes and returns ``(x, y)``.
+            resize: how images of another aspect ratio get the ``size``: ``"crop"`` cuts the center, ``"squish"``
+                changes the aspect ratio, ``"pad"`` keeps the whole image and mirrors it at its borders.
+            on_bad_image: what to do about files that cannot be decoded. ``"raise"`` names all of them in the error;
+                ``"skip"`` leaves them out and prints how many.
 
         Returns:
             A bunch with the default loss for these targets.
@@ -108,17 +111,17 @@ class ImageDataBunch(DataBunch):
         path = Path(path).expanduser()
         size = check_size(size)
         seed = resolve_seed(seed)
+        how = resize, check_word("on_bad_image", on_bad_image, ("raise", "skip")) == "skip"
         if valid_pct is None:
             roots = [subfolder(path, train, "train"), subfolder(path, valid, "valid")]
-            train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size)
-            valid_set, _ = images_by_class(
-                roots[1:], names, str(roots[1].absolute()), size, allow_other_folders=classes is not None
-            )
+            train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size, (), None, *how)
+            other = classes is not None
+            valid_set, _ = images_by_class(roots[1:], names, str(roots[1].absolute()), size, (), other, *how)
             parts: Parts = [(train_set, None), (valid_set, None)]
         else:
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
             exclude = {test} if test is not None and roots == [path] else set()
-            train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude)
+            train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude, None, *how)
             parts = split(train_set, valid_pct, seed, path)
         return cls._from_parts(
             path,
@@ -134,6 +137,8 @@ class ImageDataBunch(DataBunch):
             device=device,
             memory=memory,
             ds_tfms=ds_tfms,
+            resize=resize,
+            on_bad_image=on_bad_image,
         )
 
     @classmethod
@@ -160,7 +165,7 @@ class ImageDataBunch(DataBunch):
             seed: seed of the split and of the training order; by default sampled from torch's generator.
             label_delim: separator of the classes in a text.
             options: as for ``from_folder``: ``test``, ``classes``, ``size``, ``bs``, ``val_bs``, ``num_workers``,
-                ``device``, ``memory`` and ``ds_tfms``.
+                ``device``, ``memory``, ``ds_tfms``, ``resize`` and ``on_bad_image``.
 
         Returns:
             A bunch with the default loss for these labels.
@@ -172,7 +177,7 @@ class ImageDataBunch(DataBunch):
         names = list(fnames)
         remaining: dict[str, Any] = {**options}
         classes = remaining.pop("classes", None)
-        files = ImageFiles(f"{path.absolute()} list", remaining.pop("size", None))
+        files = ImageFiles(f"{path.absolute()} list", remaining.pop("size", None), options.get("resize", "crop"))
         files.add(stat_files(names, path), 0)
         labels = labels if hasattr(labels, "__len__") else list(labels)
         if len(labels) != len(names):
@@ -180,6 +185,8 @@ class ImageDataBunch(DataBunch):
         seed = resolve_seed(seed)
         targets = as_labels(labels, classes, label_delim, lambda i: f"The image {names[i]}")
         files.labels = targets.targets
+        if check_word("on_bad_image", options.get("on_bad_image", "raise"), ("raise", "skip")) == "skip":
+            leave_out_unreadable(files)
         parts = split(files, valid_pct, seed, path)
         return cls._from_parts(path, parts, targets.classes, targets, seed, size=files.size, **remaining)
 
@@ -333,6 +340,8 @@ class ImageDataBunch(DataBunch):
         device: torch.device | str | None = None,
         memory: int = BUDGET,
         ds_tfms: Any = None,
+        resize: str = "crop",
+        on_bad_image: str = "raise",
     ) -> ImageDataBunch:
         """Create a bunch with one loader per part, all from memory or all from files."""
         check_count("bs", bs)
@@ -343,10 +352,12 @@ class ImageDataBunch(DataBunch):
         train_set = parts[0][0]
         if test is not None:
             folder = subfolder(path, test, "test")
-            test_set = ImageFiles(str(folder.absolute()), size)
+            test_set = ImageFiles(str(folder.absolute()), size, resize)
             test_set.add(list_images(folder, recurse=True), 0)
             if not len(test_set):
                 raise DataError(f"The test folder {folder} has no images. Add some, or leave `test` out.")
+            if on_bad_image == "skip":
+                leave_out_unreadable(test_set)
             if labels is not None:
                 test_set.labels = labels.targets.new_zeros(len(test_set), *labels.targets.shape[1:])
             parts.append((test_set, None))
@@ -355,7 +366,7 @@ class ImageDataBunch(DataBunch):
         train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
         loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
-        data.size, data.labels = size, labels
+        data.size, data.resize, data.labels = size, resize, labels
         data._add_ds_tfms(tfms, seed)
         return data
 
@@ -379,7 +390,7 @@ class ImageDataBunch(DataBunch):
                     f"An image array must be (height, width) or (height, width, 1, 3 or 4), got {item.shape}."
                 ) from error
         if isinstance(item, (str, Path)) or hasattr(item, "convert"):
-            item = torch.from_numpy(read_image(item, check_size(self.size)).copy())
+            item = torch.from_numpy(read_image(item, check_size(self.size), self.resize).copy())
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
             item = item.expand(3, -1, -1)
         if getattr(item, "ndim", 0) != 3:

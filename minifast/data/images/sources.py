@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import DataLoader
 
-from minifast.data.images.decoding import ImageFiles, Size, list_images
+from minifast.data.images.decoding import ImageFiles, Size, cache_file_of, digest, unreadable_rows
+from minifast.data.images.listing import list_images
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaled
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
-from minifast.utils.checks import check_folder, check_once, did_you_mean
+from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
+from minifast.utils.files import replacing
 from minifast.utils.public import frames_to_caller
+from minifast.utils.text import write_text
 
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+
+
+class ImageOptions(TypedDict, total=False):
+    """Options of all constructors of ``ImageDataBunch``; ``ImageDataBunch.from_folder`` describes them."""
+
+    test: str | None
+    classes: Sequence[Any] | None
+    size: Size
+    bs: int
+    val_bs: int | None
+    num_workers: int | None
+    device: torch.device | str | None
+    memory: int
+    ds_tfms: Any
+    resize: str
+    on_bad_image: str
+
+
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
 
 
@@ -79,6 +102,32 @@ def subfolder(path: Path, name: str, part: str) -> Path:
     return folder
 
 
+def leave_out_unreadable(files: ImageFiles) -> None:
+    """Leave out the files that cannot be decoded, and print how many; the result is kept until a file changes."""
+    store, fingerprint = cache_file_of(f"{files.name} unreadable"), digest(repr(files.listing))
+    try:
+        saved = json.loads(store.read_text()) if store is not None else {}
+        bad = saved["bad"] if saved["fingerprint"] == fingerprint else None
+    except (OSError, ValueError, KeyError, TypeError):
+        bad = None
+    if bad is None:
+        bad = unreadable_rows([name for name, _, _ in files.listing])
+        with contextlib.suppress(OSError):
+            if store is not None:
+                with replacing(store) as file:
+                    file.write_text(json.dumps({"fingerprint": fingerprint, "bad": bad}))
+    if not bad:
+        return
+    n, names = len(files), [files.listing[i][0] for i in bad]
+    if len(bad) == n:
+        raise DataError(f"None of the {n} images can be read, such as {names[0]}; check the files.")
+    kept = sorted(set(range(n)) - set(bad))
+    rest = files.subset(kept)
+    files.listing, files.labels = rest.listing, rest.labels
+    verb = "is" if len(bad) == 1 else "are"
+    write_text(f"{len(bad)} of {n} images cannot be read and {verb} left out: {shortlist(names)}.")
+
+
 def images_by_class(
     roots: Sequence[Path],
     classes: Sequence[str] | None,
@@ -86,6 +135,8 @@ def images_by_class(
     size: Size,
     exclude: Collection[str] = (),
     allow_other_folders: bool | None = None,
+    resize: str = "crop",
+    skip_bad: bool = False,
 ) -> tuple[ImageFiles, list[str]]:
     """Return the images in the class folders of ``roots``, and the classes.
 
@@ -110,7 +161,7 @@ def images_by_class(
             f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "
             f"images of it, or remove the folder."
         )
-    files = ImageFiles(name, size)
+    files = ImageFiles(name, size, resize)
     for label, folder in enumerate(names):
         before = len(files)
         for root in roots:
@@ -124,6 +175,8 @@ def images_by_class(
             raise DataError(f"The class folder {roots[0] / folder} has no images. Add some, or remove the folder.")
     if not len(files):
         raise DataError(f"{where} has no images. Add some.")
+    if skip_bad:
+        leave_out_unreadable(files)
     return files, names
 
 

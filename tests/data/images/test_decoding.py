@@ -16,7 +16,7 @@ from conftest import write_images
 from PIL import Image, ImageOps
 
 from minifast import DataError, get_image_files
-from minifast.data.images import cache, decoding
+from minifast.data.images import cache, decoding, listing
 from minifast.data.images.decoding import ImageFiles, decode, list_images, read_image
 
 
@@ -75,7 +75,7 @@ def test_images_are_found_by_suffix_and_sorted_by_name(tmp_path):
 @pytest.mark.parametrize("table", [{}, {".djvu": "image/vnd.djvu", ".png": "image/png"}], ids=["empty", "rich"])
 def test_which_suffixes_are_images_depends_on_no_table_of_the_machines(tmp_path, monkeypatch, table):
     monkeypatch.setattr(mimetypes, "types_map", table)  # after mimetypes.init(), the machine's own
-    spec = importlib.util.spec_from_file_location("another_images", decoding.__file__)
+    spec = importlib.util.spec_from_file_location("another_images", listing.__file__)
     another = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(another)
     for name in ("a.png", "b.jpg", "c.webp", "d.djvu"):

@@ -118,10 +118,10 @@ def test_a_file_that_vanishes_after_the_folder_was_read_is_named(tree, memory, m
     file = tree / "valid" / "dog" / f"{LATIN}1.png"
     read = decoding.read_image
 
-    def vanish(name, size=None):
+    def vanish(name, *options):
         if "valid" in str(name):
             file.unlink(missing_ok=True)
-        return read(name, size)
+        return read(name, *options)
 
     monkeypatch.setattr(decoding, "read_image", vanish)
     with pytest.raises(DataError, match=r"1\.png was removed after the data set was made\. Make the data set again"):

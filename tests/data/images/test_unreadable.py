@@ -1,0 +1,115 @@
+"""All unreadable images are named at once, found before training, or left out."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minifast import DataError, ImageDataBunch, get_image_files
+from minifast.data import verify_images
+from minifast.data.images import decoding
+
+
+def write_images(folder: Path, n: int, bad: set[int]) -> list[Path]:
+    """Write ``n`` images of two classes, those in ``bad`` broken in one of three ways, and return the broken ones."""
+    broken = []
+    for i in range(n):
+        file = folder / "ab"[i % 2] / f"{i:03}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(file)
+        if i in bad:
+            content = file.read_bytes()
+            file.write_bytes([b"", b"not an image", content[: len(content) // 2]][i % 3])
+            broken.append(file)
+    return sorted(broken)
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "images"
+
+
+def bunch(images: Path, **options) -> ImageDataBunch:
+    return ImageDataBunch.from_folder(images, valid_pct=0.25, seed=0, bs=4, num_workers=0, device="cpu", **options)
+
+
+@pytest.mark.parametrize("bad", [{0, 5}, {3, 7, 9}, {0, 1, 2}])
+def test_all_are_found_by_one_function(images, bad):
+    broken = write_images(images, 20, bad)
+    assert verify_images(images) == broken
+    assert verify_images(get_image_files(images, recurse=True)) == broken
+    assert verify_images([]) == []
+
+
+@pytest.mark.parametrize("bad", [{0, 5}, {3, 7, 9}])
+def test_the_error_names_all(images, bad):
+    broken = write_images(images, 20, bad)
+    with pytest.raises(DataError, match=f"^{len(bad)} of 20 images cannot be read: ") as caught:
+        bunch(images)
+    assert all(str(file) in str(caught.value) for file in broken)
+    assert "on_bad_image='skip'" in str(caught.value)
+    assert "on_bad_image" not in caught.value.cli_message
+    assert str(broken[0]) + " is not a readable image" in str(caught.value)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_long_list_is_in_a_file(images):
+    broken = write_images(images, 40, set(range(2, 32, 2)))
+    with pytest.raises(DataError, match=r"^15 of 40 images .* and 5 more\. All are listed in unreadable_images\.txt\."):
+        bunch(images)
+    assert Path("unreadable_images.txt").read_text().splitlines() == list(map(str, broken))
+
+
+def test_a_single_one_is_named_as_before(images):
+    write_images(images, 20, {4})
+    with pytest.raises(DataError, match=r"^\S*004\.png is not a readable image, .* Replace or remove it\.$"):
+        bunch(images)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_unreadable_images_are_left_out(images, memory, capsys):
+    broken = write_images(images, 20, {0, 3, 7})
+    data = bunch(images, on_bad_image="skip", memory=memory)
+    assert f"3 of 20 images cannot be read and are left out: {broken[0]}" in capsys.readouterr().out
+    assert len(data.train_ds) + len(data.valid_ds) == 17
+    for part in (data.train_dl, data.valid_dl):
+        for x, y in part:
+            assert torch.equal((x[:, 0, 0, 0] * 255).round().long() % 2, y)  # the labels are still those of the files
+
+
+def test_the_check_is_done_once(images, capsys, monkeypatch):
+    write_images(images, 20, {0, 3, 7})
+    bunch(images, on_bad_image="skip")
+    monkeypatch.setattr(decoding, "read_image", None)  # everything is in the cache
+    bunch(images, on_bad_image="skip")
+    assert capsys.readouterr().out.count("3 of 20 images") == 2
+
+
+def test_lists_and_test_folders_are_checked_too(images, capsys):
+    broken = write_images(images, 20, {0, 3})
+    (images / "new").mkdir()
+    (images / "new" / "x.png").write_bytes(b"nothing")
+    Image.new("RGB", (8, 8)).save(images / "new" / "y.png")
+    files = get_image_files(images / "a") + get_image_files(images / "b")
+    data = ImageDataBunch.from_lists(
+        images, files, [file.parent.name for file in files], 0.25, seed=0, bs=4, test="new", on_bad_image="skip",
+        device="cpu",
+    )  # fmt: skip
+    out = capsys.readouterr().out
+    assert all(str(file) in out for file in broken)
+    assert (len(data.train_ds) + len(data.valid_ds), len(data.test_ds)) == (18, 1)
+
+
+def test_nothing_is_left_of_broken_images(images):
+    write_images(images, 6, set(range(6)))
+    with pytest.raises(DataError, match="None of the 6 images can be read"):
+        bunch(images, on_bad_image="skip")
+
+
+def test_a_misspelt_word_is_an_error(images):
+    write_images(images, 6, set())
+    with pytest.raises(ValueError, match="`on_bad_image` must be one of 'raise', 'skip', got 'ignore'"):
+        bunch(images, on_bad_image="ignore")
