@@ -12,7 +12,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from minifast import DeviceDataLoader, TensorLoader
-from minifast.data.order import order_of
+from minifast.data.order import EpochOrder, order_of
+from minifast.data.resume import RemainingBatches
 
 CPU = torch.device("cpu")
 Pair = namedtuple("Pair", "left right")  # torch's own collate passes such on
@@ -292,3 +293,17 @@ def test_the_inner_loader_is_asked_anew_each_epoch():
     loader = DeviceDataLoader(DataLoader(Counting(), 1), CPU)
     assert seen(loader) == seen(loader) == [[0], [1]]
     assert Counting.asked == 4
+
+
+def test_a_loader_made_anew_does_not_move_the_order_of_the_first() -> None:
+    samples = TensorDataset(torch.arange(10), torch.arange(10))
+    loader = DeviceDataLoader(DataLoader(samples, 2, sampler=EpochOrder(10, seed=3)), "cpu")
+    list(loader.new(batch_size=5))
+    assert torch.equal(torch.cat([x for x, _ in loader]), order_of(10, 3, 0))
+
+
+@pytest.mark.parametrize("done", [0, 1, 4, 5, 7])
+def test_the_length_of_the_rest_of_an_epoch_is_the_number_of_its_batches(done) -> None:
+    loader = TensorLoader(torch.arange(10), torch.arange(10), bs=2, device="cpu")
+    rest = RemainingBatches(loader, done, lambda: None)
+    assert len(rest) == len(list(rest)) == max(0, 5 - done)

@@ -356,13 +356,13 @@ def test_the_norm_that_is_clipped_includes_the_losss_parameters():
 
 @pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: loss.forward])
 @pytest.mark.parametrize("at", [1, 2, 4])
-def test_a_resumed_run_has_the_accumulated_gradients_of_the_losss_parameters(tmp_path, at, wrap):
-    def run(path, fails_at, **options) -> float:
+def test_a_resumed_run_has_the_accumulated_gradients_of_model_and_loss(tmp_path, at, wrap):
+    def run(path, fails_at, **options) -> list[float]:
         loss = Weighted()
         data = DataBunch(batches(3), device="cpu", classes=["a", "b"])
         learn = Learner(data, make_model(), loss_func=wrap(loss), path=path, silent=True)
         learn.fit(2, 1e-2, callbacks=[AccumulateScheduler(n_step=2), FailsAt(fails_at)], **options)
-        return loss.scale.item()
+        return [loss.scale.item(), *learn.recorder.raw_losses, *learn.model[0].bias.tolist()]
 
     plain = run(tmp_path / "plain", None)
     with pytest.raises(OSError, match="gone"):
