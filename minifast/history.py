@@ -14,7 +14,7 @@ from minifast.distributed.group import current_group
 from minifast.errors import FileFormatError
 from minifast.utils import files
 from minifast.utils.tensors import as_plain
-from minifast.utils.text import text_table
+from minifast.utils.text import html_table, text_table
 
 FORMAT = "minifast history 1"
 
@@ -37,8 +37,8 @@ class History(list[Recorder]):
     (True, 'fit')
     """
 
-    def __repr__(self) -> str:
-        """Return a table with one row per run: method, length, maximum learning rate, last losses and metrics."""
+    def rows(self) -> list[list[str]]:
+        """Return a header, and one row per run: method, length, maximum learning rate, last losses and metrics."""
         metrics = list(dict.fromkeys(name for run in self for name in run.metrics_names))
         table = [["run", "method", "epochs", "batches", "max lr", "train_loss", "valid_loss", *metrics]]
         for number, run in enumerate(self):
@@ -48,7 +48,14 @@ class History(list[Recorder]):
             cells = [str(number), str(run.call.get("method", "")), str(len(run.nb_batches)), str(len(run.lrs))]
             cells.append(f"{max(run.lrs):.3g}" if run.lrs else "")
             table.append(cells + [f"{value:.4f}" if isinstance(value, float) else "" for value in values])
-        return text_table(table)
+        return table
+
+    def __repr__(self) -> str:
+        """Return the rows as a table."""
+        return text_table(self.rows())
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows(), right=2)
 
     def to_csv(self, file: str | Path) -> None:
         """Write a CSV file with one row per epoch: number and method of the run, then the columns of its table.

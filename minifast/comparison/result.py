@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -14,7 +13,7 @@ from minifast import plotting
 from minifast.callbacks.monitor import guess_direction
 from minifast.errors import MinifastError
 from minifast.utils.checks import check_word
-from minifast.utils.text import text_table
+from minifast.utils.text import html_table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -122,9 +121,7 @@ class Comparison:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = [[f"<td style='text-align:left'>{html.escape(cell)}</td>" for cell in row] for row in self.rows()]
-        table = "".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
-        return f"<table>{table}</table><p>{html.escape(self.verdict)}</p>"
+        return html_table(self.rows(), note=self.verdict)
 
     def plot(self, return_fig: bool | None = None, ax: Any = None) -> Figure | None:
         """Plot the learning rates of the first seed and the mean training losses of all seeds.

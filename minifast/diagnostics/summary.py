@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,13 +13,26 @@ from minifast.hooks import Hooks, hook_outputs, leaves
 from minifast.training.snapshot import eval_mode, preserve_buffers
 from minifast.utils.compiled import without_compiled_code
 from minifast.utils.tensors import as_arguments
-from minifast.utils.text import shape_text, text_table
+from minifast.utils.text import html_table, shape_text, text_table
 
 
 class Table(str):
-    """A string whose ``repr`` is the text itself, so that notebooks and prompts show it line by line."""
+    """A table as text with a note below: a prompt shows it line by line, a notebook as an HTML table."""
 
-    __slots__ = ()
+    rows: Sequence[Sequence[str]]
+    note: str
+
+    def __new__(cls, rows: Sequence[Sequence[str]], note: str) -> Table:
+        """Make the text of the rows, the header first; columns from the third on end at the right."""
+        text = super().__new__(cls, f"{text_table(rows, right=2)}\n{note}")
+        text.rows, text.note = rows, note
+        return text
+
+    def __getnewargs__(self) -> tuple[Sequence[Sequence[str]], str]:  # type: ignore[override]
+        return self.rows, self.note
+
+    def _repr_html_(self) -> str:
+        return html_table(self.rows, right=2, note=self.note)
 
     def __repr__(self) -> str:
         return str(self)
@@ -61,7 +75,7 @@ def summary(model: nn.Module, x: Any) -> str:
         model(*as_arguments(x))
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Table(f"{text_table(rows, right=2)}\n{total:,} parameters, {trainable:,} of them trainable")
+    return Table(rows, f"{total:,} parameters, {trainable:,} of them trainable")
 
 
 def model_sizes(m: nn.Module, size: tuple[int, int] = (64, 64)) -> list[torch.Size]:

@@ -22,6 +22,7 @@ from minifast.learner.running import RunOptions
 from minifast.schedules.annealing import Schedule
 from minifast.training.callback import Callback, check_callbacks
 from minifast.training.parallel import group_of
+from minifast.training.progress import in_notebook
 from minifast.utils import files
 from minifast.utils.checks import check_count
 from minifast.utils.public import check_keywords
@@ -152,9 +153,13 @@ def lr_find(
     stop_div: bool,
     wd: Any,
     repeats: int,
+    show_plot: bool,
 ) -> FinderResult:
     """Run the learning rate range test ``repeats`` times."""
     repeats = check_count("repeats", repeats)
     finders = [LRFinder(learn, start_lr, end_lr, num_it, stop_div) for _ in range(repeats)]
     call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
-    return running.find(learn, finders, start_lr, wd, call)
+    result = running.find(learn, finders, start_lr, wd, call)
+    if show_plot and result.lrs and not learn.silent and in_notebook():
+        result.plot()
+    return result

@@ -32,7 +32,7 @@ from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
 from minifast.losses import no_loss_reason
-from minifast.metrics.base import as_metric
+from minifast.metrics.base import as_metric, columns_of
 from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
@@ -49,6 +49,7 @@ from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.public import public_class
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
+from minifast.utils.text import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -175,6 +176,21 @@ class Learner:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({type(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
+
+    def _repr_html_(self) -> str:
+        n = sum(p.numel() for p in self.model.parameters())
+        trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
+        epochs = sum(len(run.nb_batches) for run in self.history if run.finder_result is None)
+        rows = [
+            ("model", f"{type(self.model).__name__}, {n:,} parameters, {trained:,} of them trainable"),
+            ("data", repr(self.data)),
+            ("loss", str(self.loss_func)),
+            ("metrics", ", ".join(columns_of(self.metrics)) or "none"),
+            ("optimizer", getattr(getattr(self.opt_func, "func", self.opt_func), "__name__", repr(self.opt_func))),
+            ("trained", f"{epochs} epoch{'' if epochs == 1 else 's'}"),
+            ("files", str(self.path / self.model_dir)),
+        ]
+        return html_table([(type(self).__name__, ""), *rows])
 
     def __getstate__(self) -> dict[str, Any]:
         return copying.state_of(self)
@@ -308,11 +324,13 @@ class Learner:
         stop_div: bool = True,
         wd: float | Sequence[float] | None = None,
         repeats: int = 1,
+        show_plot: bool = True,
     ) -> FinderResult:
         """Run the learning rate range test: a mock training with learning rates from ``start_lr`` to ``end_lr``.
 
-        ``learn.recorder.plot()`` plots the losses. Afterwards the weights, buffers, gradients, optimizer, random
-        generators and data order are restored. Nothing is written to disk.
+        A notebook shows the losses with the suggestion; elsewhere ``learn.recorder.plot()`` plots them. Afterwards the
+        weights, buffers, gradients, optimizer, random generators and data order are restored. Nothing is written to
+        disk.
 
         Args:
             start_lr: the first learning rate.
@@ -321,12 +339,13 @@ class Learner:
             stop_div: stop when the smoothed loss exceeds four times its minimum.
             wd: weight decay. By default the learner's.
             repeats: the number of runs, each with another data order. The result is their median.
+            show_plot: show the plot in a notebook.
 
         Returns:
             The curve, the learning rate that each rule reads from it, and a suggestion with its range, or the reason
             why there is no suggestion.
         """
-        return fitting.lr_find(self, start_lr, end_lr, num_it, stop_div, wd, repeats)
+        return fitting.lr_find(self, start_lr, end_lr, num_it, stop_div, wd, repeats, show_plot)
 
     def resume(
         self,

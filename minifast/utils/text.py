@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -25,6 +26,26 @@ def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
         ]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def html_table(rows: Sequence[Sequence[str]], right: int | None = None, note: str = "") -> str:
+    """Return rows, the header first, as an HTML table with a note; columns from number ``right`` on end at the right.
+
+    >>> html_table([["class", "n"], ["<3>", "7"]], right=1, note="2 rows")[-104:]
+    "<td style='text-align:left'>&lt;3&gt;</td><td style='text-align:right'>7</td></tr></table><p>2 rows</p>"
+    """
+    first_right = max(map(len, rows), default=0) if right is None else right
+
+    def line(row: Sequence[str], tag: str) -> str:
+        sides = ["right" if i >= first_right else "left" for i in range(len(row))]
+        cells = [
+            f"<{tag} style='text-align:{side}'>{html.escape(cell)}</{tag}>"
+            for side, cell in zip(sides, row, strict=True)
+        ]
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "".join(line(row, "td" if i else "th") for i, row in enumerate(rows))
+    return f"<table>{body}</table>" + (f"<p>{html.escape(note)}</p>" if note else "")
 
 
 def shape_text(shape: Iterable[int]) -> str:
