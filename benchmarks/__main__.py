@@ -24,6 +24,7 @@ MEASURED = {
     "device": "steps on a CUDA device",
     "finder": "accuracy at the learning rate of each rule of the finder",
     "ants_bees": "transfer learning on photographs, with --data and --weights",
+    "tabular": "tables, against fastai and scikit-learn's HistGradientBoosting",
     "interruptions": "state after the finder and cost of a kill, against fastai and Lightning",
 }
 WRITTEN = {
@@ -45,6 +46,7 @@ VERSIONS = (
     "keras",
     "pytorch-ignite",
     "joblib",
+    "scikit-learn",
 )
 
 

@@ -45,6 +45,7 @@ from minifast.data import DataBunch as DataBunch
 from minifast.data import DatasetType as DatasetType
 from minifast.data import DeviceDataLoader as DeviceDataLoader
 from minifast.data import ImageDataBunch as ImageDataBunch
+from minifast.data import TabularDataBunch as TabularDataBunch
 from minifast.data import TensorDataBunch as TensorDataBunch
 from minifast.data import TensorLoader as TensorLoader
 from minifast.data import URLs as URLs
@@ -123,6 +124,7 @@ from minifast.schedules import one_cycle as one_cycle
 from minifast.schedules import three_phases as three_phases
 from minifast.schedules import two_halves as two_halves
 from minifast.schedules import warm_restarts as warm_restarts
+from minifast.tabular import tabular_learner as tabular_learner
 from minifast.training import AdamW as AdamW
 from minifast.training import OptimWrapper as OptimWrapper
 from minifast.training import SmoothenValue as SmoothenValue

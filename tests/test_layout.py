@@ -39,6 +39,7 @@ ORDER = [
     "export",
     "learner",
     "vision",
+    "tabular",
     "comparison",
     "_api",
     "__init__",

@@ -12,6 +12,7 @@ from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import get_image_files
 from minifast.data.loaders import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
+from minifast.data.tabular import TabularDataBunch
 from minifast.data.tensors import TensorDataBunch
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "DatasetType",
     "DeviceDataLoader",
     "ImageDataBunch",
+    "TabularDataBunch",
     "TensorDataBunch",
     "TensorLoader",
     "URLs",

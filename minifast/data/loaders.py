@@ -236,7 +236,7 @@ class TensorLoader(BatchLoader):
     channel 3 times. It yields all other tensors unchanged.
 
     Args:
-        x: the inputs, one row per sample.
+        x: the inputs, one row per sample: a tensor, or a tuple of them for a model of several inputs.
         y: the targets, one row per sample.
         bs: samples per batch.
         shuffle: use a new order in each epoch, which depends on ``seed`` and ``epoch`` alone. An incomplete last batch
@@ -256,7 +256,7 @@ class TensorLoader(BatchLoader):
 
     def __init__(
         self,
-        x: Tensor,
+        x: Tensor | tuple[Tensor, ...],
         y: Tensor,
         bs: int = 64,
         shuffle: bool = False,
@@ -266,10 +266,11 @@ class TensorLoader(BatchLoader):
         classes: Sequence[Any] | None = None,
     ) -> None:
         super().__init__(device, tfms)
-        if len(x) != len(y):
-            raise ValueError(f"`x` and `y` must have the same length, got {len(x)} inputs and {len(y)} targets.")
+        for part in (x,) if isinstance(x, Tensor) else x:
+            if len(part) != len(y):
+                raise ValueError(f"`x` and `y` must have the same length, got {len(part)} inputs and {len(y)} targets.")
         self.batch_size = check_count("bs", bs)
-        self.x = x.to(self.device)
+        self.x: Any = x.to(self.device) if isinstance(x, Tensor) else tuple(part.to(self.device) for part in x)
         self.y = y.to(self.device)
         self.dataset = Items(self.x, self.y, classes)
         self.shuffle = shuffle
@@ -279,10 +280,10 @@ class TensorLoader(BatchLoader):
     @property
     def drop_last(self) -> bool:
         """Whether an incomplete last batch is dropped."""
-        return self.shuffle and len(self.x) >= self.batch_size
+        return self.shuffle and len(self.y) >= self.batch_size
 
     def __len__(self) -> int:
-        n, bs = len(self.x), self.batch_size
+        n, bs = len(self.y), self.batch_size
         return n // bs if self.drop_last else -(-n // bs)
 
     def __iter__(self) -> Iterator[Any]:
@@ -296,7 +297,7 @@ class TensorLoader(BatchLoader):
     def rows(self, first: int = 0, on_start: Callable[[], None] | None = None) -> Iterator[Tensor]:
         """Yield the indices of the samples of each batch of an epoch, see ``batches``."""
         epoch, self.epoch = self.epoch, self.epoch + 1
-        n = len(self.x)
+        n = len(self.y)
         order = to_device(order_of(n, self.seed, epoch) if self.shuffle else torch.arange(n), self.device)
         if on_start is not None:
             on_start()
@@ -305,13 +306,15 @@ class TensorLoader(BatchLoader):
 
     def in_order(self) -> Iterator[Any]:
         """Yield the batches of all samples in order."""
-        for i in range(0, len(self.x), self.batch_size):
-            yield self.batch(torch.arange(i, min(i + self.batch_size, len(self.x)), device=self.device))
+        for i in range(0, len(self.y), self.batch_size):
+            yield self.batch(torch.arange(i, min(i + self.batch_size, len(self.y)), device=self.device))
 
     def batch(self, rows: Tensor) -> Any:
         """Return the batch of the samples with these indices, after all transforms."""
         # Copies, so that a callback may write into a batch. x[rows] takes ten times as long as index_select.
-        x, y = self.x.index_select(0, rows), self.y.index_select(0, rows)
+        several = isinstance(self.x, tuple)
+        x = tuple(part.index_select(0, rows) for part in self.x) if several else self.x.index_select(0, rows)
+        y = self.y.index_select(0, rows)
         return self.transformed((as_images(x), y))
 
 
@@ -351,13 +354,15 @@ def batch_of_one(item: Any, device: torch.device) -> Any:
 class Items:
     """Data set of tensors in memory with samples ``(x, y)``; ``data.train_ds`` of a ``TensorLoader``."""
 
-    def __init__(self, x: Tensor, y: Tensor, classes: Sequence[Any] | None) -> None:
+    def __init__(self, x: Any, y: Tensor, classes: Sequence[Any] | None) -> None:
         self.x = x
         self.y = y
         self.classes = classes
 
     def __len__(self) -> int:
-        return len(self.x)
+        return len(self.y)
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
+    def __getitem__(self, i: int) -> tuple[Any, Tensor]:
+        if isinstance(self.x, tuple):
+            return tuple(part[i] for part in self.x), self.y[i]
         return as_images(self.x[i][None])[0], self.y[i]

@@ -93,7 +93,7 @@ class TensorDataBunch(DataBunch):
             inputs, targets = torch.cat([inputs, valid_inputs]), np.concatenate([targets, valid_targets])
         labels = as_labels(targets, classes, name="Sample {}".format)
         if valid is not None and classes is None and labels.kind == "class":
-            _check_unseen(labels, rows)
+            check_unseen(labels, rows)
         common: dict[str, Any] = {"seed": seed, "device": device, "classes": labels.classes}
         train_dl = TensorLoader(inputs[rows[0]], labels.targets[rows[0]], bs, True, **common)
         valid_dl = TensorLoader(inputs[rows[1]], labels.targets[rows[1]], val_bs, **common)
@@ -161,13 +161,13 @@ def _valid_pair(valid: Any, inputs: Tensor, targets: Any) -> tuple[Tensor, Any]:
     return valid_inputs, valid_targets
 
 
-def _check_unseen(labels: Labels, rows: tuple[Tensor, Tensor]) -> None:
-    """Raise an error if a class is in the validation targets only."""
+def check_unseen(labels: Labels, rows: tuple[Tensor, Tensor], hint: str = "") -> None:
+    """Raise an error if a class is in the validation targets only; ``hint`` is what else may be wrong."""
     unseen = set(labels.targets[rows[1]].tolist()) - set(labels.targets[rows[0]].tolist())
     if unseen and labels.classes:
         raise DataError(
             f"The class {labels.classes[min(unseen)]!r} is in the validation targets only, so it cannot be "
-            f"learned. Add training samples of it, or remove it."
+            f"learned. {hint}Add training samples of it, or remove it."
         )
 
 

@@ -15,6 +15,7 @@ from minifast.checkpoint.fingerprint import settings_of
 from minifast.data.bunch import DataBunch, DatasetType
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.loaders import as_images
+from minifast.data.tabular.tabular_bunch import TabularDataBunch
 from minifast.data.transforms import Seeded
 from minifast.distributed.exchange import from_first
 from minifast.errors import DataError, MinifastError
@@ -88,6 +89,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         "torch": str(torch.__version__),
         "pictures": list(inputs[0].shape[2:]) if isinstance(learn.data, ImageDataBunch) else None,  # the image size
         "resize": getattr(learn.data, "resize", None),
+        "table": learn.data.encoder.plain() if isinstance(learn.data, TabularDataBunch) else None,
         "classes": None if classes is None else [name if is_plain(name) else str(name) for name in classes],
         "loss": describe_loss(learn.loss_func),
     }

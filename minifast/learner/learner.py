@@ -643,7 +643,7 @@ class Learner:
 
         Args:
             item: the inputs of one sample, as the dataset returns them. For image data also a file's path, a PIL image
-                or an array.
+                or an array; for a table a row: a dict, a pandas Series or a data frame of one row.
 
         Returns:
             ``(class, index, probabilities)`` for classes; an unnamed class is its index. Under binary cross entropy,

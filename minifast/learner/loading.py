@@ -13,6 +13,9 @@ from minifast.data.images.decoding import ImageFiles
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import list_images
 from minifast.data.images.sources import file_loader
+from minifast.data.loaders import TensorLoader
+from minifast.data.tabular.encoder import TableEncoder
+from minifast.data.tabular.tabular_bunch import TabularDataBunch
 from minifast.errors import DataError
 from minifast.export.graph import Program
 from minifast.export.reader import build_loss, check_archive, check_format
@@ -39,8 +42,8 @@ def load_learner(
     Args:
         path: the folder of the file, or the file itself.
         file: the file's name, or an open file.
-        test: the data to predict: a folder of images (searched recursively, sorted by name), a list of image files, or
-            a loader of batches with or without targets.
+        test: the data to predict: a folder of images (searched recursively, sorted by name), a list of image files, a
+            data frame for a model of tables, or a loader of batches with or without targets.
         device: the device of the model. By default the GPU if there is one.
         bs: the batch size for images in ``test``.
         trust: read a file of ``export(pickle=True)``, which runs the code in it. Use it only for files from someone you
@@ -69,13 +72,20 @@ def load_learner(
     content = check_format(files.read(target, trust=trust), target)
     model = content["model"] if "model" in content else Program(content["program"])
     size, classes = content["pictures"], content["classes"]
-    data_class = DataBunch if size is None else ImageDataBunch
+    table = content.get("table")
+    encoder = None if table is None else TableEncoder.from_plain(table)
+    data_class = ImageDataBunch if size is not None else DataBunch if encoder is None else TabularDataBunch
     loss_func = build_loss(content["loss"])
     resize = content.get("resize") or "crop"
-    test_dl = make_test_loader(test, size, resize, bs, device)
+    if encoder is not None and hasattr(test, "columns"):
+        test_dl: Any = TensorLoader(encoder.encode(test, warn=True), torch.zeros(len(test)), bs, device=device)
+    else:
+        test_dl = make_test_loader(test, size, resize, bs, device)
     data = data_class([], None, test_dl, device, path=path, classes=classes, loss_func=loss_func)
     if isinstance(data, ImageDataBunch):
         data.size, data.resize = tuple(size), resize
+    if isinstance(data, TabularDataBunch) and encoder is not None:
+        data.encoder = encoder
     return Learner(data, model.eval(), loss_func=loss_func.to(data.device))
 
 

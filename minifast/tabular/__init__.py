@@ -1,0 +1,9 @@
+"""Networks for tables: embeddings of the categories beside the numbers, then linear layers.
+
+Columns, gaps and categories are in ``minifast.data.tabular``; this package exports its names too.
+"""
+
+from minifast.data.tabular import Categorify, FillMissing, Normalize, TabularDataBunch
+from minifast.tabular.model import TabularModel, tabular_learner
+
+__all__ = ["Categorify", "FillMissing", "Normalize", "TabularDataBunch", "TabularModel", "tabular_learner"]
