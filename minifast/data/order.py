@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,3 +57,17 @@ class EpochOrder(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         epoch, self.epoch = self.epoch, self.epoch + 1
         return iter(order_of(self.n, self.seed, epoch).tolist())
+
+
+def set_epoch(loader: Any, epoch: int) -> None:
+    """Call ``set_epoch`` of a loader's samplers and data set, such as torch's DistributedSampler, if they have it.
+
+    They draw the order from the epoch, and would repeat that of the first one.
+    """
+    inner = getattr(loader, "dl", loader)
+    batch_sampler = getattr(inner, "batch_sampler", None)
+    samplers = [getattr(inner, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
+    owners = {id(owner): owner for owner in (inner, getattr(inner, "dataset", None), *samplers)}
+    for owner in owners.values():
+        if callable(method := getattr(owner, "set_epoch", None)):
+            method(epoch)

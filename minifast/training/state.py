@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minifast.data.order import set_epoch
 from minifast.training.averages import Losses
 
 
@@ -116,6 +117,7 @@ class State:
 
     def batches(self, loader: Any) -> Any:
         """Return the batches of a loader: all, or after a resume those that remain in the epoch."""
+        set_epoch(loader, self.epoch)
         rest, self.rest = self.rest, None
         batches = loader if rest is None else rest(loader)
         return batches if self.split is None else self.split(batches)
