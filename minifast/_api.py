@@ -62,6 +62,7 @@ from minifast.diagnostics import Interpretation as Interpretation
 from minifast.diagnostics import model_sizes as model_sizes
 from minifast.diagnostics import model_summary as model_summary
 from minifast.diagnostics import num_features_model as num_features_model
+from minifast.distributed.launch import launch as launch
 from minifast.errors import CallbackError as CallbackError
 from minifast.errors import DataError as DataError
 from minifast.errors import DownloadError as DownloadError

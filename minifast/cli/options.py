@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -37,6 +38,8 @@ def parser() -> argparse.ArgumentParser:
         help="the maximum learning rate, such as 5e-2; auto (the default) uses the suggestion of lr_find")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the random seed (default: a random one, saved in options.json)")
     add("--out", type=Path, metavar="DIR", help="the folder for the results (default: runs/DATE_TIME)")
+    add("--nproc", type=_count, default=1, metavar="N",
+        help="the number of processes that train together, one per GPU (default: 1)")  # fmt: skip
     add = subparsers.add_parser(
         "predict",
         help="predict the class of images with a trained model",
@@ -151,8 +154,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: the command line without the program's name. By default that of the process.
     """
+    arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments)
     try:
+        if getattr(options, "nproc", 1) > 1 and "WORLD_SIZE" not in os.environ:
+            from minifast.distributed.launch import launch
+
+            return launch(main, arguments, nproc=options.nproc)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: write_text(f"minifast: {message}", stream=sys.stderr)
             getattr(commands, options.command)(options)

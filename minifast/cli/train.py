@@ -29,10 +29,12 @@ def train(options: argparse.Namespace) -> None:
 
     import torch
 
+    from minifast.distributed.exchange import broadcast
     from minifast.learner.learner import Learner
     from minifast.metrics.functions import accuracy
 
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
+    out, seed = broadcast((out, seed))  # of several processes, those of the first
     torch.manual_seed(seed)
     data = make_data(folder, options, seed)
     model = make_model(options.arch, data.c or 0)
@@ -81,6 +83,7 @@ def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[
     """Write model, history, figures and options into ``out``, each file completely or not at all; return the names."""
     import matplotlib.pyplot as plt
 
+    from minifast.distributed.group import current_group
     from minifast.utils.files import replacing, write_rows
 
     recorder = learn.recorder
@@ -90,6 +93,10 @@ def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[
         figures["losses.png"] = recorder.plot_losses(return_fig=True)
         learn.save("model")
         written = ["model.pth", *export_model(learn)]
+    group = current_group()
+    if group is not None and group.rank:  # the first process writes
+        return written
+    if recorder.nb_batches and not recorder.silent:
         rows = [[*row[:-1], round(row[-1], 3)] for row in recorder.rows]
         write_rows([recorder.names, *rows], out / "history.csv")
         written.append("history.csv")

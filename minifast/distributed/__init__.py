@@ -4,7 +4,6 @@ Only this package calls ``torch.distributed``, and imports it when a process has
 among the processes is in ``minifast.data.shards``, what a run does with them in ``minifast.training.parallel``.
 """
 
-from minifast.distributed.exchange import from_first, share_of, shares
-from minifast.distributed.group import Group, OtherProcessError, current_group
+from minifast.distributed.launch import launch
 
-__all__ = ["Group", "OtherProcessError", "current_group", "from_first", "share_of", "shares"]
+__all__ = ["launch"]

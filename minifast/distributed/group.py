@@ -58,7 +58,7 @@ class Group:
         if len(kinds) == self.size and len(set(kinds)) == 1:
             error._is_of_all = True  # type: ignore[attr-defined]  # rank 0 shows it
             return
-        _leave()
+        leave()
         if first != self.rank:
             raise OtherProcessError(self._sentence(first)) from None
 
@@ -188,7 +188,7 @@ def _start() -> Group:
 def _settle(group: Group) -> None:
     """Let rank 0 alone print, and leave the group when the process ends."""
     if group.store is not None:
-        atexit.register(_leave)
+        atexit.register(leave)
         sys.excepthook = _excepthook
     if group.rank:
         text.mute()
@@ -226,7 +226,7 @@ def guarded(group: Group) -> Iterator[None]:
         raise
 
 
-def _leave() -> None:
+def leave() -> None:
     """Leave the group; what follows is done in this process alone."""
     group, _state.group, _state.alone = _state.group, None, True
     if group is not None and group.store is not None and _is_initialized():
