@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minifast.callbacks.scheduler import ScheduledParameters
+from minifast.finder.learning import Run, ShiftedTargets, run_of
 from minifast.finder.rules import BETA
 from minifast.schedules.annealing import Value
 from minifast.schedules.shapes import exponential
@@ -61,17 +62,31 @@ class LRFinder(ScheduledParameters):
         self.best_loss = math.inf
         self._average = SmoothenValue(BETA)
         self._batches = 0  # that belong to earlier steps
+        self._compared = ShiftedTargets(learn.loss_func)
+        self._steps: list[int] = []  # the step that each batch belongs to
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first learning rate, and skip validation."""
         super().on_train_begin(n_epochs, epoch)
+        self._compared = ShiftedTargets(self.learn.loss_func)
         return {"skip_validate": True}
+
+    def comparison(self) -> Run | None:
+        """Return the losses against right and shifted targets, see ``minifast.finder.learning``, or None."""
+        parameters = (parameter for parameter in self.learn.model.parameters() if parameter.requires_grad)
+        n_batches, n_params = len(self.learn.data.train_dl), sum(parameter.numel() for parameter in parameters)
+        pairs = self._compared.losses()
+        return run_of(pairs, self._steps, len(self.lrs), n_batches, self._compared.n_targets, n_params)
 
     def jump_to_epoch(self, epoch: int) -> None:
         """Stay at the first learning rate at whatever epoch training starts."""
 
-    def on_step_end(self, raw_losses: Losses, skip_step: bool) -> dict[str, bool] | None:
+    def on_step_end(
+        self, raw_losses: Losses, skip_step: bool, last_output: Any, last_target: Any
+    ) -> dict[str, bool] | None:
         """Record the step, and stop after the last one or when the loss diverges."""
+        self._compared.add(last_output, last_target)
+        self._steps.append(len(self.lrs))
         last = raw_losses[-1]
         finite = math.isfinite(last)
         if finite and skip_step:

@@ -224,7 +224,7 @@ class Recorder(LearnerCallback):
     def to_dict(self) -> dict[str, Any]:
         """Return the whole record as numbers, texts, lists and dicts, for ``Recorder.from_dict``."""
         result = self.finder_result
-        finder = result and {"lrs": result.lrs, "curves": result.curves, "stopped": result.stopped}
+        finder = result and {name: getattr(result, name) for name in ("lrs", "curves", "stopped", "learned")}
         record = {name: list(getattr(self, name)) for name in RECORDED}
         values: dict[str, Any] = {"call": self.call, "names": self.names, **record, "losses": list(self.losses)}
         values |= {"parts": self._losses.parts, "without_momentum": self._without_momentum, "found": finder}
@@ -241,7 +241,9 @@ class Recorder(LearnerCallback):
         recorder._without_momentum = values["without_momentum"]
         if finder := values["found"]:
             curves = finder["curves"]
-            recorder.finder_result = FinderResult([finder["lrs"]] * len(curves), curves, finder["stopped"])
+            recorder.finder_result = FinderResult(
+                [finder["lrs"]] * len(curves), curves, finder["stopped"], learned=finder.get("learned")
+            )
         return recorder
 
     def on_train_end(self) -> None:

@@ -29,6 +29,7 @@ class FinderResult:
         rules: what each rule reads from the curve, see ``minifast.finder.rules.Rules``; empty without a suggestion.
         suggestion: the learning rate to train with, or None if the curve does not show one.
         suggested_range: the lowest and the highest learning rate that train about equally well, or None.
+        learned: whether the model learned which target belongs to which sample; None if the loss allows no test.
         error: why there is no suggestion, or None.
         stopped: why the last run ended.
 
@@ -38,6 +39,7 @@ class FinderResult:
         stopped: why the last run ended.
         skip_start: how many points the rules ignore at the start, at most a quarter of the curve.
         skip_end: how many points the rules ignore at the end, at most a quarter of the curve.
+        learned: the result of the test whether the model learns; with None the fall of the loss decides.
 
     >>> result = FinderResult([[1e-4, 1e-3, 1e-2]], [[1.0, 0.9, 0.8]], "the last learning rate was reached")
     >>> result.suggestion is None, result.reason[:33]
@@ -54,18 +56,20 @@ class FinderResult:
         stopped: str,
         skip_start: int = 10,
         skip_end: int = 5,
+        learned: bool | None = None,
     ) -> None:
         shortest = min(map(len, lrs))
         self.lrs = list(lrs[0][:shortest])
         self.curves = [list(run[:shortest]) for run in losses]
         self.losses = np.median(self.curves, axis=0).tolist()
         self.stopped = stopped
+        self.learned = learned
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None
         self.suggested_range: tuple[float, float] | None = None
         self.error: MinifastError | None = None
         try:
-            readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves)
+            readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves, learned)
             self.rules = readings._asdict()
             self.suggestion = combine_rules(readings)
             self.suggested_range = suggested_range(self.suggestion)

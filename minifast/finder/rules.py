@@ -15,10 +15,11 @@ MIN_POINTS = 10  # a shorter curve gives no suggestion
 RANGE_FACTOR = 2.0  # the suggested range goes from suggestion / 2 to suggestion * 2
 BETA = 0.98  # of the moving average that smooths the losses
 IGNORED_FALL = 0.05  # the last part of the fall, where the loss hardly moves; the rules agree more often without it
+IGNORED_START = 0.1  # the first part of the fall
 WINDOW = 10  # neighbouring losses whose mean is compared with the mean of the first quarter
 MIN_CLEARNESS = 4.2  # standard errors; at this value none of 256 range tests on pure noise gave a suggestion
 MIN_FALL = 0.005  # share of the loss; the loss of a dead network falls by less, with almost no noise
-MAX_RATIO = 10.0  # of the learning rates that the two averaged rules read
+MAX_RATIO = 10.0  # the steepest fall counts up to this factor from a tenth of the minimum
 
 
 def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
@@ -61,8 +62,7 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
         skip_end: how many points to ignore at the end, at most a quarter of the curve.
 
     Raises:
-        MinifastError: the curve has fewer than 10 points or does not fall, or the two rules differ by more than a
-            factor of 10.
+        MinifastError: the curve has fewer than 10 points or does not fall.
 
     >>> lrs = [10 ** (k / 10 - 6) for k in range(60)]
     >>> losses = [1.0 if lr < 1e-4 else 1 - 0.3 * math.log10(lr * 1e4) if lr < 1e-1 else 5.0 for lr in lrs]
@@ -75,18 +75,11 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
 def combine_rules(readings: Rules) -> float:
     """Return the geometric mean of the first two rules.
 
-    Raises:
-        MinifastError: they differ by more than a factor of 10.
+    A steepest fall that is more than a factor of 10 away from a tenth of the minimum counts as if it were at that
+    factor: the minimum is the more reliable rule.
     """
-    ratio = readings.steepest / readings.minimum
-    if not 1 / MAX_RATIO <= ratio <= MAX_RATIO:
-        raise MinifastError(
-            f"The steepest fall is at a learning rate of {readings.steepest:.2g} and a tenth of the minimum at "
-            f"{readings.minimum:.2g}, more than a factor of {MAX_RATIO:g} apart, so there is no suggestion.",
-            hint="Look at the curve, and try repeats=3 or a larger num_it.",
-            cli_hint="Look at lr_find.png, and pass a learning rate with --lr.",
-        )
-    return math.sqrt(readings.steepest * readings.minimum)
+    ratio = min(max(readings.steepest / readings.minimum, 1 / MAX_RATIO), MAX_RATIO)
+    return readings.minimum * math.sqrt(ratio)
 
 
 def suggested_range(suggestion: float) -> tuple[float, float]:
@@ -104,8 +97,11 @@ def read_rules(
     skip_start: int = 0,
     skip_end: int = 0,
     curves: Sequence[Sequence[float]] = (),
+    learned: bool | None = None,
 ) -> Rules:
     """Return what each rule reads from a curve; if the curve is a median, ``curves`` holds the single runs.
+
+    ``learned`` is the result of the test in ``minifast.finder.learning``, if the losses allow it.
 
     Raises:
         MinifastError: the curve has too few points or does not fall.
@@ -136,9 +132,13 @@ def read_rules(
     end = int(diverged.argmax()) if diverged.any() else len(curve)
     fallen = fallen[:end]
     lowest = int((fallen >= (1 - IGNORED_FALL) * fallen[-1]).argmax())
+    # Where the loss has not begun to fall, the steepest slope is noise.
+    begun = int((fallen >= (IGNORED_START * fallen[-1] if fallen[-1] > 0 else 0)).argmax())
     slope = np.gradient(curve, np.log(learning_rates))[: lowest + 1]
+    slope[:begun] = 0
     falls = lowest >= 2 and slope.min() < 0 and fallen[-1] > MIN_FALL * abs(start)
-    if not falls or _clearness(curves or [losses]) < MIN_CLEARNESS:
+    clear = _clearness(curves or [losses]) >= MIN_CLEARNESS if learned is None else learned
+    if not (falls and clear):
         raise MinifastError(
             "The loss of lr_find does not fall more than by chance, so there is no suggestion.",
             hint="Try repeats=3. Look at the curve with learn.recorder.plot(), and check the data, the loss function, "

@@ -20,6 +20,7 @@ from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
 from minifast.data.shards import is_sharded
 from minifast.distributed.exchange import check_same
 from minifast.errors import CallbackError, DataError, EmptyEpochError, MinifastError, NonFiniteLossError
+from minifast.finder.learning import learns
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -196,7 +197,10 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     finally:
         learn.recorder = recorder or before
     stopped = finders[-1].stopped
-    result = FinderResult([finder.lrs for finder in finders], [finder.losses for finder in finders], stopped)
+    compared = [losses for finder in finders if (losses := finder.comparison()) is not None]
+    learned = learns(compared) if len(compared) == len(finders) else None
+    curves = [finder.lrs for finder in finders], [finder.losses for finder in finders]
+    result = FinderResult(*curves, stopped, learned=learned)
     learn.recorder.finder_result = result
     if not learn.silent:
         advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."

@@ -632,7 +632,6 @@ def test_a_result_says_what_each_rule_reads_and_suggests_one() -> None:
     [
         ([1.0, 0.9, 0.8], "has 3 points, too few"),
         ([1.0 + i for i in range(71)], "does not fall more than by chance"),
-        ([1.0] * 20 + [0.5] * 8 + [0.4 - i / 1e2 for i in range(40)], "more than a factor of 10 apart"),
     ],
 )
 def test_a_result_without_a_suggestion_has_a_reason(losses, reason) -> None:
@@ -643,6 +642,12 @@ def test_a_result_without_a_suggestion_has_a_reason(losses, reason) -> None:
     assert found.reason in str(found)
     assert found.reason in found._repr_html_()
     found.plot()
+
+
+def test_a_steepest_fall_far_from_the_minimum_counts_up_to_a_factor_of_10() -> None:
+    found = result_of([1.0] * 20 + [0.5] * 8 + [0.4 - i / 1e2 for i in range(40)])
+    assert found.rules["steepest"] < found.rules["minimum"] / 10
+    assert found.suggestion == pytest.approx(found.rules["minimum"] / math.sqrt(10))
 
 
 def test_losses_that_fall_by_chance_only_give_no_rate() -> None:
