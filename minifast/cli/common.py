@@ -77,7 +77,7 @@ def find_data(data: str) -> Path:
             raise  # the user's own archive must not be replaced by other images
         from minifast.data.synthetic import generate_sample
 
-        write_text(f"{' '.join(str(error).split())} Training on generated images of 3s and 7s instead.")
+        write_text(f"{' '.join(error.cli_message.split())} Training on generated images of 3s and 7s instead.")
         return generate_sample()
 
 

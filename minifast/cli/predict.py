@@ -13,7 +13,7 @@ from typing import Any
 
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import MinifastError
-from minifast.utils.text import is_terminal, text_table, write_text
+from minifast.utils.text import can_write, is_terminal, text_table, write_text
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -45,7 +45,8 @@ def predict(options: argparse.Namespace) -> None:
             }
             for (name, category, probability), row in zip(best, predictions.tolist(), strict=True)
         ]
-        write_text(json.dumps(records, indent=2, ensure_ascii=False))
+        text = json.dumps(records, indent=2, ensure_ascii=False)
+        write_text(text if can_write(text) else json.dumps(records, indent=2))  # an escape of JSON, not of Python
     elif options.csv is None and len(names) == 1 and Path(options.images[0]).is_file():
         write_text(f"{best[0][1]}  {best[0][2]:.4f}")
     elif options.csv is None:

@@ -12,6 +12,7 @@ from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import get_image_files
 from minifast.data.loaders import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
+from minifast.data.synthetic import generate_sample
 from minifast.data.tabular import TabularDataBunch
 from minifast.data.tensors import TensorDataBunch
 
@@ -26,6 +27,7 @@ __all__ = [
     "URLs",
     "channel_view",
     "denormalize",
+    "generate_sample",
     "get_image_files",
     "get_transforms",
     "imagenet_stats",

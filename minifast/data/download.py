@@ -254,7 +254,10 @@ def _download(address: str, file: Path, timeout: float, show: bool, hint: str) -
         what = f"{host} did not answer within {timeout:g} seconds. Try again with a longer `timeout`"
     else:
         what = f"{host} cannot be reached ({type(error).__name__}). Check the network"
-    raise DownloadError(f"{what}. {hint}.") from error
+    offline = ""
+    if address == _parts(URLs.MNIST_SAMPLE)[0]:
+        offline = " Without a network, minifast.data.generate_sample() makes images of 3s and 7s in the same folders."
+    raise DownloadError(f"{what}.", hint=f"{hint}.{offline}", cli_hint=f"{hint}.") from error
 
 
 def _published(address: str) -> tuple[int, str] | None:

@@ -101,6 +101,20 @@ def is_muted() -> bool:
     return _muted
 
 
+def can_write(text: str, stream: Any = None) -> bool:
+    """Return whether the encoding of a stream, by default ``sys.stdout``, has all characters of ``text``.
+
+    >>> can_write("plain")
+    True
+    """
+    stream = sys.stdout if stream is None else stream
+    try:
+        text.encode(getattr(stream, "encoding", None) or "utf-8")
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
+
+
 def write_text(text: object = "", end: str = "\n", stream: Any = None) -> None:
     """Print ``text``, by default to ``sys.stdout``, whatever the stream can take.
 

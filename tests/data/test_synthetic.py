@@ -246,3 +246,22 @@ def test_two_epochs_of_one_cycle_teach_a_cnn_what_a_linear_model_cannot_learn(tm
         right = (model(vx).argmax(1) == vy).float().mean().item()
     assert right > 0.97
     assert linear_accuracy(train, valid) < right - 0.01
+
+
+def test_the_error_of_a_download_names_the_generated_sample(tmp_path, monkeypatch):
+    import requests
+
+    from minifast import DownloadError, URLs, untar_data
+    from minifast.data import generate_sample as public_name
+
+    def refuse(*arguments, **options):
+        raise requests.ConnectionError("no network")
+
+    monkeypatch.setattr("requests.get", refuse)
+    with pytest.raises(DownloadError, match=r"Without a network, minifast\.data\.generate_sample\(\) makes") as caught:
+        untar_data(URLs.MNIST_SAMPLE, dest=tmp_path / "a", force_download=True, silent=True)
+    assert "generate_sample" not in caught.value.cli_message
+    with pytest.raises(DownloadError) as caught:
+        untar_data("https://example.com/other.tgz", dest=tmp_path / "a", force_download=True, silent=True)
+    assert "generate_sample" not in str(caught.value)
+    assert public_name is generate_sample

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ from conftest import toy_data, toy_learner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import DataBunch, DataError, ImageDataBunch, Learner, accuracy, simple_ann, simple_cnn
+from minifast import DataBunch, DataError, ImageDataBunch, Learner, accuracy, set_seed, simple_ann, simple_cnn
 from minifast.data import synthetic
 from minifast.diagnostics import CheckResult, Finding
 
@@ -432,3 +434,14 @@ def test_the_old_name_of_a_remedy_warns():
         DeprecationWarning, match="way_out is now called remedy; the old name will be removed in version 0.3"
     ):
         assert Finding("a", "b", "c").way_out == "c"
+
+
+def test_the_example_of_the_readme_has_no_problem_and_learns(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    (example,) = [block for block in re.findall(r"```python\n(.*?)```", readme, re.S) if "learn.check()" in block]
+    names: dict[str, object] = {}
+    set_seed(0)
+    exec(f"from minifast import *\n{example}", names)
+    assert capsys.readouterr().out.startswith("No problem found.")
+    assert names["learn"].recorder.metrics[-1][0] > 0.85

@@ -279,7 +279,7 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError) -> DataErr
     if len(bad) > SHOWN:
         try:
             with replacing(Path(LIST_FILE)) as file:
-                file.write_text("".join(f"{name}\n" for name in bad), errors="surrogateescape")
+                file.write_text("".join(f"{name}\n" for name in bad), encoding="utf-8", errors="surrogateescape")
             listed = f" All are listed in {LIST_FILE}."
         except OSError:
             pass
