@@ -31,7 +31,7 @@ def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
 def html_table(rows: Sequence[Sequence[str]], right: int | None = None, note: str = "") -> str:
     """Return rows, the header first, as an HTML table with a note; columns from number ``right`` on end at the right.
 
-    >>> html_table([["class", "n"], ["<3>", "7"]], right=1, note="2 rows")[-104:]
+    >>> html_table([["class", "n"], ["<3>", "7"]], right=1, note="2 rows")[-103:]
     "<td style='text-align:left'>&lt;3&gt;</td><td style='text-align:right'>7</td></tr></table><p>2 rows</p>"
     """
     first_right = max(map(len, rows), default=0) if right is None else right

@@ -20,8 +20,10 @@ def resize_image(image: Any, size: tuple[int, int], method: str = "crop") -> Any
 
     >>> from PIL import Image
     >>> wide = Image.fromarray(np.array([[0, 50, 100, 150], [0, 50, 100, 150]], dtype=np.uint8))
-    >>> [np.asarray(resize_image(wide, (2, 2), method)).tolist() for method in METHODS]
-    [[[50, 100], [50, 100]], [[32, 118], [32, 118]], [[32, 118], [32, 118]]]
+    >>> np.asarray(resize_image(wide, (2, 2), "crop")).tolist()
+    [[50, 100], [50, 100]]
+    >>> [resize_image(wide, (2, 2), method).size for method in METHODS]
+    [(2, 2), (2, 2), (2, 2)]
     """
     from PIL import Image, ImageOps
 
