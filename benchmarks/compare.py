@@ -11,7 +11,7 @@ from minifast import ImageDataBunch, Learner, URLs, accuracy, compare, simple_cn
 from minifast.comparison import Comparison
 
 ROUNDS = 3
-EPOCHS, SEEDS = 6, 2
+EPOCHS, SEEDS = 5, 2
 CONFIGURATIONS = {"low": 2e-2, "high": 5e-2}
 
 
