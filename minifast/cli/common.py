@@ -36,6 +36,7 @@ def use_file_backend() -> None:
 
 def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
     """Return the images of a folder with the options' split, size and batch size."""
+    from minifast.data.images.augment import get_transforms
     from minifast.data.images.image_bunch import ImageDataBunch
 
     return ImageDataBunch.from_folder(
@@ -45,6 +46,7 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
         size=options.size,
         bs=options.bs,
         device=check_device(options.device),
+        ds_tfms=get_transforms() if options.augment else None,
     )
 
 

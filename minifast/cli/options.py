@@ -35,11 +35,14 @@ def parser() -> argparse.ArgumentParser:
     ).add_argument
     _add_training_options(add)
     add("--lr", type=_lr, default="auto", metavar="LR",
-        help="the maximum learning rate, such as 5e-2; auto (the default) uses the suggestion of lr_find")  # fmt: skip
+        help="the maximum learning rate, such as 5e-2; auto (the default) looks for one first")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the random seed (default: a random one, saved in options.json)")
     add("--out", type=Path, metavar="DIR", help="the folder for the results (default: runs/DATE_TIME)")
     add("--nproc", type=_count, default=1, metavar="N",
         help="the number of processes that train together, one per GPU (default: 1)")  # fmt: skip
+    add("--checkpoint", action="store_true", help="save the training every minute, so that --resume can continue it")
+    add("--resume", type=Path, metavar="DIR",
+        help="continue the interrupted training in this results folder, with its options")  # fmt: skip
     add = subparsers.add_parser(
         "predict",
         help="predict the class of images with a trained model",
@@ -117,6 +120,8 @@ def _add_training_options(add: Callable[..., object]) -> None:
     )
     add("--valid-pct", type=_fraction, metavar="X",
         help="use this fraction of the images for validation, if there is no folder valid")  # fmt: skip
+    add("--augment", action="store_true",
+        help="flip, rotate, zoom and warp the training images at random and change their lighting")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
 
 
@@ -163,6 +168,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return launch(main, arguments, nproc=options.nproc)
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: write_text(f"minifast: {message}", stream=sys.stderr)
+            check_resume(options)
             getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         write_text("minifast: interrupted", stream=sys.stderr)
@@ -177,3 +183,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(f"minifast: {' '.join(message.split()) or type(error).__name__}", stream=sys.stderr)
         return 1
     return 0
+
+
+def check_resume(options: argparse.Namespace) -> None:
+    """Raise an error if ``--resume`` is given with options that the interrupted training has already."""
+    if getattr(options, "resume", None) is None:
+        return
+    defaults = vars(parser().parse_args(["train"]))
+    free = ("resume", "device", "nproc", "debug")
+    given = [name for name, value in vars(options).items() if name not in free and value != defaults[name]]
+    if given:
+        names = ", ".join(name.upper() if name == "data" else f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"--resume takes all options from the interrupted training; leave out {names}.")

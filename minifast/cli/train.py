@@ -9,18 +9,26 @@ from pathlib import Path
 from typing import Any
 
 from minifast.cli.common import UsageError, find_data, make_data, make_model, save_figure, use_file_backend
+from minifast.cli.learning_rate import choose_lr
 from minifast.errors import MinifastError
 from minifast.utils.text import write_text
+
+CHECKPOINT = "run"  # the name of the run that --checkpoint saves
+FEW_STEPS = 100  # after so few optimizer steps, more epochs are the first advice
 
 
 def train(options: argparse.Namespace) -> None:
     """Find a learning rate, train with the 1cycle policy, and write the results, also after an early end."""
+    resumes = options.resume is not None
+    if resumes:
+        options = saved_options(options)
     out = options.out or Path("runs") / time.strftime("%Y-%m-%d_%H-%M-%S")
     if out == Path():
         raise UsageError("--out is the current folder; give another folder for the results.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
-    if existing := [name for name in ("model.pth", "history.csv") if (out / name).exists()]:
+    existing = [name for name in ("model.pth", "history.csv", f"{CHECKPOINT}.checkpoint") if (out / name).exists()]
+    if existing and not resumes:
         raise UsageError(
             f"--out {out} already has {existing[0]} of another training; give another folder, or remove it."
         )
@@ -44,29 +52,78 @@ def train(options: argparse.Namespace) -> None:
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
     write_text(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images of {data.c} classes.")
-    figures: dict[str, Any] = {}
-    lr = options.lr
+    record = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "resume")}
+    record |= {"data": str(folder.absolute()), "out": str(out), "device": str(data.device), "seed": seed}
+    record |= {"lr_option": options.lr, "classes": data.classes, "versions": versions(), "finished": False}
+    written = ["options.json"]
     try:
-        if lr == "auto":
-            write_text("Looking for a learning rate.")
-            learn.silent = True
-            result = learn.lr_find(repeats=3)
-            learn.silent = False
-            figures["lr_find.png"] = result.plot(return_fig=True)
-            if result.suggestion is None:
-                raise result.error or MinifastError("lr_find suggests no learning rate; pass one with --lr.")
-            lr = result.suggestion
-            write_text(f"Training with a maximum learning rate of {lr:.2g}.")
-        learn.fit_one_cycle(options.epochs, lr)
+        if options.lr == "auto":
+            record["lr"], figure, reason = choose_lr(learn)
+            if figure is not None:
+                if is_first_process():
+                    save_figure(figure, out / "lr_find.png")
+                written.insert(0, "lr_find.png")
+            write_text(f"Training with a maximum learning rate of {record['lr']:.2g}, {reason}.")
+        write_options(out, record)  # before the training, so that --resume finds them
+        checkpoint = CHECKPOINT if options.checkpoint else None
+        learn.fit_one_cycle(options.epochs, record["lr"], checkpoint=checkpoint, every="60s" if checkpoint else None)
+        record["finished"] = True
+    except KeyboardInterrupt:
+        if options.checkpoint:
+            write_text(f"minifast train --resume {out} continues the training.")
+        raise
     finally:
-        record = {name: value for name, value in vars(options).items() if name not in ("command", "debug")}
-        record |= {"data": str(folder), "out": str(out), "device": str(data.device), "seed": seed}
-        record |= {"lr": lr, "lr_option": options.lr, "classes": data.classes, "versions": versions()}
-        written = write_results(out, learn, figures, record)
+        write_options(out, record)
+        written = [*write_results(out, learn), *written]
         write_text(f"Wrote {', '.join(written)}\nto {out}.")
-    score = learn.recorder.metrics[-1][0]
-    if score < 1.05 / (data.c or 1):
-        write_text(f"An accuracy of {score:.3f} is no better than chance: try another --seed or a lower --lr.")
+    if is_first_process():
+        for file in out.glob(f"{CHECKPOINT}*.checkpoint"):
+            file.unlink()
+    if advice := advise(learn, options):
+        write_text(advice)
+
+
+def saved_options(options: argparse.Namespace) -> argparse.Namespace:
+    """Return the options that the training in the folder of ``--resume`` was started with."""
+    file = options.resume / "options.json"
+    if not file.is_file():
+        raise UsageError(f"--resume {options.resume} has no options.json; give the results folder of a training.")
+    try:
+        saved = json.loads(file.read_text())
+    except ValueError as error:
+        raise UsageError(f"--resume {options.resume}: options.json is damaged; start the training again.") from error
+    if saved.get("finished"):
+        raise UsageError(f"--resume {options.resume}: the training is finished. Its model is in export.pkl.")
+    if not saved.get("checkpoint"):
+        raise UsageError(f"--resume {options.resume}: the training was started without --checkpoint; start it again.")
+    known = {name: saved[name] for name in vars(options) if name in saved and name != "nproc"}
+    device = options.device or saved["device"]
+    return argparse.Namespace(**{**vars(options), **known, "out": options.resume, "device": device})
+
+
+def advise(learn: Any, options: argparse.Namespace) -> str:
+    """Return what to try next if the model is no better than chance or memorized the training images, else ""."""
+    recorder, data = learn.recorder, learn.data
+    if not recorder.metrics or recorder.metrics[-1][0] is None:
+        return ""
+    steps = sum(recorder.nb_batches)
+    few = f"{steps} optimizer steps are few: try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
+    few += f" or a smaller --bs than {options.bs}"
+    score, chance = recorder.metrics[-1][0], 1 / (data.c or 1)
+    train_loss, valid_loss = recorder.losses[-1], recorder.val_losses[-1]
+    if score < 1.05 * chance:
+        start = f"An accuracy of {score:.3f} is no better than chance."
+        if steps < FEW_STEPS:
+            return f"{start} {few}."
+        if train_loss < 0.9 * recorder.losses[0]:
+            return f"{start} The training loss fell, so the model memorized: use more images, or --augment."
+        other = "leave --lr out, or check" if options.lr != "auto" else "try another --arch, and check"
+        return f"{start} The training loss did not fall: {other} that each image is in the folder of its class."
+    if steps < FEW_STEPS:
+        return f"{few}."
+    if valid_loss is not None and valid_loss > 2 * train_loss and score < 0.9 and not options.augment:
+        return f"The validation loss is {valid_loss / train_loss:.1f} times the training loss: try --augment."
+    return ""
 
 
 def export_model(learn: Any) -> list[str]:
@@ -79,33 +136,47 @@ def export_model(learn: Any) -> list[str]:
     return ["export.pkl"]
 
 
-def write_results(out: Path, learn: Any, figures: dict[str, Any], options: dict[str, Any]) -> list[str]:
-    """Write model, history, figures and options into ``out``, each file completely or not at all; return the names."""
+def write_results(out: Path, learn: Any) -> list[str]:
+    """Write model, history and figures into ``out``, each file completely or not at all; return the names."""
     import matplotlib.pyplot as plt
 
-    from minifast.distributed.group import current_group
-    from minifast.utils.files import replacing, write_rows
+    from minifast.utils.files import write_rows
 
     recorder = learn.recorder
-    written: list[str] = []
-    if recorder.nb_batches and not recorder.silent:  # the record of lr_find is silent
-        figures["schedule.png"] = recorder.plot_lr(show_moms=True, return_fig=True)
-        figures["losses.png"] = recorder.plot_losses(return_fig=True)
-        learn.save("model")
-        written = ["model.pth", *export_model(learn)]
-    group = current_group()
-    if group is not None and group.rank:  # the first process writes
+    if not recorder.nb_batches or recorder.silent:  # the record of lr_find is silent
+        return []
+    learn.save("model")
+    written = ["model.pth", *export_model(learn)]
+    if not is_first_process():
         return written
-    if recorder.nb_batches and not recorder.silent:
-        rows = [[*row[:-1], round(row[-1], 3)] for row in recorder.rows]
-        write_rows([recorder.names, *rows], out / "history.csv")
-        written.append("history.csv")
+    rows = [[*row[:-1], round(row[-1], 3)] for row in recorder.rows]
+    write_rows([recorder.names, *rows], out / "history.csv")
+    figures = {
+        "schedule.png": recorder.plot_lr(show_moms=True, return_fig=True),
+        "losses.png": recorder.plot_losses(return_fig=True),
+    }
     for name, figure in figures.items():
         save_figure(figure, out / name)
         plt.close(figure)
+    return [*written, "history.csv", *figures]
+
+
+def write_options(out: Path, record: dict[str, Any]) -> None:
+    """Write the options of the training."""
+    from minifast.utils.files import replacing
+
+    if not is_first_process():
+        return
     with replacing(out / "options.json") as file:
-        file.write_text(json.dumps(options, indent=2, default=str) + "\n")
-    return [*written, *figures, "options.json"]
+        file.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process of the training, or the first of several, which writes the files."""
+    from minifast.distributed.group import current_group
+
+    group = current_group()
+    return group is None or not group.rank
 
 
 def versions() -> dict[str, str]:

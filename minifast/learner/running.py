@@ -18,7 +18,7 @@ from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
 from minifast.data.shards import is_sharded
-from minifast.distributed.exchange import check_same
+from minifast.distributed.exchange import broadcast, check_same
 from minifast.errors import CallbackError, DataError, EmptyEpochError, MinifastError, NonFiniteLossError
 from minifast.finder.learning import learns
 from minifast.finder.result import FinderResult
@@ -198,14 +198,11 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
         learn.recorder = recorder or before
     stopped = finders[-1].stopped
     compared = [losses for finder in finders if (losses := finder.comparison()) is not None]
-    learned = learns(compared) if len(compared) == len(finders) else None
+    # Each process has losses of its own, but all need the same answer.
+    learned = broadcast(learns(compared) if len(compared) == len(finders) else None)
     curves = [finder.lrs for finder in finders], [finder.losses for finder in finders]
     result = FinderResult(*curves, stopped, learned=learned)
     learn.recorder.finder_result = result
-    if not learn.silent:
-        advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
-        steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
-        write_text(f"Stopped at {steps}: {stopped}.{advice} learn.recorder.plot() shows the losses.")
     return result
 
 
@@ -243,6 +240,8 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     """Call the training loop with the recorder in the history, and leave the learner usable however it ends."""
     metrics = [as_metric(metric, learn.loss_func) for metric in learn.metrics]
     state = State(epochs, make_bar(learn.silent), metrics, columns_of(metrics), on_nan)
+    if recorder.call.get("method") == "lr_find":
+        state.pbar.what = "lr_find, pass"
     adopt_callbacks(learn, [*callbacks, *metrics])
     check_single_controller(callbacks)
     if learn.opt.needs_closure:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import importlib
 import io
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from minifast.utils.text import is_muted, is_terminal, report_closed, write_text
+from minifast.utils.text import clock, is_muted, is_terminal, report_closed, write_text
 
 MIN_WIDTH = 8  # of a column of the text table
+SECONDS = 30.0  # between two lines of progress where there is no bar
 
 
 class NullProgress:
@@ -45,10 +47,30 @@ class NullProgress:
 
 
 class LineProgress(NullProgress):
-    """Plain lines for files, logs and continuous integration: no bar, and each line is flushed."""
+    """Plain lines for files, logs and continuous integration: no bar, and each line is flushed.
+
+    In an epoch that takes long, a line of progress follows every 30 seconds.
+    """
 
     def __init__(self) -> None:
         self._widths: list[int] = []
+        self._epochs = 0
+
+    def track(self, batches: Any) -> Iterator[Any]:
+        """Yield ``batches``; write how many of them are done after each 30 seconds."""
+        begin = last = time.monotonic()
+        for done, batch in enumerate(batches, 1):
+            yield batch
+            now = time.monotonic()
+            if now - last >= SECONDS:
+                last, n = now, len(batches)
+                left = clock((now - begin) / done * (n - done))
+                text = f", {self.describe()}" if self.describe else ""
+                write_text(f"{self.what} {self._epochs}: batch {done} of {n}, {left} left{text}")
+
+    def epochs_done(self, epochs: int, n_epochs: int) -> None:
+        """Count the epochs."""
+        self._epochs = epochs
 
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line, or a row of cells in the columns of the header."""

@@ -162,7 +162,7 @@ def test_a_finder_in_a_terminal_shows_bars_and_leaves_one_line(monkeypatch) -> N
     terminal = open_terminal(monkeypatch)
     toy_learner(silent=False).lr_find(num_it=7)
     output = terminal.getvalue()
-    assert "Epoch 3/3 : |" in output
+    assert "lr_find, pass 3/3 : |" in output
     line, *rest = screen(output)
     assert line.endswith("learn.recorder.plot() shows the losses.")
     assert "█" not in line
@@ -432,3 +432,20 @@ def test_a_signal_from_outside_stops_a_fit(monkeypatch) -> None:
     with pytest.raises(KeyboardInterrupt):
         learn.fit(1)
     assert screen(terminal.getvalue())[-2].startswith("Stopped in epoch 0 at batch 1 of 3")
+
+
+def test_without_a_bar_a_line_of_progress_follows_after_some_time(monkeypatch, capsys):
+    from minifast.training import progress
+
+    monkeypatch.setattr(progress, "SECONDS", 0.0)
+    lines = progress.LineProgress()
+    lines.start(2)
+    lines.epochs_done(1, 2)
+    assert list(lines.track([7, 8])) == [7, 8]
+    assert capsys.readouterr().out.splitlines() == [
+        "Epoch 1: batch 1 of 2, 00:00 left",
+        "Epoch 1: batch 2 of 2, 00:00 left",
+    ]
+    monkeypatch.setattr(progress, "SECONDS", 60.0)
+    assert list(lines.track([7, 8])) == [7, 8]
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,73 @@
+"""The learning rate of ``minifast train --lr auto``: from the finder, or at last a default."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from minifast.utils.text import write_text
+
+STEPS = (100, 300)  # of the first try, and of the second one if the first gives no suggestion
+LEAST_STEPS = 40  # fewer do not give a curve
+SECONDS = 10.0  # that the finder may take, also where an epoch is shorter
+START_LR = 1e-6
+
+
+def choose_lr(learn: Any) -> tuple[float, Any, str]:
+    """Return a learning rate, the figure of the curve or None, and where the learning rate is from.
+
+    The finder takes at most as long as one epoch, or ``SECONDS`` if that is longer: with slow networks and small sets
+    it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes the
+    lower of what the curve shows and the default; then the default.
+    """
+    from minifast.distributed.exchange import broadcast
+    from minifast.errors import MinifastError
+    from minifast.finder.rules import combine_rules, read_rules
+    from minifast.learner.fitting import DEFAULT_LR
+
+    default: float = DEFAULT_LR.stop
+    per_step = broadcast(seconds_per_step(learn))  # several processes must make the same number of steps
+    allowed = max(SECONDS, per_step * len(learn.data.train_dl))
+    result, last = None, ""
+    for steps in STEPS:
+        n = min(steps, int(allowed / per_step))
+        if n < LEAST_STEPS or (result is not None and n < 1.5 * len(result.lrs)):
+            break
+        write_text(f"Looking for a learning rate: {n} steps, about {max(1, round(n * per_step))} seconds.")
+        result = run_finder(learn, n)
+        allowed -= n * per_step
+        last = f"{n} steps"
+        if result.suggestion is not None:
+            return result.suggestion, result.plot(return_fig=True), "the suggestion of the learning rate finder"
+    if result is None:
+        return default, None, f"the default: a step takes {per_step:.2g} seconds, too long for the learning rate finder"
+    figure = result.plot(return_fig=True) if result.lrs else None
+    unclear = (
+        f"the loss of the learning rate finder does not fall clearly in {last}; see lr_find.png, or pass one with --lr"
+    )
+    try:
+        shown = combine_rules(read_rules(result.lrs, result.losses, 10, 5, result.curves, learned=True))
+    except MinifastError:
+        return default, figure, f"the default: {unclear}"
+    return min(default, shown), figure, f"a careful choice: {unclear}"
+
+
+def run_finder(learn: Any, num_it: int) -> Any:
+    """Return the result of the learning rate finder; it shows its progress but prints no line for Python."""
+    from minifast.callbacks.lr_finder import LRFinder
+    from minifast.learner import running
+
+    finder = LRFinder(learn, START_LR, 10, num_it)
+    return running.find(learn, [finder], START_LR, None, {"method": "lr_find"})
+
+
+def seconds_per_step(learn: Any) -> float:
+    """Return how long a training step takes, measured on a few steps after one to warm up."""
+    silent, learn.silent = learn.silent, True
+    try:
+        run_finder(learn, 2)
+        begin = time.monotonic()
+        run_finder(learn, 3)
+        return max((time.monotonic() - begin) / 3, 1e-4)
+    finally:
+        learn.silent = silent

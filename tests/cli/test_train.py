@@ -1,0 +1,151 @@
+"""The command ``train``: its learning rate, resuming, augmentation and advice."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from minifast import Callback, Learner, cli
+from minifast.cli import learning_rate
+from minifast.cli.train import advise
+from minifast.data import synthetic
+from minifast.finder import FinderResult
+
+RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A small folder of generated 3s and 7s."""
+    return synthetic.generate_sample(tmp_path_factory.mktemp("data") / "sample", n_train=320, n_valid=60)
+
+
+def test_without_a_suggestion_the_training_takes_more_steps_and_then_a_careful_choice(
+    folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("minifast.learner.running.learns", lambda runs: False)
+    monkeypatch.setattr(learning_rate, "STEPS", (50, 80))
+    monkeypatch.setattr(learning_rate, "SECONDS", 1000)
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--seed", "0", "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert re.findall(r"Looking for a learning rate: (\d+) steps, about \d+ seconds", text) == ["50", "80"]
+    reason = r"Training with a maximum learning rate of \S+, (a careful choice|the default): the loss of the"
+    assert re.search(reason, text)
+    assert "learn." not in text
+    assert {path.name for path in out.iterdir()} == RESULTS
+    assert json.loads((out / "options.json").read_text())["lr"] <= 3e-3
+
+
+def test_a_slow_network_trains_with_the_default(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(learning_rate, "SECONDS", 0)
+    out = tmp_path / "out"
+    assert cli.main(["train", str(folder), "--bs", "64", "--epochs", "1", "--out", str(out)]) == 0
+    assert "learning rate of 0.003, the default: a step takes" in capsys.readouterr().out
+    assert not (out / "lr_find.png").exists()
+
+
+@pytest.mark.parametrize("per_step", [0.001, 0.05, 0.2, 10.0])
+@pytest.mark.parametrize("n_batches", [2, 30, 1000])
+def test_the_finder_takes_an_epoch_or_ten_seconds(per_step, n_batches, monkeypatch):
+    steps = []
+
+    def run(learn, num_it):
+        steps.append(num_it)
+        return FinderResult([[10 ** (i / 9 - 6) for i in range(num_it)]], [[1.0] * num_it], "the end")
+
+    monkeypatch.setattr(learning_rate, "run_finder", run)
+    monkeypatch.setattr(learning_rate, "seconds_per_step", lambda learn: per_step)
+    learn = SimpleNamespace(data=SimpleNamespace(train_dl=range(n_batches)))
+    lr, _, reason = learning_rate.choose_lr(learn)
+    assert lr == 3e-3
+    assert reason.startswith("the default: ")
+    allowed = max(10, n_batches * per_step)
+    assert max(steps, default=0) * per_step <= allowed
+    assert bool(steps) == (int(allowed / per_step) >= 40)
+
+
+def test_a_stopped_training_is_resumed_with_its_options(folder, tmp_path, monkeypatch, capsys):
+    fit, out = Learner.fit_one_cycle, tmp_path / "stopped"
+
+    class Stops(Callback):
+        fit_only = True
+        at = 9
+
+        def on_epoch_end(self, epoch):
+            if epoch == Stops.at:
+                raise KeyboardInterrupt
+
+    def with_callback(learn, *arguments, **options):
+        learn.callbacks.append(Stops())
+        return fit(learn, *arguments, **options)
+
+    monkeypatch.setattr(Learner, "fit_one_cycle", with_callback)
+    command = ["train", str(folder), "--bs", "32", "--epochs", "3", "--lr", "1e-2", "--seed", "3", "--checkpoint"]
+    assert cli.main([*command, "--out", str(tmp_path / "whole")]) == 0
+    assert not list((tmp_path / "whole").glob("*.checkpoint"))
+    Stops.at = 1
+    assert cli.main([*command, "--out", str(out)]) == 130
+    assert f"minifast train --resume {out} continues the training." in capsys.readouterr().out
+    Stops.at = 9
+    assert cli.main(["train", "--resume", str(out), "--bs", "16"]) == 2
+    assert "--resume takes all options from the interrupted training; leave out --bs." in capsys.readouterr().err
+    assert cli.main(["train", "--resume", str(out)]) == 0
+    models = [torch.load(tmp_path / name / "model.pth", weights_only=True)["model"] for name in ("whole", "stopped")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+    assert len((out / "history.csv").read_text().splitlines()) == 4
+    capsys.readouterr()
+    assert cli.main(["train", "--resume", str(out)]) == 2
+    assert "the training is finished" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "has no options.json"),
+        ("{", "options.json is damaged"),
+        ('{"finished": false}', "was started without --checkpoint"),
+        ('{"finished": true, "checkpoint": true}', "the training is finished"),
+    ],
+)
+def test_what_cannot_be_resumed_exits_with_2(content, words, tmp_path, capsys):
+    if content is not None:
+        (tmp_path / "options.json").write_text(content)
+    assert cli.main(["train", "--resume", str(tmp_path)]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_augment_changes_the_training(folder, tmp_path):
+    losses = []
+    for options in ([], ["--augment"]):
+        out = tmp_path / f"out{len(options)}"
+        command = ["train", str(folder), "--bs", "32", "--epochs", "1", "--lr", "1e-2", "--seed", "3", *options]
+        assert cli.main([*command, "--out", str(out)]) == 0
+        losses.append((out / "history.csv").read_text().splitlines()[1].split(",")[1])
+        assert json.loads((out / "options.json").read_text())["augment"] == bool(options)
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "losses", "steps", "augment", "words"),
+    [
+        (0.5, (0.7, 0.69), 8, False, "no better than chance. 8 optimizer steps are few: try --epochs 50"),
+        (0.5, (0.7, 0.1), 800, False, "so the model memorized: use more images, or --augment"),
+        (0.5, (0.7, 0.7), 800, False, "did not fall: try another --arch"),
+        (0.9, (0.7, 0.3), 8, False, "8 optimizer steps are few"),
+        (0.8, (0.7, 0.1), 800, False, "3.0 times the training loss: try --augment"),
+        (0.8, (0.7, 0.1), 800, True, ""),
+        (0.95, (0.7, 0.2), 800, False, ""),
+    ],
+)
+def test_advice_fits_what_happened(accuracy, losses, steps, augment, words):
+    recorder = SimpleNamespace(metrics=[[accuracy]], nb_batches=[steps], losses=losses, val_losses=[0.3])
+    learn = SimpleNamespace(recorder=recorder, data=SimpleNamespace(c=2))
+    advice = advise(learn, SimpleNamespace(epochs=2, bs=64, lr="auto", augment=augment))
+    assert words in advice
+    assert bool(words) == bool(advice)
