@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minifast.data.tabular.tabular_bunch import TabularDataBunch
 from minifast.learner.learner import Learner
 from minifast.utils.checks import check_count, check_number
+from minifast.utils.public import check_keywords, public
 
 
 class TabularModel(nn.Module):
@@ -96,6 +97,7 @@ def check_dropout(ps: float | Sequence[float] | None, n_layers: int) -> list[flo
     return [check_number("each of ps", value, low=0, high=1) for value in values]
 
 
+@public
 def tabular_learner(
     data: TabularDataBunch,
     layers: Sequence[int] = (200, 100),
@@ -135,6 +137,7 @@ def tabular_learner(
     >>> probabilities.shape
     torch.Size([2])
     """
+    check_keywords("tabular_learner", kwargs, tabular_learner, Learner)
     if not isinstance(data, TabularDataBunch):
         raise TypeError(
             f"`data` must be a TabularDataBunch, got {type(data).__name__}; make one with TabularDataBunch.from_df."

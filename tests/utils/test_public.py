@@ -27,10 +27,12 @@ from minifast import (
     Learner,
     MinifastError,
     Precision,
+    TabularDataBunch,
     accuracy,
     cnn_learner,
     models,
     simple_ann,
+    tabular_learner,
 )
 from minifast.utils.public import ELSEWHERE, OTHER_NAMES, PACKAGE, frames_to_caller, named_parameters, public
 
@@ -63,6 +65,8 @@ def learner(width: int = 4, **arguments) -> Learner:
         (lambda: ImageDataBunch.from_lists("x", [], [], img_size=2), r"^ImageDataBunch\.from_lists has no .*`size`"),
         (lambda: EarlyStoppingCallback(patient=3), r"^EarlyStoppingCallback has no .*Did you mean `patience`\?$"),
         (lambda: CSVLogger(fname="x"), r"^CSVLogger has no .*Did you mean `filename`\?$"),
+        (lambda: TabularDataBunch.from_csv("x", "y", "z", batch_size=2), r"^TabularDataBunch\.from_csv has no .*`bs`"),
+        (lambda: tabular_learner(None, metric=accuracy), r"^tabular_learner has no .*Did you mean `metrics`\?$"),
         (lambda: Precision(mean=1), r"^Precision has no argument `mean`\. It takes "),
     ],
 )

@@ -19,9 +19,11 @@ from minifast.data.tensors import check_unseen
 from minifast.errors import DataError
 from minifast.losses import LOSS_OF_KIND
 from minifast.utils.checks import check_count, import_optional, shortlist
+from minifast.utils.public import check_keywords, public_class
 from minifast.utils.text import text_table, write_text
 
 
+@public_class()
 class TabularDataBunch(DataBunch):
     """Hold a table in memory as batches ``((x_cat, x_cont), y)``: category numbers, and standardized numbers.
 
@@ -124,6 +126,7 @@ class TabularDataBunch(DataBunch):
             DataError: the file does not exist, or a column cannot be used.
             ImportError: pandas is not installed.
         """
+        check_keywords(f"{cls.__name__}.from_csv", kwargs, cls.from_csv, cls.from_df, but=("df",))
         file = Path(path) / csv_name
         if not file.is_file():
             raise DataError(f"There is no file {file}. Pass its folder as `path` and its name as `csv_name`.")
