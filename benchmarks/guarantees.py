@@ -99,6 +99,18 @@ TESTS: dict[str, list[str]] = {
         f"{GUARANTEES}::test_restore_does_not_trust_an_epoch_that_began_with_lost_weights",
         f"{GUARANTEES}::test_ignore_continues",
     ],
+    "several processes train, validate, predict and find a learning rate as one, up to rounding": [
+        "distributed/test_processes.py::test_two_processes_equal_one",
+        "distributed/test_processes.py::test_three_processes_equal_one",
+    ],
+    "runs of several processes resume bit for bit, after kills too; another number of them up to rounding": [
+        "distributed/test_resuming.py::test_as_many_processes_resume_bit_for_bit",
+        "distributed/test_resuming.py::test_another_number_of_processes_resumes_up_to_rounding",
+        "distributed/test_resuming.py::test_runs_with_killed_processes_end_as_undisturbed_ones",
+    ],
+    "an error in one process, in any event or in the loader, ends all and names process and cause": [
+        "distributed/test_failures.py::test_an_error_in_one_process_ends_all_and_names_process_and_cause",
+    ],
     "code in a model file, checkpoint or cache never runs; file names and archives cannot leave their folder": [
         "checkpoint/test_files.py::test_code_in_a_file_is_not_run",
         f"{RESUME}::test_a_checkpoint_with_code_in_it_runs_nothing",

@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 
@@ -36,16 +37,23 @@ class Stop(Callback):
         if when == "kill":
             self.kills = len(list(folder.glob("killed*")))
             chosen = random.Random(self.kills)
-            self.kill_at = chosen.randrange(1, 40)
+            self.kill_at, self.seconds = chosen.randrange(1, 6), chosen.uniform(0, 0.3)
             self.is_chosen = chosen.randrange(int(SIZE)) == int(RANK) and self.kills < int(os.environ["KILLS"])
             self.batches = 0
 
+    def kill(self):
+        (self.folder / f"killed{self.kills}").touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def on_train_begin(self):
+        if self.when == "kill" and self.is_chosen and self.kills % 2:  # at any moment, also while a file is written
+            threading.Timer(self.seconds, self.kill).start()
+
     def on_backward_end(self, iteration):
-        if self.when == "kill" and self.is_chosen:
+        if self.when == "kill" and self.is_chosen and not self.kills % 2:
             self.batches += 1
             if self.batches >= self.kill_at:
-                (self.folder / f"killed{self.kills}").touch()
-                os.kill(os.getpid(), signal.SIGKILL)
+                self.kill()
         elif self.when.isdigit() and iteration == int(self.when):
             raise StoppedError
 
@@ -81,7 +89,8 @@ def main(folder: Path, *runs: str) -> None:
         kind, name, stop = run.split(":")
         learn = learner(kind, folder)
         try:
-            learn.fit_one_cycle(3, 0.05, callbacks=Stop(folder, stop), checkpoint=name, every=2)
+            epochs = 5 if "kill" in name else 3
+            learn.fit_one_cycle(epochs, 0.05, callbacks=Stop(folder, stop), checkpoint=name, every=2)
         except StoppedError:
             continue
         recorder = learn.recorder

@@ -63,12 +63,14 @@ def test_another_number_of_processes_resumes_up_to_rounding(kind, name, size, fo
 
 
 @pytest.mark.slow
-def test_runs_with_killed_processes_end_as_undisturbed_ones(tmp_path):
+def test_runs_with_killed_processes_end_as_undisturbed_ones(tmp_path, record_property):
     kills = 20
-    assert torchrun(2, "resumed.py", tmp_path, "random:whole:").returncode == 0
+    assert torchrun(2, "resumed.py", tmp_path, "random:not killed:").returncode == 0
     options = ("--max-restarts", str(kills))
     done = torchrun(2, "resumed.py", tmp_path, "random:killed:kill", options=options, KILLS=str(kills))
     assert done.returncode == 0, done.stderr[-3000:]
-    assert len(list(tmp_path.glob("killed[0-9]*"))) == kills
+    happened = len(list(tmp_path.glob("killed?*"))) - 2  # two files are the outcomes
+    assert happened > kills / 2  # the others came too late
+    record_property("cases", happened)
     for rank in (0, 1):
-        assert_equal(read(tmp_path, "whole", 2, rank), read(tmp_path, "killed", 2, rank), rtol=0, atol=0)
+        assert_equal(read(tmp_path, "not killed", 2, rank), read(tmp_path, "killed", 2, rank), rtol=0, atol=0)
