@@ -17,8 +17,8 @@ def choose_lr(learn: Any) -> tuple[float, Any, str]:
     """Return a learning rate, the figure of the curve or None, and where the learning rate is from.
 
     The finder takes at most as long as one epoch, or ``SECONDS`` if that is longer: with slow networks and small sets
-    it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes the
-    lower of what the curve shows and the default; then the default.
+    it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes half
+    of what the curve shows; then the default.
     """
     from minifast.distributed.exchange import broadcast
     from minifast.errors import MinifastError
@@ -49,7 +49,7 @@ def choose_lr(learn: Any) -> tuple[float, Any, str]:
         shown = combine_rules(read_rules(result.lrs, result.losses, 10, 5, result.curves, learned=True))
     except MinifastError:
         return default, figure, f"the default: {unclear}"
-    return min(default, shown), figure, f"a careful choice: {unclear}"
+    return shown / 2, figure, f"a careful choice, half of what the curve shows: {unclear}"
 
 
 def run_finder(learn: Any, num_it: int) -> Any:
