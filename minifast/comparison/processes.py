@@ -25,6 +25,7 @@ from torch import nn
 from minifast.checkpoint.fingerprint import checksum
 from minifast.comparison.result import Run
 from minifast.comparison.runs import LoaderStates, Plan
+from minifast.distributed.group import current_group
 from minifast.errors import MinifastError
 from minifast.learner.learner import Learner
 from minifast.utils.checks import import_optional
@@ -65,9 +66,12 @@ def count_jobs(n_jobs: int) -> int:
     Raises:
         ImportError: joblib or cloudpickle is missing.
         ValueError: joblib's backend runs threads, which would share one random generator.
+        MinifastError: this is one of several processes that train together.
     """
     if n_jobs == 1:
         return 1
+    if current_group() is not None:
+        raise MinifastError("Processes that train together cannot start more for `n_jobs`; pass n_jobs=1.")
     joblib = import_optional("joblib", FEATURE, INSTALL)
     import_optional("cloudpickle", FEATURE, INSTALL)
     backend, _ = joblib.parallel.get_active_backend()

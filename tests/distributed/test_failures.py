@@ -11,8 +11,8 @@ from test_processes import HERE, environment, torchrun
 
 from minifast.training import EVENTS
 
-WHERE = ("on_batch_end", "loader")
-SLOW = ("before", "worker", "after", *(event for event in EVENTS if event != "on_batch_end"))
+WHERE = ("on_batch_end",)
+SLOW = ("loader", "before", "worker", "after", *(event for event in EVENTS if event != "on_batch_end"))
 
 
 @pytest.mark.parametrize("where", [*WHERE, *(pytest.param(where, marks=pytest.mark.slow) for where in SLOW)])

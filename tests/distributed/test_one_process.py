@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifast import Learner, MinifastError
+from minifast.comparison.processes import count_jobs
 from minifast.data.shards import _rows_of
+from minifast.distributed import launch
 from minifast.distributed.exchange import from_first, share_of, shares
-from minifast.distributed.group import _State, _state, current_group
+from minifast.distributed.group import Group, _State, _state, current_group
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 
 
@@ -69,6 +71,15 @@ def test_an_incomplete_environment_raises_an_error_and_can_be_switched_off(monke
         current_group()
     monkeypatch.setenv("MINIFAST_DISTRIBUTED", "0")
     assert current_group() is None
+
+
+def test_processes_that_train_together_start_no_others(monkeypatch):
+    monkeypatch.setattr(_state, "group", Group(0, 2))
+    assert count_jobs(1) == 1
+    with pytest.raises(MinifastError, match="pass n_jobs=1"):
+        count_jobs(2)
+    with pytest.raises(MinifastError, match="call it in a single process"):
+        launch(print)
 
 
 def test_importing_starts_nothing_even_under_torchrun():
