@@ -59,8 +59,6 @@ class NaNCheck(LearnerCallback):
         epoch: int,
         num_batch: int,
         on_nan: str,
-        metrics: list[Any],
-        skip_validate: bool,
     ) -> dict[str, bool] | None:
         """Check the first outputs, and warn of parameters that nothing trains; stop if a loss is not finite."""
         if not self._checked:
@@ -68,8 +66,6 @@ class NaNCheck(LearnerCallback):
             check_outputs(self.learn, last_output, last_target)
             if names := untrained_parameters(self.learn, last_loss):
                 warnings.warn(untrained_message(names), stacklevel=2)
-            if self.tries_metrics and not skip_validate:
-                try_metrics(self.learn, metrics, last_output, last_target, last_input)
         if on_nan == "ignore" or self._seen >= len(raw_losses.arrived):
             return None
         try:
@@ -79,6 +75,16 @@ class NaNCheck(LearnerCallback):
                 raise
             return self._end(error, *STOP_FLAGS)
         return None
+
+    def on_backward_end(
+        self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
+    ) -> None:
+        """Try the metrics on the first batch, before its step."""
+        # After the backward pass, because restoring state in place would change what the graph of the loss holds.
+        if self.tries_metrics:
+            self.tries_metrics = False
+            if not skip_validate:
+                try_metrics(self.learn, metrics, last_output, last_target, last_input)
 
     def on_epoch_end(
         self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool, on_nan: str

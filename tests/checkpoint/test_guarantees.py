@@ -730,14 +730,14 @@ def test_two_processes_on_one_folder_do_not_disturb_each_other(tmp_path) -> None
 
     def begin(name):
         command = [sys.executable, "-c", BESIDE, str(tmp_path / "data"), name]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen(command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
 
     together = [begin("first"), begin("second")]
     first, second = (process.communicate()[0] for process in together)
     assert [process.returncode for process in together] == [0, 0]
     assert first == second
     assert len(first.split()) == 5 + 5 * 4 * 3
-    left = sorted(path.name for path in (tmp_path / "data" / "models").iterdir())
+    left = sorted(path.name for path in (tmp_path / "models").iterdir())
     assert left == sorted(
         [
             "shared.pth",

@@ -156,6 +156,7 @@ def test_a_file_that_may_not_be_read_is_named(tree, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(decoding, "_content", denied)
+    monkeypatch.chdir(tree)  # a long list of names is written there
     with pytest.raises(DataError, match=r"0\.png cannot be opened \(Permission denied\)\. Change its permissions"):
         ImageDataBunch.from_folder(tree, **OPTIONS)
 
