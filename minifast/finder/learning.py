@@ -81,10 +81,9 @@ class ShiftedTargets:
         """Add a batch; its tensors are kept, not copied."""
         if not self._works:
             return
-        if not (isinstance(output, Tensor) and isinstance(target, Tensor) and target.ndim and len(target)):
+        if not (isinstance(output, Tensor) and isinstance(target, Tensor)):
             self._works = False
             return
-        self.n_targets += target.numel()
         self._waiting.append((output.detach(), target))
         self._stored += output.numel()
         if self._stored > MOST_STORED:
@@ -98,8 +97,12 @@ class ShiftedTargets:
 
     def _compute(self) -> None:
         waiting, self._waiting, self._stored = self._waiting, [], 0
+        self.n_targets += sum(target.numel() for _, target in waiting)
         try:
-            for _, batches in groupby(waiting, key=_shapes):  # batches of one shape are computed together
+            for (_, shape), batches in groupby(waiting, key=_shapes):  # batches of one shape are computed together
+                if not shape or not shape[0]:
+                    self._works = False  # no targets to exchange
+                    return
                 outputs, targets = zip(*batches, strict=True)
                 self._parts.append(self._both(torch.stack(outputs), torch.stack(targets)))
         except Exception:  # shapes that the loss combines in its own way
