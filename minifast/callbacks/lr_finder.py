@@ -64,12 +64,17 @@ class LRFinder(ScheduledParameters):
         self._batches = 0  # that belong to earlier steps
         self._compared = ShiftedTargets(learn.loss_func)
         self._steps: list[int] = []  # the step that each batch belongs to
+        self._rates: list[Value] = []
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first learning rate, and skip validation."""
-        super().on_train_begin(n_epochs, epoch)
         self._compared = ShiftedTargets(self.learn.loss_func)
+        self._rates = [self.schedules["lr"](i / self.n_batches) for i in range(self.num_it)]
+        super().on_train_begin(n_epochs, epoch)
         return {"skip_validate": True}
+
+    def _set(self, batch: int) -> None:
+        self.learn.opt.write("lr", self._rates[min(batch, self.num_it - 1)])
 
     def comparison(self) -> Run | None:
         """Return the losses against right and shifted targets, see ``minifast.finder.learning``, or None."""
