@@ -39,8 +39,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
                 one_batch(learn, *as_pair(batch), dispatch)
                 if state.stop_epoch:
                     break
-            learn.opt.train(False)
-            validated = bool(learn.data.valid_dl) and not state.skip_validate
+            validated = begin_validation(learn, state)
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
             check_epoch(learn, state, validated)
             dispatch("on_epoch_end", metrics=validated)
@@ -51,6 +50,12 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
     finally:
         learn.opt.train(False)
         dispatch.end()
+
+
+def begin_validation(learn: Learner, state: State) -> bool:
+    """Switch to the optimizer's evaluation weights, where it has such, and return whether the epoch validates."""
+    learn.opt.train(False)
+    return bool(learn.data.valid_dl) and not state.skip_validate
 
 
 def check_epoch(learn: Learner, state: State, validated: bool) -> None:

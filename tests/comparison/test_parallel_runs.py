@@ -236,13 +236,10 @@ def test_ctrl_c_ends_all_processes(to_all, tmp_path) -> None:
             begin = time.monotonic()
             while len(pids := list(tmp_path.glob("pid *"))) < 2 and time.monotonic() < begin + 120:
                 time.sleep(0.1)
-            # Python drops an interrupt that arrives in a finalizer, so there is a second one, as from a user.
-            for _ in range(2):
-                (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(timeout=30)
-                    break
-            out, err = process.communicate(timeout=30)
+            begin = time.monotonic()
+            (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+            assert time.monotonic() - begin < 20
             assert "Stopped after 2 of 8 runs." in out
             assert "ended by KeyboardInterrupt() [1, 1]" in out
             assert err == ""
