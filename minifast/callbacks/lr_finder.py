@@ -86,49 +86,50 @@ class LRFinder(ScheduledParameters):
     def jump_to_epoch(self, epoch: int) -> None:
         """Stay at the first learning rate at whatever epoch training starts."""
 
-    def on_step_end(
-        self, raw_losses: Losses, skip_step: bool, last_output: Any, last_target: Any
+    def on_batch_end(  # type: ignore[override]  # an event takes the fields that it names
+        self, train: bool, iteration: int, raw_losses: Losses, skip_step: bool, last_output: Any, last_target: Any
     ) -> dict[str, bool] | None:
-        """Record the step, and stop after the last one or when the loss diverges."""
-        self._compared.add(last_output, last_target)
-        self._steps.append(len(self.lrs))
-        last = raw_losses[-1]
-        finite = math.isfinite(last)
-        if finite and skip_step:
+        """Record the step and set the next learning rate; stop after the last step or when the loss diverges."""
+        if not train:
             return None
-        n_batches = len(raw_losses)
-        one = None if is_uncounted(last) else last
-        loss = one if n_batches == self._batches + 1 else raw_losses.step_loss(self._batches)
-        if loss is not None:
-            self._average.add_value(loss)
-        self._batches = n_batches
-        self.lrs.append(self.learn.opt.lr)
-        self.losses.append(self._average.smooth)
-        self.best_loss = min(self.best_loss, self._average.smooth)
+        n_steps, last = len(self.lrs), raw_losses[-1]
+        self._compared.add(last_output, last_target)
+        self._steps.append(n_steps)
+        finite = math.isfinite(last)
+        if not (finite and skip_step):
+            self._record(raw_losses, last)
+            n_steps += 1
         if not finite:
             self.stopped = "the loss was NaN or infinite"
-        elif self.stop_div and self.losses[-1] > self._limit():
+        elif self.stop_div and n_steps and self.losses[-1] > self._limit():
             self.stopped = "the smoothed loss rose above four times its lowest value"
-        elif len(self.lrs) >= self.num_it:
+        elif n_steps >= self.num_it:
             self.stopped = "the last learning rate was reached"
+        elif iteration + 1 >= MAX_BATCHES * (n_steps + 1):
+            self.stopped = f"the optimizer made {n_steps} steps in {iteration + 1} batches"
         else:
+            self._set(n_steps)
             return None
         return {"stop_epoch": True, "stop_training": True}
+
+    def _record(self, raw_losses: Losses, last: float) -> None:
+        loss: float | None = last
+        if len(raw_losses) > self._batches + 1:
+            loss = raw_losses.step_loss(self._batches)
+        elif is_uncounted(last):
+            loss = None
+        if loss is not None:
+            self._average.add_value(loss)
+        self._batches = len(raw_losses)
+        rate = self._rates[len(self.lrs)]
+        self.lrs.append(rate if isinstance(rate, float) else float(np.asarray(rate).flat[-1]))
+        self.losses.append(self._average.smooth)
+        self.best_loss = min(self.best_loss, self._average.smooth)
 
     def _limit(self) -> float:
         # A rise above the best loss, so that negative losses have a limit too.
         best = self.best_loss
         return 4 * best if best > 0 else best + 3 * max(self.losses[0] - best, -best)
-
-    def on_batch_end(self, train: bool, iteration: int, skip_step: bool) -> dict[str, bool] | None:
-        """Set the learning rate of the next step; give up if the optimizer makes no steps."""
-        if not train:
-            return None
-        self._set(len(self.lrs))
-        if iteration + 1 < MAX_BATCHES * (len(self.lrs) + 1):
-            return None
-        self.stopped = f"the optimizer made {len(self.lrs)} steps in {iteration + 1} batches"
-        return {"stop_epoch": True, "stop_training": True}
 
     def on_epoch_end(self, epoch: int, n_epochs: int) -> dict[str, int] | None:
         """Add an epoch if steps are missing because each takes several batches."""

@@ -5,20 +5,16 @@ from __future__ import annotations
 import contextlib
 import copy
 import math
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from minifast.errors import NonFiniteLossError
-from minifast.metrics.first_batch import try_metrics
 from minifast.training.averages import Losses
-from minifast.training.batch_checks import check_outputs
 from minifast.training.callback import LearnerCallback
 from minifast.training.groups import loss_module, trained_parameters
 from minifast.training.non_finite import all_finite, diagnose
 from minifast.training.snapshot import preserve_model
-from minifast.training.untrained import untrained_message, untrained_parameters
 
 if TYPE_CHECKING:
     from minifast.callbacks.recorder import Recorder
@@ -29,7 +25,7 @@ STOP_FLAGS = ("skip_bwd", "skip_step", "stop_epoch", "stop_training", "skip_vali
 
 
 class NaNCheck(LearnerCallback):
-    """Check outputs, metrics and the graph of the loss on the first batch, and each training loss for NaN and infinity.
+    """Check each training loss for NaN and infinity.
 
     On the CPU, a loss is checked before its backward pass, so the weights stay as the previous batch left them. On a
     GPU, losses are checked when the progress bar or the end of the epoch reads them, so that training never waits for
@@ -41,8 +37,6 @@ class NaNCheck(LearnerCallback):
     def __init__(self, learn: Learner, recorder: Recorder) -> None:
         super().__init__(learn)
         self.recorder = recorder
-        self.tries_metrics = False  # on the first batch
-        self._checked = False
         self._seen = 0
 
     def on_epoch_begin(self, raw_losses: Losses) -> None:
@@ -50,22 +44,9 @@ class NaNCheck(LearnerCallback):
         self._seen = len(raw_losses)
 
     def on_backward_begin(
-        self,
-        last_input: Any,
-        last_output: Any,
-        last_target: Any,
-        last_loss: Any,
-        raw_losses: Losses,
-        epoch: int,
-        num_batch: int,
-        on_nan: str,
+        self, last_input: Any, last_target: Any, raw_losses: Losses, epoch: int, num_batch: int, on_nan: str
     ) -> dict[str, bool] | None:
-        """Check the first outputs, and warn of parameters that nothing trains; stop if a loss is not finite."""
-        if not self._checked:
-            self._checked = True
-            check_outputs(self.learn, last_output, last_target)
-            if names := untrained_parameters(self.learn, last_loss):
-                warnings.warn(untrained_message(names), stacklevel=2)
+        """Stop if a loss is not finite."""
         if on_nan == "ignore" or self._seen >= len(raw_losses.arrived):
             return None
         try:
@@ -75,16 +56,6 @@ class NaNCheck(LearnerCallback):
                 raise
             return self._end(error, *STOP_FLAGS)
         return None
-
-    def on_backward_end(
-        self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
-    ) -> None:
-        """Try the metrics on the first batch, before its step."""
-        # After the backward pass, because restoring state in place would change what the graph of the loss holds.
-        if self.tries_metrics:
-            self.tries_metrics = False
-            if not skip_validate:
-                try_metrics(self.learn, metrics, last_output, last_target, last_input)
 
     def on_epoch_end(
         self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool, on_nan: str

@@ -61,7 +61,7 @@ class FinderResult:
         shortest = min(map(len, lrs))
         self.lrs = list(lrs[0][:shortest])
         self.curves = [list(run[:shortest]) for run in losses]
-        self.losses = np.median(self.curves, axis=0).tolist()
+        self.losses = np.median(self.curves, axis=0).tolist() if len(self.curves) > 1 else list(self.curves[0])
         self.stopped = stopped
         self.learned = learned
         self.rules: dict[str, float] = {}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minifast.callbacks.accumulation import AccumulateScheduler
+from minifast.callbacks.first_batch import FirstBatchCheck
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.nan_loss import LastFiniteWeights, NaNCheck
 from minifast.callbacks.recorder import Recorder
@@ -43,6 +44,8 @@ from minifast.utils.text import write_text
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
     from minifast.training.optimizer import OptimWrapper
+
+CHECKS = (FirstBatchCheck, NaNCheck, LastFiniteWeights)
 
 
 OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
@@ -141,13 +144,14 @@ def fit(
         prepare(learn, lr, wd)
         recorder = Recorder(learn)
         recorder.call = call
-        nan_check = NaNCheck(learn, recorder)
+        first_check, nan_check = FirstBatchCheck(learn, tries_metrics=False), NaNCheck(learn, recorder)
         last_good = LastFiniteWeights(learn) if options.on_nan == "restore" else None
-        callbacks = [*callbacks_for_run(learn, recorder, nan_check, *([last_good] if last_good else [])), *extra]
+        own = [recorder, first_check, nan_check, *([last_good] if last_good else [])]
+        callbacks = [*callbacks_for_run(learn, *own), *extra]
         if options.checkpoint is not None:
             checkpoint = options.run_checkpoint(options.checkpoint)
             callbacks.append(Checkpointer(learn, checkpoint_file(learn, checkpoint.name), call, checkpoint))
-        nan_check.tries_metrics = bool(valid_dl) and not any(map(_changes_batches, callbacks))
+        first_check.tries_metrics = bool(valid_dl) and not any(map(_changes_batches, callbacks))
         run(learn, epochs, callbacks, recorder, options.on_nan)
     except NonFiniteLossError as error:
         where = last_good.restore() if last_good else None
@@ -185,8 +189,8 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                     recorder = Recorder(learn, silent=True)
                     recorder.call = call
                     epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                    nan_check = NaNCheck(learn, recorder)
-                    others = callbacks_for_run(learn, recorder, nan_check, observers=False)
+                    first_check = FirstBatchCheck(learn, tries_metrics=False)
+                    others = callbacks_for_run(learn, recorder, first_check, observers=False)
                     callbacks = [*(callback for callback in others if not callback.controls), finder]
                     try:
                         run(learn, epochs, callbacks, recorder, on_nan="ignore")
@@ -248,7 +252,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
         check_closure(learn.opt, callbacks)
     checkpointers = [callback for callback in callbacks if isinstance(callback, Checkpointer)]
     for checkpointer in checkpointers:
-        others = [callback for callback in callbacks if not isinstance(callback, (NaNCheck, LastFiniteWeights))]
+        others = [callback for callback in callbacks if not isinstance(callback, CHECKS)]
         checkpointer.attach(state, [*others, *metrics])
     reports = not (learn.silent or recorder.silent)
     batchnorm = batchnorm_steps(learn.model) if reports else {}
@@ -339,7 +343,7 @@ def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
     changing = [
         type(callback).__name__
         for callback in callbacks
-        if not isinstance(callback, NaNCheck)
+        if not isinstance(callback, CHECKS)
         and (overrides(callback, "on_backward_begin") or overrides(callback, "on_backward_end"))
     ]
     if changing:

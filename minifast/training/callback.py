@@ -177,6 +177,7 @@ class Callback:
     """
 
     _order: int = 0
+    _once: bool = False  # whether each event is called the first time only
     fit_only: bool = False
     controls: tuple[str, ...] = ()
     must_match: tuple[str, ...] = ()

@@ -66,6 +66,10 @@ class Dispatcher:
         self._known: list[str] = []
         self._seen: set[str] = set()
         self._calls = {event: self._plan(event, self.callbacks) for event in EVENTS}
+        lasting = [callback for callback in self.callbacks if not callback._once]
+        once = [callback for callback in self.callbacks if callback._once]
+        events = [event for event in EVENTS if any(overrides(callback, event) for callback in once)]
+        self._once = {event: self._plan(event, lasting) for event in events}  # the calls from the second time on
         self._metric_calls = {event: self._plan(event, self.metrics) for event in EVENTS}
 
     def _plan(self, event: str, callbacks: Sequence[Callback]) -> list[Call]:
@@ -108,10 +112,14 @@ class Dispatcher:
         if metrics:
             for make, name in self._metric_calls[event]:
                 self._take(make(), event, name)
-        for make, name in self._calls[event] if callbacks else ():
+        if not callbacks:
+            return
+        for make, name in self._calls[event]:
             changes = make()
             if changes is not None:
                 self._take(changes, event, name)
+        if event in self._once:
+            self._calls[event] = self._once.pop(event)
 
     def jump_to_epoch(self) -> None:
         """Call ``jump_to_epoch`` of all callbacks where training starts at a later epoch and is not resumed."""

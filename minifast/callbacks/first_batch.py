@@ -1,0 +1,44 @@
+"""Checks that need the first batch of a fit, and end it before its first step."""
+
+from __future__ import annotations
+
+import warnings
+from typing import TYPE_CHECKING, Any
+
+from minifast.metrics.first_batch import try_metrics
+from minifast.training.batch_checks import check_outputs
+from minifast.training.callback import LearnerCallback
+from minifast.training.untrained import untrained_message, untrained_parameters
+
+if TYPE_CHECKING:
+    from minifast.learner.learner import Learner
+
+
+class FirstBatchCheck(LearnerCallback):
+    """Check the outputs, the graph of the loss and the metrics on the first batch.
+
+    Args:
+        learn: the learner.
+        tries_metrics: whether to try the metrics.
+    """
+
+    _order = -5
+    _once = True
+
+    def __init__(self, learn: Learner, tries_metrics: bool) -> None:
+        super().__init__(learn)
+        self.tries_metrics = tries_metrics
+
+    def on_backward_begin(self, last_output: Any, last_target: Any, last_loss: Any) -> None:
+        """Check the outputs, and warn of parameters that nothing trains."""
+        check_outputs(self.learn, last_output, last_target)
+        if names := untrained_parameters(self.learn, last_loss):
+            warnings.warn(untrained_message(names), stacklevel=2)
+
+    def on_backward_end(
+        self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
+    ) -> None:
+        """Try the metrics."""
+        # After the backward pass, because restoring state in place would change what the graph of the loss holds.
+        if self.tries_metrics and not skip_validate:
+            try_metrics(self.learn, metrics, last_output, last_target, last_input)
