@@ -65,12 +65,14 @@ class LRFinder(ScheduledParameters):
         self._compared = ShiftedTargets(learn.loss_func)
         self._steps: list[int] = []  # the step that each batch belongs to
         self._rates: list[Value] = []
+        self._last_rates: list[float] = []  # of the last layer group
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first learning rate, and skip validation."""
         self._compared = ShiftedTargets(self.learn.loss_func)
         self._rates = [self.schedules["lr"](i / self.n_batches) for i in range(self.num_it)]
-        super().on_train_begin(n_epochs, epoch)
+        self._last_rates = [float(np.asarray(rate).flat[-1]) for rate in self._rates]
+        self._set(0)  # without the checks of other schedules: both ends are checked
         return {"skip_validate": True}
 
     def _set(self, batch: int) -> None:
@@ -114,15 +116,14 @@ class LRFinder(ScheduledParameters):
 
     def _record(self, raw_losses: Losses, last: float) -> None:
         loss: float | None = last
-        if len(raw_losses) > self._batches + 1:
-            loss = raw_losses.step_loss(self._batches)
+        before, self._batches = self._batches, len(raw_losses)
+        if self._batches > before + 1:
+            loss = raw_losses.step_loss(before)
         elif is_uncounted(last):
             loss = None
         if loss is not None:
             self._average.add_value(loss)
-        self._batches = len(raw_losses)
-        rate = self._rates[len(self.lrs)]
-        self.lrs.append(rate if isinstance(rate, float) else float(np.asarray(rate).flat[-1]))
+        self.lrs.append(self._last_rates[len(self.lrs)])
         self.losses.append(self._average.smooth)
         self.best_loss = min(self.best_loss, self._average.smooth)
 

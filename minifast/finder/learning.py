@@ -110,12 +110,13 @@ class ShiftedTargets:
 
     @torch.no_grad()
     def _both(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        n, flat = len(outputs), outputs.flatten(0, 1).float()
-        if self._plain and flat.ndim == 2 and not targets.is_floating_point() and int(targets.min()) >= 0:
-            # Once for both losses. With few classes it is several times as fast over the first dimension.
-            scores = outputs.float().movedim(-1, 0).contiguous().log_softmax(0)
+        n = len(outputs)
+        if self._plain and outputs.ndim == 3 and not targets.is_floating_point() and int(targets.min()) >= 0:
+            # Once for both losses. Over a dimension that is not the last it is several times as fast for few classes.
+            scores = outputs.float().movedim(2, 0).contiguous().log_softmax(0)
             indices = torch.stack([targets, targets.roll(1, 1)])
-            return -scores.movedim(0, -1).gather(2, indices.movedim(0, -1)).mean(1)
+            return -scores.gather(0, indices).mean(2).t()
+        flat = outputs.flatten(0, 1).float()
         pairs = [sample_losses(self.loss_func, flat, y.flatten(0, 1)) for y in (targets, targets.roll(1, 1))]
         return torch.stack([losses.view(n, -1).mean(1) for losses in pairs], 1)
 

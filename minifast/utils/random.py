@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, cast
 
 import numpy as np
@@ -88,7 +88,12 @@ def states_for_rank(states: dict[str, Any], rank: int) -> dict[str, Any]:
 
 def is_generator(value: Any) -> bool:
     """Return whether ``value`` is a random generator of torch, NumPy or Python whose state can be read."""
-    return isinstance(value, generator_types()) and not isinstance(value, random.SystemRandom)
+    return _is_generator_class(value.__class__)
+
+
+@lru_cache(maxsize=4096)
+def _is_generator_class(cls: type) -> bool:
+    return issubclass(cls, generator_types()) and not issubclass(cls, random.SystemRandom)
 
 
 def generator_kind(generator: Any) -> str:

@@ -81,9 +81,7 @@ def walk(
         if not generators_only or is_generator(value):
             yield node
         is_code = isinstance(value, (FunctionType, type))
-        children = _children_of_code(value) if is_code else {} if generators_only else _children(value)
-        if node.in_data and type(value) in SEQUENCES:
-            children = {name: child for name, child in children.items() if not _is_sample(child)}
+        children = _children_of_code(value) if is_code else {} if generators_only else _children(value, node.in_data)
         if not tensors and isinstance(value, nn.Module):
             children = {name: child for name, child in children.items() if name not in TENSORS and not _is_empty(child)}
         for name, child in reversed(list(children.items())):
@@ -91,14 +89,16 @@ def walk(
                 waiting.append((Node(f"{node.path}{name}", child, node.in_data), generators_only or is_code))
 
 
-def _children(value: Any) -> dict[str, Any]:
+def _children(value: Any, in_data: bool) -> dict[str, Any]:
     """Return what an object holds, by the end of its path."""
-    if isinstance(value, (Tensor, np.ndarray, np.generic, ModuleType, *SCALARS)) or is_generator(value):
+    if _has_no_children(value.__class__) or is_generator(value):
         return {}
     if isinstance(value, dict):
         return {f"[{key!r}]": value[key] for key in list(value)[:MOST]}
     if isinstance(value, (list, tuple, deque)):
-        return {f"[{i}]": element for i, element in zip(range(MOST), value, strict=False)}
+        skips_samples = in_data and type(value) in SEQUENCES
+        elements = zip(range(MOST), value, strict=False)
+        return {f"[{i}]": element for i, element in elements if not (skips_samples and _is_sample(element))}
     if isinstance(value, partial):
         return {".func": value.func, ".args": value.args, ".keywords": value.keywords}
     if isinstance(value, MethodType):
@@ -112,6 +112,11 @@ def _children(value: Any) -> dict[str, Any]:
     if package not in LIBRARIES:
         children[".__class__"] = type(value)
     return children
+
+
+@lru_cache(maxsize=4096)
+def _has_no_children(cls: type) -> bool:
+    return issubclass(cls, (Tensor, np.ndarray, np.generic, ModuleType, *SCALARS))
 
 
 def _is_sample(value: Any) -> bool:
