@@ -83,7 +83,7 @@ TESTS: dict[str, list[str]] = {
         f"{RESUME}::test_another_random_split_raises",
         f"{RESUME}::test_a_truncated_file_is_detected_and_the_previous_one_is_used",
     ],
-    "a full disk, a dead worker or too little memory keeps the last good checkpoint; the error names the batch": [
+    "after a full disk, a killed worker or out-of-memory, the last good checkpoint stays; the error names the batch": [
         f"{RESUME}::test_a_disk_that_takes_nothing_does_not_stop_the_training",
         f"{RESUME}::test_a_folder_that_takes_nothing_from_the_beginning_is_an_error_before_any_work",
         f"{RESUME}::test_weights_that_are_not_finite_do_not_replace_a_good_checkpoint",

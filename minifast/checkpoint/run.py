@@ -50,7 +50,7 @@ class RunCheckpoint:
         name: the run's name; the file is ``{name}.checkpoint`` in ``learn.path / learn.model_dir``.
         every: save during an epoch too: a number of batches, or seconds as a string such as ``"60s"``. By default a
             run is saved at the end of each epoch only.
-        resume: False starts again from the beginning, whatever the file holds.
+        resume: False starts from the beginning and ignores the existing checkpoint.
         on_write_error: ``"continue"`` warns when a checkpoint cannot be written and keeps training, ``"stop"`` raises
             the error. The last complete file stays in both cases.
 

@@ -30,7 +30,7 @@ def train(options: argparse.Namespace) -> None:
     existing = [name for name in ("model.pth", "history.csv", f"{CHECKPOINT}.checkpoint") if (out / name).exists()]
     if existing and not resumes:
         raise UsageError(
-            f"--out {out} already has {existing[0]} of another training; give another folder, or remove it."
+            f"--out {out} has {existing[0]} of an earlier training; choose another --out, or delete that folder."
         )
     folder = find_data(options.data)
     use_file_backend()

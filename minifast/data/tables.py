@@ -27,7 +27,7 @@ class CsvTable(dict[Any, list[Any]]):
 
 
 def read_csv(file: Path, delimiter: str | None = None, header: int | str | None = "infer") -> CsvTable:
-    """Return the columns of a CSV file; columns of numbers become numbers, all others are texts.
+    """Return the columns of a CSV file; numeric columns become numbers, all others are texts.
 
     Values with leading zeros, such as 007, are texts.
 

@@ -85,7 +85,7 @@ class TensorDataBunch(DataBunch):
         _check_lengths(inputs, targets, "x", "y")
         if valid is None:
             if len(inputs) < 2:
-                raise DataError(f"`x` needs at least 2 samples to split, got {len(inputs)}. Or give `valid=(x, y)`.")
+                raise DataError(f"`x` needs at least 2 samples to split, got {len(inputs)}; or give `valid=(x, y)`.")
             rows = split_rows(len(inputs), valid_pct, seed)
         else:
             valid_inputs, valid_targets = _valid_pair(valid, inputs, targets)

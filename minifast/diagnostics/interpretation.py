@@ -196,8 +196,8 @@ class ClassificationInterpretation(Interpretation):
         classes = range(preds.shape[1]) if learn.data.classes is None else learn.data.classes
         if len(classes) != preds.shape[1]:
             raise DataError(
-                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; make the last layer "
-                f"{len(classes)} wide."
+                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; give the last layer "
+                f"{len(classes)} outputs."
             )
         self.classes = [str(name) for name in classes]
 

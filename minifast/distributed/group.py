@@ -161,7 +161,7 @@ def _asked_for() -> bool:
     if missing:
         raise MinifastError(
             f"RANK={os.environ['RANK']} and WORLD_SIZE={size} are set, which asks for {size} processes that train "
-            f"together, but {' and '.join(missing)} is not set. Start the script with torchrun, or set "
+            f"together, but these are not set: {', '.join(missing)}. Start the script with torchrun, or set "
             f"MINIFAST_DISTRIBUTED=0 to train in this process alone."
         )
     return True

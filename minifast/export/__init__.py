@@ -1,5 +1,5 @@
-"""Export: write a trained model for inference, and read the file without running code from it.
+"""Export: write a trained model for inference, and check such a file without running code from it.
 
-``learn.export()`` calls ``writer.py``. ``load_learner``, which builds a learner from the file, lives in
+``learn.export()`` calls ``writer.py``. ``load_learner``, which reads the file and builds a learner from it, lives in
 ``minifast.learner.loading``.
 """

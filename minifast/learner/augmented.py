@@ -63,7 +63,9 @@ def tta_only(
 ) -> Iterator[list[Any]]:
     """Yield the predictions and targets for each version of the images."""
     if ds_type is DatasetType.Train:
-        raise ValueError("TTA predicts the validation or the test set, got DatasetType.Train, whose images are random.")
+        raise ValueError(
+            "TTA predicts the validation or the test set, got DatasetType.Train, whose images are augmented at random."
+        )
     check_number("scale", scale, low=1)
     loader = learn.dl(ds_type)
     for version in versions(learn, scale):
@@ -87,7 +89,7 @@ def tta(
     if beta is not None:
         check_number("beta", beta, low=0, high=1)
     if with_loss and (activ is not None or beta is None):
-        raise ValueError("`with_loss` needs the activation of the loss and a `beta`; leave `activ` and beta=None out.")
+        raise ValueError("`with_loss=True` cannot be combined with `activ` or beta=None; leave them out.")
     total, n = None, 0
     for predictions, _ in tta_only(learn, ds_type, activ, scale):
         if not isinstance(predictions, Tensor):

@@ -229,7 +229,7 @@ class Learner:
                 holds an unfinished run, the same call resumes it, bit for bit. A ``RunCheckpoint`` holds the name and
                 the next three arguments in one object.
             every: save during an epoch too: a number of batches, or seconds as a string such as ``"60s"``.
-            resume: False starts again from the beginning, whatever the file holds.
+            resume: False starts from the beginning and ignores the existing checkpoint.
             on_write_error: ``"continue"`` warns when a checkpoint cannot be written and keeps training; ``"stop"``
                 raises the error. The last complete file stays.
             on_nan: for a loss that is NaN or infinite, ``"stop"`` raises an error; ``"restore"`` puts the weights of
@@ -464,7 +464,11 @@ class Learner:
         same features as validation. The optimizer keeps its state, where fastai v1 makes a new one. Frozen parameters
         get no steps and no weight decay.
 
-        Groups count from 0, negative numbers from the end; a ValueError says that there is no group ``n``.
+        Args:
+            n: the group, counted from 0, or from the end if negative.
+
+        Raises:
+            ValueError: there is no group ``n``.
         """
         initialize_lazy(self)
         freeze_to(self.layer_groups, n, bool(self.train_bn))
@@ -561,7 +565,11 @@ class Learner:
 
         By default these are the validation set and the learner's metrics. Batches of any other loader, or a list of
         batches, are moved and transformed as those of the validation set; a minifast loader does so itself. Only the
-        batch events of callbacks run, and only of callbacks that affect more than training.
+        batch events of callbacks run, and not of callbacks with ``fit_only``.
+
+        Args:
+            dl: the loader, or a list of batches.
+            metrics: metrics in the place of the learner's.
         """
         return predicting.validate(self, dl, metrics)
 
@@ -647,13 +655,13 @@ class Learner:
 
         Returns:
             ``(class, index, probabilities)`` for classes; an unnamed class is its index. Under binary cross entropy,
-            where a sample may have several classes, ``(classes above 0.5, 0/1 vector, probabilities)``. A single
+            for multi-label targets, ``(classes above 0.5, 0/1 vector, probabilities)``. A single
             output for two classes predicts the second class above 0.5 after the loss's activation, or above 0 if a
             loss of your own has none. With one class per position the first two are class numbers. Otherwise
             ``(output, output, output)``.
 
         Raises:
-            DataError: the item does not have the form of the data's samples, or the outputs do not fit the classes.
+            DataError: ``item`` does not have the form of the data's samples, or the outputs do not fit the classes.
         """
         return predicting.predict(self, item)
 

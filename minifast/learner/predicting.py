@@ -189,8 +189,8 @@ def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
         number = output.argmax()
     else:
         raise DataError(
-            f"The model gives {output.numel()} outputs, but the data have {len(classes)} classes; make the last layer "
-            f"{len(classes)} wide."
+            f"The model gives {output.numel()} outputs, but the data have {len(classes)} classes; give the last layer "
+            f"{len(classes)} outputs."
         )
     return classes[int(number)], number, output
 

@@ -90,7 +90,10 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
             "them. (A model from load_learner only predicts; use save and load to continue training.)"
         )
     if len(learn.data.train_dl) == 0:
-        raise DataError("The training data have no batch: they have fewer samples than one batch, or none.")
+        raise DataError(
+            "The training data have no batch: they have fewer samples than one batch, or none. Lower `bs`, or give the "
+            "loader drop_last=False."
+        )
     groups = optimizer_groups(learn)
     learning_rates = learn.lr_range(lr)
     decay = learn.wd if wd is None else wd

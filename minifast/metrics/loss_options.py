@@ -64,8 +64,8 @@ def threshold_of(loss_func: Any, activ: Callable[[Tensor], Tensor] | None = None
     """
     if activation_name(loss_func) in ("softmax", "exp"):
         raise DataError(
-            f"{type(unwrap_loss(loss_func)).__name__} needs one output per class, got a single output; make "
-            f"the last layer 2 wide, or use BCEWithLogitsLoss."
+            f"{type(unwrap_loss(loss_func)).__name__} needs one output per class, got a single output; give "
+            f"the last layer 2 outputs, or use BCEWithLogitsLoss."
         )
     boundary = torch.tensor([[loss_options(loss_func).get("thresh", 0.0)]])
     return float((activation_of(loss_func) if activ is None else activ)(boundary))

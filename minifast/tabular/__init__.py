@@ -1,6 +1,6 @@
 """Networks for tables: embeddings of the categories beside the numbers, then linear layers.
 
-Columns, gaps and categories are in ``minifast.data.tabular``; this package exports its names too.
+Columns, missing values and categories are in ``minifast.data.tabular``; this package exports its names too.
 """
 
 from minifast.data.tabular import Categorify, FillMissing, Normalize, TabularDataBunch

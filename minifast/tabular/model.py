@@ -20,7 +20,7 @@ class TabularModel(nn.Module):
 
     Args:
         emb_szs: for each category column the number of categories and the width of its embedding.
-        n_cont: number of columns of numbers.
+        n_cont: number of continuous columns.
         out_sz: number of outputs.
         layers: widths of the hidden layers.
         ps: dropout probability after each hidden layer: one for all, or one per layer. Default: 0.

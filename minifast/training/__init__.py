@@ -1,7 +1,7 @@
 """The training loop and its parts: state, events, base classes of callbacks, optimizer and progress bar.
 
 ``loop.py`` is the only loop in the library. The ready-made callbacks are in ``minifast.callbacks``; the preparation of
-a fit is in ``minifast.learner``.
+a fit is in ``minifast.learner``. The weight of a batch in the mean loss is in ``minifast.losses``.
 """
 
 from minifast.training.averages import SmoothenValue

@@ -46,7 +46,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
-            f"({shortlist(learn.data.classes or ())}); make the last layer {n_classes} wide."
+            f"({shortlist(learn.data.classes or ())}); give the last layer {n_classes} outputs."
         )
 
 
@@ -152,9 +152,9 @@ def check_one_output(output: torch.Tensor, target: torch.Tensor, dtype: str) -> 
         long = "y.squeeze(1).long()" if target.ndim == 2 else "y.long()"
         raise DataError(
             f"{shapes}; if they are class numbers, convert them with {long} so that the loss is cross entropy, and for "
-            f"regression make the last layer 1 wide."
+            f"regression give the last layer 1 output."
         )
-    raise DataError(f"{shapes}; for regression make the last layer 1 wide.")
+    raise DataError(f"{shapes}; for regression give the last layer 1 output.")
 
 
 def type_name(dtype: torch.dtype) -> str:

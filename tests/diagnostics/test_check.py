@@ -193,7 +193,7 @@ def test_class_numbers_beyond_the_outputs():
 def test_a_number_of_outputs_other_than_the_number_of_classes():
     finding = only_finding(learner(simple_ann(10, 5), classes=["a", "b"]))
     assert finding.what == "The model gives 5 outputs, but the data have 2 classes (a, b)."
-    assert finding.remedy == "Make the last layer 2 wide."
+    assert finding.remedy == "Give the last layer 2 outputs."
 
 
 CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2

@@ -67,7 +67,7 @@ def test_an_incomplete_environment_raises_an_error_and_can_be_switched_off(monke
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     monkeypatch.delenv("MASTER_PORT", raising=False)
-    with pytest.raises(MinifastError, match="MASTER_ADDR and MASTER_PORT is not set"):
+    with pytest.raises(MinifastError, match="these are not set: MASTER_ADDR, MASTER_PORT"):
         current_group()
     monkeypatch.setenv("MINIFAST_DISTRIBUTED", "0")
     assert current_group() is None

@@ -94,7 +94,7 @@ def test_nothing_of_the_learner_changes():
         (lambda learn: learn.TTA(ds_type=DatasetType.Train), ValueError, "TTA predicts the validation or the test set"),
         (lambda learn: learn.TTA(beta=2), ValueError, "`beta` must be at most 1, got 2"),
         (lambda learn: learn.TTA(scale=0.5), ValueError, r"`scale` must be at least 1, got 0\.5"),
-        (lambda learn: learn.TTA(beta=None, with_loss=True), ValueError, "`with_loss` needs the activation"),
+        (lambda learn: learn.TTA(beta=None, with_loss=True), ValueError, "`with_loss=True` cannot be combined"),
     ],
 )
 def test_wrong_arguments(call, error, message):

@@ -82,7 +82,7 @@ def test_a_list_of_validation_batches_that_are_no_pairs_raises_before_training()
             torch.tensor([0.5, 1, 1, 0]),
             2,
             None,
-            "2 outputs; for regression make the last",
+            "2 outputs; for regression give the last",
         ),
         (torch.ones(4, 3).int(), torch.tensor([0, 1, 1, 0]), 2, None, r"inputs are int32, .*x\.to\(torch\.float32\)"),
         (torch.ones(4, 3).byte(), torch.tensor([0, 1, 1, 0]), 2, None, r"inputs are uint8, .*float32\) / 255"),

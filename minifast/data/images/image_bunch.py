@@ -96,8 +96,8 @@ class ImageDataBunch(DataBunch):
             ds_tfms: batch transforms on the device, a pair for training and validation such as ``get_transforms()``.
                 Their random numbers depend on ``seed``. A torchvision transform runs on each image separately; any
                 other is a function that takes and returns ``(x, y)``.
-            resize: how images of another aspect ratio get the ``size``: ``"crop"`` cuts the center, ``"squish"``
-                changes the aspect ratio, ``"pad"`` keeps the whole image and mirrors it at its borders.
+            resize: how to resize images whose aspect ratio differs from that of ``size``: ``"crop"`` cuts the center,
+                ``"squish"`` changes the aspect ratio, ``"pad"`` keeps the whole image and mirrors it at its borders.
             on_bad_image: what to do about files that cannot be decoded. ``"raise"`` names all of them in the error;
                 ``"skip"`` leaves them out and prints how many.
 

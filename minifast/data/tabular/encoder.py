@@ -19,7 +19,7 @@ MISSING = "#na#"  # the name of category 0: missing, or not in the training rows
 
 
 class FillMissing:
-    """Name a step of ``procs``: gaps in numbers become the median, and a category ``NAME_na`` tells where they were."""
+    """Name a step of ``procs``: missing continuous values become the median; a category ``NAME_na`` tells where."""
 
 
 class Categorify:
@@ -27,7 +27,7 @@ class Categorify:
 
 
 class Normalize:
-    """Name a step of ``procs``: numbers get the mean 0 and the standard deviation 1."""
+    """Name a step of ``procs``: continuous columns get the mean 0 and the standard deviation 1."""
 
 
 PROCS = (FillMissing, Categorify, Normalize)
@@ -37,14 +37,14 @@ class TableEncoder:
     """Turn rows into the two inputs of a tabular model; what it needs was learned from the training rows.
 
     Args:
-        cat_names: columns of categories.
-        cont_names: columns of numbers.
+        cat_names: the categorical columns.
+        cont_names: the continuous columns.
         procs: the steps, of ``FillMissing``, ``Categorify`` and ``Normalize``.
 
     Attributes:
         classes: the categories of each column of ``x_cat``; the first, ``#na#``, is for missing and unseen ones.
-        na_names: the columns of numbers with gaps in the training rows; ``NAME_na`` is a category for each.
-        medians, means, stds: of each column of numbers. Means and standard deviations are those of the filled column.
+        na_names: the continuous columns with missing values in the training rows; each has a category ``NAME_na``.
+        medians, means, stds: of each continuous column. Means and standard deviations are those of the filled column.
 
     >>> import pandas as pd
     >>> table = pd.DataFrame({"town": ["A", "B", None], "area": [10.0, None, 30.0]})
@@ -66,7 +66,7 @@ class TableEncoder:
         self.cat_names, self.cont_names = list(map(key, cat_names)), list(map(key, cont_names))
         check_once("`cat_names` and `cont_names` name", self.cat_names + self.cont_names, "name each column once")
         if self.cat_names and Categorify not in chosen:
-            raise DataError(f"Columns of categories need the step Categorify in `procs`: {shortlist(self.cat_names)}.")
+            raise DataError(f"Categorical columns need the step Categorify in `procs`: {shortlist(self.cat_names)}.")
         self.fills, self.normalizes = FillMissing in chosen, Normalize in chosen
         self.classes: dict[str, list[Any]] = {}
         self.na_names: list[str] = []
@@ -78,7 +78,7 @@ class TableEncoder:
         """Learn categories, medians, means and standard deviations from the training rows, and return the encoder.
 
         Raises:
-            DataError: a column of numbers holds other values, no value at all, or gaps without ``FillMissing``.
+            DataError: a continuous column holds other values, no value at all, or lacks values without ``FillMissing``.
         """
         numbers = {name: numbers_of(table, name) for name in self.cont_names}
         self.classes = {name: [MISSING, *categories_of(table[name])] for name in self.cat_names}
@@ -88,8 +88,8 @@ class TableEncoder:
                 raise DataError(f"The column {name!r} has no number in the training rows; leave it out.")
             if gaps.any() and not self.fills:
                 raise DataError(
-                    f"The column {name!r} has {gaps.sum()} gaps in the training rows; add FillMissing to `procs`, or "
-                    f"fill them."
+                    f"The column {name!r} has {gaps.sum()} missing values in the training rows; add FillMissing to "
+                    f"`procs`, or fill them."
                 )
             self.medians[name] = float(np.median(values[~gaps]))
             filled = np.where(gaps, self.medians[name], values)
@@ -101,14 +101,14 @@ class TableEncoder:
         return self
 
     def encode(self, table: Any, warn: bool = False) -> tuple[Tensor, Tensor]:
-        """Return category numbers, int64 ``(n, categories)``, and numbers, float32 ``(n, numbers)``.
+        """Return category numbers, int64 ``(n, categories)``, and continuous values, float32 ``(n, columns)``.
 
         Args:
             table: a data frame, or a dict or Series that is one row. Its further columns are ignored.
             warn: warn of categories that are not among the training rows.
 
         Raises:
-            DataError: a column is missing, or a number is infinite or none.
+            DataError: a column is missing, or a value of a continuous column is infinite or no number.
         """
         table = as_table(table)
         missing = [name for name in [*self.cat_names, *self.cont_names] if name not in table]
@@ -133,7 +133,7 @@ class TableEncoder:
         for name, values in numbers.items():
             gaps = np.isnan(values)
             if gaps.any() and not self.fills:
-                raise DataError(f"The column {name!r} has gaps; add FillMissing to `procs`, or fill them.")
+                raise DataError(f"The column {name!r} has missing values; add FillMissing to `procs`, or fill them.")
             scaled.append((np.where(gaps, self.medians[name], values) - self.means[name]) / self.stds[name])
         n = len(codes[0] if codes else scaled[0] if scaled else [])
         x_cat = torch.tensor(codes, dtype=torch.int64).reshape(len(codes), n).T.contiguous()

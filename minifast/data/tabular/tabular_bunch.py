@@ -54,8 +54,8 @@ class TabularDataBunch(DataBunch):
         """Create a bunch from a data frame.
 
         Categories, medians, means and standard deviations come from the training rows alone. Categories that are
-        missing, or not among the training rows, are the category ``#na#``. Gaps in numbers become the median; if the
-        training rows have gaps, a category ``NAME_na`` tells where they were. ``learn.export`` keeps all of it.
+        missing, or not among the training rows, are the category ``#na#``. Missing continuous values become the
+        median; if the training rows lack values, a category ``NAME_na`` tells where. ``learn.export`` keeps all of it.
 
         Args:
             path: folder for the learner's files.
@@ -64,8 +64,8 @@ class TabularDataBunch(DataBunch):
                 in several columns. ``print(data)`` shows it.
             valid_idx: positions of the rows for validation; by default ``valid_pct`` of the rows, at random.
             procs: steps of the encoder; by default ``[FillMissing, Categorify, Normalize]``.
-            cat_names: columns of categories. By default, if ``cont_names`` is not given either, those without numbers.
-            cont_names: columns of numbers. By default all other columns.
+            cat_names: the categorical columns; by default, without ``cont_names`` too, those that are not numeric.
+            cont_names: the continuous columns; by default all other columns.
             classes: the classes in order; by default the values of ``dep_var``, sorted.
             test_df: rows to predict; they need no ``dep_var``.
             bs: samples per training batch. An incomplete last batch is dropped, unless it is the only one.
@@ -152,7 +152,7 @@ class TabularDataBunch(DataBunch):
         """Return a row, a dict, a pandas Series or a data frame of one row, as a batch of one for the model.
 
         Raises:
-            DataError: a column is missing, or the item is not one row.
+            DataError: a column is missing, or ``item`` is not one row.
         """
         if isinstance(item, (tuple, list)):  # encoded, as the data set returns it
             return super().encode(item)
@@ -164,7 +164,7 @@ class TabularDataBunch(DataBunch):
     def show_batch(
         self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False, figsize: Any = None
     ) -> Any:
-        """Print ``rows`` rows of one batch with their targets; numbers in their own units, gaps filled.
+        """Print ``rows`` rows of one batch with their targets; in their own units, missing values filled.
 
         Args:
             rows: number of rows.
@@ -198,7 +198,7 @@ def emb_sz_rule(n_cat: int) -> int:
 def choose_columns(
     df: Any, targets: Sequence[Any], cat_names: Sequence[str] | None, cont_names: Sequence[str] | None
 ) -> tuple[list[Any], list[Any]]:
-    """Return the columns of categories and those of numbers, without the targets."""
+    """Return the categorical and the continuous columns, without the targets."""
     others = [name for name in df.columns if name not in targets]
     cats = [column_name(df, name, "cat_names") for name in cat_names or []]
     conts = [column_name(df, name, "cont_names") for name in cont_names or []]

@@ -109,9 +109,9 @@ def test_the_steps_can_be_chosen() -> None:
     table = pd.DataFrame({"cat": ["a", "b"], "num": [1.0, 3.0]})
     assert TableEncoder(["cat"], ["num"], [Categorify]).fit(table).encode(table)[1].flatten().tolist() == [1, 3]
     gaps = pd.DataFrame({"num": [1.0, None]})
-    with pytest.raises(DataError, match="'num' has 1 gaps in the training rows; add FillMissing"):
+    with pytest.raises(DataError, match="'num' has 1 missing values in the training rows; add FillMissing"):
         TableEncoder([], ["num"], [Normalize]).fit(gaps)
-    with pytest.raises(DataError, match="Columns of categories need the step Categorify in `procs`: cat"):
+    with pytest.raises(DataError, match="Categorical columns need the step Categorify in `procs`: cat"):
         TableEncoder(["cat"], [], [FillMissing])
     with pytest.raises(TypeError, match="`procs` must be of FillMissing, Categorify and Normalize, got"):
         TableEncoder(["cat"], [], [Categorify, "Normalize"])
