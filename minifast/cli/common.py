@@ -39,7 +39,7 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
     from minifast.data.images.augment import get_transforms
     from minifast.data.images.image_bunch import ImageDataBunch
 
-    return ImageDataBunch.from_folder(
+    data = ImageDataBunch.from_folder(
         folder,
         valid_pct=options.valid_pct,
         seed=seed,
@@ -47,7 +47,15 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
         bs=options.bs,
         device=check_device(options.device),
         ds_tfms=get_transforms() if options.augment else None,
+        resize=options.resize,
+        on_bad_image=options.on_bad_image,
     )
+    if data.classes is not None and len(data.classes) == 1:
+        raise UsageError(
+            f"{folder} has images of one class only, {data.classes[0]}; give a folder of images for each of two or "
+            f"more classes."
+        )
+    return data
 
 
 def check_device(name: str | None) -> str | None:
@@ -81,6 +89,27 @@ def find_data(data: str) -> Path:
 
         write_text(f"{' '.join(error.cli_message.split())} Training on generated images of 3s and 7s instead.")
         return generate_sample()
+
+
+def check_model(learn: Any, arch: str) -> None:
+    """Raise an error, before any work, if the model cannot train on the first batch."""
+    import torch
+
+    from minifast.training.snapshot import preserve_learner
+    from minifast.utils.tensors import as_pair
+
+    with preserve_learner(learn), torch.no_grad():
+        images, _ = as_pair(next(iter(learn.data.train_dl)))
+        size = f"{len(images)} images of {' x '.join(map(str, images.shape[2:]))} pixels"
+        try:
+            output = learn.model.train()(images)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            raise UsageError(
+                f"--arch {arch} cannot train on a batch of {size}: {error}. Try --size 224, a larger --bs, or another "
+                f"--arch."
+            ) from error
+    if not isinstance(output, torch.Tensor):
+        raise UsageError(f"--arch {arch} gives several outputs in training, which needs Python; try another --arch.")
 
 
 def make_model(arch: str, n_classes: int) -> Any:

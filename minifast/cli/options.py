@@ -120,6 +120,12 @@ def _add_training_options(add: Callable[..., object]) -> None:
     )
     add("--valid-pct", type=_fraction, metavar="X",
         help="use this fraction of the images for validation, if there is no folder valid")  # fmt: skip
+    add("--resize", choices=("crop", "squish", "pad"), default="crop",
+        help="how images of another aspect ratio get the --size: cut the center (the default), change the aspect "
+        "ratio, or mirror the borders")  # fmt: skip
+    add("--on-bad-image", choices=("raise", "skip"), default="raise",
+        help="what to do about files that cannot be decoded: end with all their names (the default), or leave them "
+        "out")  # fmt: skip
     add("--augment", action="store_true",
         help="flip, rotate, zoom and warp the training images at random and change their lighting")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
@@ -142,7 +148,7 @@ def _number(text: str, allowed: Callable[[float], bool] = lambda value: value > 
 
 
 def _fraction(text: str) -> float:
-    return _number(text, lambda value: 0 <= value < 1, "from 0 to less than 1")
+    return _number(text, lambda value: 0 < value < 1, "between 0 and 1, such as 0.2")
 
 
 def _decay(text: str) -> float:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minifast.cli.common import UsageError, check_device
-from minifast.errors import MinifastError
+from minifast.errors import DataError, MinifastError
+from minifast.utils.checks import shortlist
 from minifast.utils.text import can_write, is_terminal, text_table, write_text
 
 
@@ -22,13 +23,26 @@ def predict(options: argparse.Namespace) -> None:
     if options.csv is not None:
         check_csv(options.csv)
 
+    from minifast.data.images.decoding import verify_images
     from minifast.learner.loading import load_learner
 
-    learn = load_learner(model, test=images, device=check_device(options.device))
+    device = check_device(options.device)
+    learn = load_learner(model, test=images, device=device)
     if learn.data.classes is None:
         raise MinifastError(f"The model in {model} has no classes; predict with load_learner in Python.")
     classes = [str(name) for name in learn.data.classes]
-    predictions = predict_images(learn, quiet=options.json)
+    try:
+        predictions = predict_images(learn, quiet=options.json)
+    except DataError:
+        bad = verify_images(images)
+        if not bad:
+            raise
+        if len(bad) == len(images):
+            raise UsageError(f"{shortlist(bad, 10)} cannot be decoded; give other images.") from None
+        left_out = f"Left out {len(bad)} of {len(images)} images, which cannot be decoded: {shortlist(bad, 10)}."
+        write_text(left_out, stream=sys.stderr)
+        images = [image for image in images if image not in bad]
+        predictions = predict_images(load_learner(model, test=images, device=device), quiet=options.json)
     names = [str(path) for path in images]
     best = [(names[i], classes[int(row.argmax())], float(row.max())) for i, row in enumerate(predictions)]
     if options.csv is not None:

@@ -8,7 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from minifast.cli.common import UsageError, find_data, make_data, make_model, save_figure, use_file_backend
+from minifast.cli.common import (
+    UsageError,
+    check_model,
+    find_data,
+    make_data,
+    make_model,
+    save_figure,
+    use_file_backend,
+)
 from minifast.cli.learning_rate import choose_lr
 from minifast.errors import MinifastError
 from minifast.utils.text import write_text
@@ -47,6 +55,8 @@ def train(options: argparse.Namespace) -> None:
     data = make_data(folder, options, seed)
     model = make_model(options.arch, data.c or 0)
     learn = Learner(data, model, metrics=[accuracy], wd=options.wd, path=out, model_dir=".")
+    if options.arch != "simple_cnn":
+        check_model(learn, options.arch)
     try:
         out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
@@ -107,7 +117,8 @@ def advise(learn: Any, options: argparse.Namespace) -> str:
     if not recorder.metrics or recorder.metrics[-1][0] is None:
         return ""
     steps = sum(recorder.nb_batches)
-    few = f"{steps} optimizer steps are few: try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
+    few = "1 optimizer step is few" if steps == 1 else f"{steps} optimizer steps are few"
+    few += f": try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
     few += f" or a smaller --bs than {options.bs}"
     score, chance = recorder.metrics[-1][0], 1 / (data.c or 1)
     train_loss, valid_loss = recorder.losses[-1], recorder.val_losses[-1]

@@ -160,10 +160,12 @@ def lr_find(
     finders = [LRFinder(learn, start_lr, end_lr, num_it, stop_div) for _ in range(repeats)]
     call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
     result = running.find(learn, finders, start_lr, wd, call)
+    shows_plot = show_plot and bool(result.lrs) and not learn.silent and in_notebook()
     if not learn.silent:
         advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"
-        write_text(f"Stopped at {steps}: {result.stopped}.{advice} learn.recorder.plot() shows the losses.")
-    if show_plot and result.lrs and not learn.silent and in_notebook():
+        how = "" if shows_plot else " learn.recorder.plot() shows the losses."
+        write_text(f"Stopped at {steps}: {result.stopped}.{advice}{how}")
+    if shows_plot:
         result.plot()
     return result

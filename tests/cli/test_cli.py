@@ -77,7 +77,7 @@ def test_torchvision_model_and_sizes(tmp_path):
         (["train", "--epochs", "two"], "must be a whole number of at least 1, got 'two'"),
         (["train", "--lr", "-1"], "must be a number above 0, such as 5e-2, or auto, got '-1'"),
         (["train", "--lr", "quick"], "or auto, got 'quick'"),
-        (["train", "--valid-pct", "2"], "must be a number from 0 to less than 1, got '2'"),
+        (["train", "--valid-pct", "2"], "must be a number between 0 and 1, such as 0.2, got '2'"),
         (["train", "--wd", "-1"], "must be a number of at least 0, got '-1'"),
         (["compare", "--lr", "nan"], "must be a number above 0, got 'nan'"),
         (["train", "--speed", "1"], "unrecognized arguments: --speed"),

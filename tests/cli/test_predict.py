@@ -61,7 +61,7 @@ def test_predict_prints_a_table_or_json_for_several_images(trained, capsys):
             "out cannot be written",
         ),
         (["out/exprot.pkl", "sample/valid/3/0.png"], 2, "out/exprot.pkl; check the path."),
-        (["out/export.pkl", "out/history.csv"], 1, "history.csv is not a readable image"),
+        (["out/export.pkl", "out/history.csv"], 2, "history.csv cannot be decoded; give other images"),
         (["out/model.pth", "sample/valid/3/0.png"], 1, "model.pth is not an export; learn.save wrote it"),
         (["out/options.json", "sample/valid/3/0.png"], 1, "options.json"),
         (["out/export.pkl", "sample/valid/3/0.png", "--device", "cudaa"], 2, "--device cudaa is not available here"),
@@ -75,6 +75,16 @@ def test_predict_prints_one_line_for_an_error(arguments, code, words, trained, c
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
+
+
+def test_images_that_cannot_be_decoded_are_left_out(trained, tmp_path, capsys):
+    good = [str(trained / "sample/valid/3" / f"{i}.png") for i in range(3)]
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no image")
+    assert cli.main(["predict", str(trained / "out"), good[0], str(bad), *good[1:]]) == 0
+    captured = capsys.readouterr()
+    assert [row[0] for row in rows_of(captured.out)[1:]] == good
+    assert captured.err == f"Left out 1 of 4 images, which cannot be decoded: {bad}.\n"
 
 
 def rows_of(text: str) -> list[list[str]]:

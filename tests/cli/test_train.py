@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from minifast import Callback, Learner, cli
+from minifast import Callback, Learner, cli, load_learner
 from minifast.cli import learning_rate
 from minifast.cli.train import advise
 from minifast.data import synthetic
@@ -48,6 +49,46 @@ def test_a_slow_network_trains_with_the_default(folder, tmp_path, monkeypatch, c
     assert cli.main(["train", str(folder), "--bs", "64", "--epochs", "1", "--out", str(out)]) == 0
     assert "learning rate of 0.003, the default: a step takes" in capsys.readouterr().out
     assert not (out / "lr_find.png").exists()
+
+
+def test_one_class_cannot_be_trained(folder, tmp_path, capsys):
+    for part in ("train", "valid"):
+        (tmp_path / "one" / part).mkdir(parents=True)
+        (tmp_path / "one" / part / "3").symlink_to(folder / part / "3")
+    out = tmp_path / "out"
+    assert cli.main(["train", str(tmp_path / "one"), "--out", str(out)]) == 2
+    assert "has images of one class only, 3; give a folder" in capsys.readouterr().err
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--arch", "vit_b_16"], "vit_b_16 cannot train on a batch of 64 images of 28 x 28 pixels: Wrong image height"),
+        (["--arch", "squeezenet1_1", "--bs", "1", "--size", "8"], "squeezenet1_1 cannot train on a batch of 1 images"),
+    ],
+)
+def test_a_network_that_does_not_take_the_images_is_an_error_before_the_training(
+    arguments, words, folder, tmp_path, capsys
+):
+    assert cli.main(["train", str(folder), *arguments, "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert "Try --size 224" in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_resize_and_bad_images_are_options(folder, tmp_path, capsys):
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(folder, data)
+    (data / "train" / "3" / "bad.png").write_bytes(b"no image")
+    arguments = ["train", str(data), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--size", "20", "--out", str(out)]
+    assert cli.main(arguments) == 1
+    assert capsys.readouterr().err.endswith("Or leave it out with --on-bad-image skip.\n")
+    assert cli.main([*arguments, "--on-bad-image", "skip", "--resize", "pad"]) == 0
+    assert "320 training and" in capsys.readouterr().out
+    assert json.loads((out / "options.json").read_text())["resize"] == "pad"
+    assert load_learner(out).data.resize == "pad"
 
 
 @pytest.mark.parametrize("per_step", [0.001, 0.05, 0.2, 10.0])

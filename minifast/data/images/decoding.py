@@ -274,7 +274,7 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError) -> DataErr
     """Return the error for all files that cannot be read, one of which raised ``first``."""
     bad = verify_images(names)
     if len(bad) < 2:
-        return DataError(str(first))
+        return DataError(str(first), cli_hint="Or leave it out with --on-bad-image skip.")
     listed = ""
     if len(bad) > SHOWN:
         try:
@@ -286,7 +286,7 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError) -> DataErr
     return DataError(
         f"{len(bad)} of {len(names)} images cannot be read: {shortlist(bad, SHOWN)}.{listed} The first: {first}",
         hint="To leave them out, pass on_bad_image='skip'.",
-        cli_hint="Replace or remove all of them.",
+        cli_hint="Replace or remove all of them, or pass --on-bad-image skip.",
     )
 
 

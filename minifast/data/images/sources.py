@@ -92,6 +92,8 @@ def subfolder(path: Path, name: str, part: str) -> Path:
     folder = check_folder(path) / name
     if not folder.is_dir():
         names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
+        if not names:
+            raise DataError(f"{path} has no folders of images; give a folder with one folder per class in {name}.")
         choose = "to choose the validation images at random."
         raise DataError(
             f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)}",

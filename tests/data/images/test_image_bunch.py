@@ -435,7 +435,7 @@ def test_a_missing_part_is_named_with_what_is_there_and_both_ways_out(tree, name
 
 
 def test_an_empty_folder_has_no_parts(tmp_path):
-    with pytest.raises(DataError, match=r"has no folder train; it has no folders\. .*valid_pct"):
+    with pytest.raises(DataError, match=r"has no folders of images; give a folder with one folder per class in train"):
         bunch(tmp_path)
 
 
