@@ -72,6 +72,7 @@ class Interpretation:
         learn: Learner,
         ds_type: DatasetType = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
+        tta: bool = False,
     ) -> Self:
         """Predict a part of the data and return its interpretation; the data order does not change.
 
@@ -79,11 +80,13 @@ class Interpretation:
             learn: the learner.
             ds_type: the part of the data. Default: the validation set.
             activ: the function that turns outputs into predictions, see ``Learner.get_preds``.
+            tta: predict by test-time augmentation, see ``Learner.TTA``; it takes no ``activ``.
 
         Raises:
             DataError: if the samples have several outputs or targets, or outputs of different shapes.
         """
-        preds, y_true, losses = learn.get_preds(ds_type, activ, with_loss=True)
+        predict = learn.TTA if tta else learn.get_preds
+        preds, y_true, losses = predict(ds_type=ds_type, activ=activ, with_loss=True)
         if not isinstance(preds, Tensor) or not isinstance(y_true, Tensor) or not isinstance(losses, Tensor):
             raise DataError(
                 "The batches have outputs of different shapes, which have no common loss per sample; use get_preds, "

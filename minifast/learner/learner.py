@@ -675,9 +675,9 @@ class Learner:
         """
         return predicting.show_results(self, ds_type, rows, return_fig)
 
-    def interpret(self, ds_type: DatasetType = DatasetType.Valid) -> ClassificationInterpretation:
-        """Return a classifier's errors on a part of the data, see ``ClassificationInterpretation``."""
-        return ClassificationInterpretation.from_learner(self, ds_type)
+    def interpret(self, ds_type: DatasetType = DatasetType.Valid, tta: bool = False) -> ClassificationInterpretation:
+        """Return a classifier's errors on a part of the data, see ``ClassificationInterpretation.from_learner``."""
+        return ClassificationInterpretation.from_learner(self, ds_type, tta=tta)
 
     def summary(self) -> str:
         """Return a table of the model's layers with output shapes and parameter counts, for one batch of the data."""

@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minifast import DataBunch, DatasetType, Learner, TensorDataBunch, get_transforms, set_seed, simple_cnn
+from minifast import (
+    ClassificationInterpretation,
+    DataBunch,
+    DatasetType,
+    Learner,
+    TensorDataBunch,
+    get_transforms,
+    set_seed,
+    simple_cnn,
+)
 from minifast.learner.augmented import CornerZoom, undo_activation
 
 
@@ -73,6 +82,17 @@ def test_losses_are_those_of_the_combined_predictions(loss_func, width):
     assert torch.allclose(losses, expected.view_as(losses), atol=1e-4)
     plain = learn.get_preds(with_loss=True)[2]
     assert torch.allclose(learn.TTA(1.0, with_loss=True)[2], plain.view_as(losses), atol=1e-4)
+
+
+def test_an_interpretation_of_the_combined_predictions():
+    learn = learner()
+    probabilities, targets, losses = learn.TTA(with_loss=True)
+    interpretation = learn.interpret(tta=True)
+    assert torch.equal(interpretation.preds, probabilities)
+    assert torch.equal(interpretation.y_true, targets)
+    assert torch.equal(interpretation.losses, losses)
+    with pytest.raises(ValueError, match="cannot be combined with `activ`"):
+        ClassificationInterpretation.from_learner(learn, activ=torch.softmax, tta=True)
 
 
 def test_nothing_of_the_learner_changes():
