@@ -99,6 +99,7 @@ __all__ = [
     "top_k_accuracy",
     "two_halves",
     "untar_data",
+    "vision_learner",
     "warm_restarts",
 ]
 

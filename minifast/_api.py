@@ -134,3 +134,4 @@ from minifast.vision import AdaptiveConcatPool2d as AdaptiveConcatPool2d
 from minifast.vision import cnn_learner as cnn_learner
 from minifast.vision import create_body as create_body
 from minifast.vision import create_head as create_head
+from minifast.vision import vision_learner as vision_learner

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
-from minifast.checkpoint.run import checkpoint_file, is_slice, plain_call
+from minifast.checkpoint.run import RunCheckpoint, checkpoint_file, is_slice, plain_call
 from minifast.checkpoint.version_0_1 import upgrade_call
 from minifast.distributed.exchange import from_first
 from minifast.errors import MinifastError
@@ -24,7 +25,7 @@ from minifast.training.callback import Callback, check_callbacks
 from minifast.training.parallel import group_of
 from minifast.training.progress import in_notebook
 from minifast.utils import files
-from minifast.utils.checks import check_count
+from minifast.utils.checks import check_count, check_number
 from minifast.utils.public import check_keywords
 from minifast.utils.tensors import as_list
 from minifast.utils.text import write_text
@@ -56,6 +57,24 @@ def fit_one_cycle(
     print_default_lr(learn, cycle["max_lr"])
     extra = [*check_callbacks(as_list(callbacks)), scheduler]
     return running.fit(learn, epochs, cycle["max_lr"], wd, extra, call, options)
+
+
+def fine_tune(
+    learn: Learner, epochs: int, base_lr: float, freeze_epochs: int, lr_mult: float, cycles: dict[str, Any]
+) -> Recorder:
+    """Train the last layer group, then all; ``cycles`` holds the arguments of ``fit_one_cycle`` for both."""
+    epochs, freeze_epochs = check_count("epochs", epochs), check_count("freeze_epochs", freeze_epochs, least=0)
+    check_number("base_lr", base_lr, above=0)
+    check_number("lr_mult", lr_mult, above=0)
+    pct_start, div_factor = cycles.pop("pct_start"), cycles.pop("div_factor")
+    run = cycles.pop("checkpoint", None)
+    head = replace(run, name=f"{run.name}_head") if isinstance(run, RunCheckpoint) else run and f"{run}_head"
+    learn.freeze()
+    if freeze_epochs:
+        learn.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, checkpoint=head, **cycles)
+    learn.unfreeze()
+    rates = slice(base_lr / 2 / lr_mult, base_lr / 2)
+    return learn.fit_one_cycle(epochs, rates, pct_start=pct_start, div_factor=div_factor, checkpoint=run, **cycles)
 
 
 def fit_schedule(

@@ -47,7 +47,7 @@ from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
-from minifast.utils.public import public_class
+from minifast.utils.public import check_keywords, public_class
 from minifast.utils.tensors import as_arguments, as_list, map_tensors
 from minifast.utils.text import html_table
 
@@ -277,6 +277,50 @@ class Learner:
         }  # fmt: skip
         run = RunOptions(checkpoint, every, resume, on_write_error, on_nan)
         return fitting.fit_one_cycle(self, epochs, cycle, wd, callbacks, run)
+
+    @accept_aliases(div="div_factor")
+    def fine_tune(
+        self,
+        epochs: int,
+        base_lr: float = 2e-3,
+        freeze_epochs: int = 1,
+        lr_mult: float = 100,
+        pct_start: float = 0.3,
+        div_factor: float = 5.0,
+        **kwargs: Any,
+    ) -> Recorder:
+        """Train the last layer group alone, then all layer groups, each with the 1cycle policy, as in fastai v2.
+
+        The first fit trains for ``freeze_epochs`` epochs with the maximum learning rate ``base_lr``. The second one
+        has maximum learning rates from ``base_lr / 2 / lr_mult`` for the first layer group to ``base_lr / 2`` for
+        the last.
+
+        Args:
+            epochs: the number of epochs of the second fit.
+            base_lr: the maximum learning rate of the first fit.
+            freeze_epochs: the number of epochs of the first fit; 0 leaves it out.
+            lr_mult: the last layer group's learning rate in the second fit, divided by that of the first group.
+            pct_start: the part of the second fit in which the learning rate rises; 0.99 of the first fit.
+            div_factor: the maximum learning rate of the second fit, divided by the one it starts with. ``div`` is
+                another name of it.
+            kwargs: arguments of ``fit_one_cycle`` for both fits. The first fit's ``checkpoint`` is ``NAME_head``.
+
+        Returns:
+            The Recorder of the second fit; ``learn.history`` holds both.
+
+        Raises:
+            ValueError: the model has only one layer group, which ``split`` changes.
+
+        >>> from minifast import DataBunch, simple_ann
+        >>> batches = [(torch.randn(8, 10), torch.randint(2, (8,)))] * 2
+        >>> data = DataBunch(batches, device="cpu", classes=["a", "b"])
+        >>> learn = Learner(data, simple_ann(10, 2), silent=True).split(lambda model: [model[3]])
+        >>> [len(recorder.lrs) for recorder in (learn.fine_tune(3), *learn.history)]
+        [6, 2, 6]
+        """
+        check_keywords("fine_tune", kwargs, Learner.fine_tune, Learner.fit_one_cycle, but={"max_lr"})
+        cycles = {"pct_start": pct_start, "div_factor": div_factor, **kwargs}
+        return fitting.fine_tune(self, epochs, base_lr, freeze_epochs, lr_mult, cycles)
 
     def fit_schedule(
         self,

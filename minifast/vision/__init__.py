@@ -6,7 +6,7 @@ Loading, decoding and augmentation of images are in ``minifast.data.images``; th
 from minifast.data.images import ImageDataBunch, get_transforms
 from minifast.vision.body import create_body
 from minifast.vision.head import AdaptiveConcatPool2d, create_head
-from minifast.vision.transfer import cnn_learner
+from minifast.vision.transfer import cnn_learner, vision_learner
 
 __all__ = [
     "AdaptiveConcatPool2d",
@@ -15,4 +15,5 @@ __all__ = [
     "create_body",
     "create_head",
     "get_transforms",
+    "vision_learner",
 ]

@@ -1,30 +1,30 @@
-"""The backbone (body) of an image classifier: a model and its weights, without its pooling and its classifier."""
+"""The backbone (body) of an image model: a model and its weights, without its pooling and its classifier."""
 
 from __future__ import annotations
 
-import inspect
 import itertools
 import math
-import pickle
-from collections.abc import Callable
-from functools import partial
-from http.client import HTTPException
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
-from urllib.parse import urlparse
 
 import torch
 from torch import Tensor, nn
 
-from minifast.checkpoint.model import is_with_opt
 from minifast.data.normalize import Stats
-from minifast.errors import DataError, DownloadError, FileFormatError
+from minifast.errors import DataError
 from minifast.hooks import Hooks
 from minifast.training.snapshot import eval_mode
-from minifast.utils import files
 from minifast.utils.checks import check_count
 from minifast.utils.public import public
 from minifast.utils.text import shape_text
+from minifast.vision.architecture import (
+    Arch,
+    check_complete,
+    fit_to_size,
+    input_size_of,
+    load_architecture,
+    stats_for,
+)
 
 PROBE_SHAPE = (2, 3, 128, 128)  # of the images that show where a model pools
 MAX_SHARE = 0.75  # a child with more than this share of the layers is split itself
@@ -33,26 +33,38 @@ Cut = int | Callable[[Any], nn.Module] | None
 
 
 class Body(NamedTuple):
-    """A backbone, and the means and standard deviations of the images it was trained on, if known."""
+    """A backbone with what its head needs to know.
+
+    Attributes:
+        module: the backbone.
+        stats: means and standard deviations of the images it was trained on, if known.
+        name: what error messages call the model.
+    """
 
     module: nn.Module
     stats: Stats | None
+    name: str
 
 
 @public
-def create_body(arch: Callable[..., nn.Module], pretrained: Any = True, cut: Cut = None) -> nn.Module:
-    """Create a model and return its backbone: the layers before the final pooling, in a Sequential.
+def create_body(arch: Arch, pretrained: Any = True, cut: Cut = None) -> nn.Module:
+    """Create a model and return its backbone: the layers before the final pooling, or all but the classifier.
+
+    A model whose children are called one after another is cut before its pooling. Any other model, such as a vision
+    transformer, stays whole, with ``nn.Identity`` in place of its last linear layer.
 
     Args:
         arch: a function that creates the model, such as torchvision's ``resnet18``, or any function with an argument
-            ``pretrained``.
-        pretrained: True for torchvision's best weights, a member of its weights enum, or the path of a file with a
-            state dict of the model. False for random weights.
+            ``pretrained``; the name of a model of torchvision or timm (``"timm/NAME"`` if both have it); or a model,
+            which is copied.
+        pretrained: True for torchvision's best weights or timm's, a member of a weights enum of torchvision, or the
+            path of a file with a state dict of the model (``.pth`` or ``.safetensors``). False for random weights.
         cut: the split point: the number of the model's children to keep, or a function of the model that returns the
             backbone. By default minifast finds it by running the model on two images.
 
     Returns:
-        The backbone. It maps images ``(n, 3, height, width)`` to feature maps ``(n, channels, height, width)``.
+        The backbone. It maps images ``(n, 3, height, width)`` to feature maps ``(n, channels, height, width)``, or to
+        features ``(n, channels)`` where the model pools itself.
 
     Raises:
         DataError: no split point was found, or the file holds the weights of another model.
@@ -64,96 +76,43 @@ def create_body(arch: Callable[..., nn.Module], pretrained: Any = True, cut: Cut
         >>> len(body), body(torch.zeros(1, 3, 64, 64)).shape
         (8, torch.Size([1, 512, 2, 2]))
     """
-    return load_body(arch, pretrained, cut).module
+    architecture = load_architecture(arch, pretrained)
+    size = input_size_of(architecture.model) or PROBE_SHAPE[2:]
+    body = cut_model(architecture.model, cut, architecture.name, (2, 3, *size))
+    check_complete(body, architecture, pretrained)
+    return body
 
 
-def load_body(arch: Callable[..., nn.Module], pretrained: Any, cut: Cut) -> Body:
-    """Return the backbone of ``create_body`` with the means and standard deviations of its training images."""
-    if isinstance(arch, nn.Module) or not callable(arch):
-        kind = f"a {type(arch).__name__}" if isinstance(arch, nn.Module) else repr(arch)
-        raise TypeError(f"`base_arch` must be a function that creates a model, such as models.resnet18; got {kind}.")
-    name = getattr(arch.func if isinstance(arch, partial) else arch, "__name__", "base_arch")
-    if isinstance(pretrained, (str, Path)):
-        model = _create_model(arch, name, None)
-        missing = _load_weights(model, Path(pretrained).expanduser())
-        body = cut_model(model, cut, name)
-        for tensor in (*body.parameters(), *body.buffers()):
-            if id(tensor) in missing:
-                raise DataError(
-                    f"{pretrained} has no {missing[id(tensor)]} of shape {tuple(tensor.shape)}, which the backbone of "
-                    f"{name} needs; give a file of {name} weights, saved by learn.save or "
-                    f"torch.save(model.state_dict(), …)."
-                )
-        return Body(body, None)
-    if pretrained:
-        model, stats = _create_pretrained(arch, name, pretrained)
-    else:
-        model, stats = _create_model(arch, name, None), None
-    return Body(cut_model(model, cut, name), stats)
-
-
-def _create_model(arch: Callable[..., nn.Module], name: str, weights: Any) -> nn.Module:
-    parameters = inspect.signature(arch).parameters
-    if "weights" in parameters:
-        model = arch(weights=weights)
-    elif "pretrained" in parameters:
-        model = arch(pretrained=weights is not None)
-    else:
-        model = arch()
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"`base_arch` must return an nn.Module; {name} returned {model!r}.")
-    return model
-
-
-def _create_pretrained(arch: Callable[..., nn.Module], name: str, pretrained: Any) -> tuple[nn.Module, Any]:
-    """Return a model with its own pretrained weights, and the means and deviations of their training images."""
-    parameters = inspect.signature(arch).parameters
-    if "weights" not in parameters:
-        if "pretrained" not in parameters:
-            raise ValueError(
-                f"{name} has neither an argument `weights` nor `pretrained`, so it has no pretrained weights; give "
-                f"pretrained=False, or pretrained=FILE with a file of weights."
-            )
-        return _create_model(arch, name, pretrained), None
-    if pretrained is True:
-        from torchvision.models import get_model_weights
-
-        pretrained = get_model_weights(arch.func if isinstance(arch, partial) else arch).DEFAULT
+def load_body(arch: Arch, pretrained: Any, cut: Cut, shape: Sequence[int]) -> Body:
+    """Return the backbone of ``create_body`` for images of a shape ``(channels, height, width)``."""
+    channels, height, width = shape
+    architecture = load_architecture(arch, pretrained, channels)
+    model, name = architecture.model, architecture.name
+    made_for = input_size_of(model)
+    fit_to_size(model, (height, width))
     try:
-        model = _create_model(arch, name, pretrained)
-    except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        file = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlparse(pretrained.url).path).name
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        if file.is_file():
-            raise FileFormatError(
-                f"{file} cannot be used as the weights of {name} ({reason}); delete it, and it is downloaded again "
-                f"from {pretrained.url}."
-            ) from error
-        raise DownloadError(
-            f"The weights of {name} cannot be downloaded from {pretrained.url} ({reason}). Put a copy of that file at "
-            f"{file} and call again; or give pretrained=FILE, or pretrained=False for random weights."
+        with eval_mode(model), torch.no_grad():
+            model(_probe_images((2, *shape)))
+    except Exception as error:
+        sizes = made_for or PROBE_SHAPE[2:]
+        raise DataError(
+            f"{name} does not take images of shape {shape_text(shape)}, those of the data ({error}); resize them, such "
+            f"as size={sizes[0] if sizes[0] == sizes[1] else sizes}, or use another model."
         ) from error
-    transforms = pretrained.transforms()
-    stats = [getattr(transforms, part, None) for part in ("mean", "std")]
-    return model, None if None in stats else tuple(stats)
+    body = cut_model(model, cut, name, (2, *shape))
+    check_complete(body, architecture, pretrained)
+    return Body(body, stats_for(channels, architecture.stats), name)
 
 
-def _load_weights(model: nn.Module, file: Path) -> dict[int, str]:
-    """Load the tensors of a file that fit a model; return the names of the others by the ids of their tensors."""
-    state = files.read(file)
-    if is_with_opt(state):
-        state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{file} holds no state dict of a model; save one with torch.save(model.state_dict(), …).")
-    own = model.state_dict(keep_vars=True)
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
-    model.load_state_dict(fitting, strict=False)
-    counters = "num_batches_tracked"  # files written before 2018 have none
-    return {id(tensor): name for name, tensor in own.items() if name not in fitting and not name.endswith(counters)}
+def cut_model(model: nn.Module, cut: Cut, name: str, shape: Sequence[int] = PROBE_SHAPE) -> nn.Module:
+    """Return the backbone of a model: ``cut`` children, what ``cut`` returns, or what two images show.
 
-
-def cut_model(model: nn.Module, cut: Cut, name: str) -> nn.Module:
-    """Return the backbone of a model: ``cut`` children, what ``cut`` returns, or the children before the pooling."""
+    Args:
+        model: the model. Without ``cut`` its last linear layer may be replaced.
+        cut: the split point, see ``create_body``.
+        name: what error messages call the model.
+        shape: the shape of a batch of two images that the model takes.
+    """
     children = list(model.children())
     if callable(cut):
         body = cut(model)
@@ -165,19 +124,51 @@ def cut_model(model: nn.Module, cut: Cut, name: str) -> nn.Module:
         if not first:
             raise ValueError(f"`cut` is {cut}, which keeps none of the {len(children)} children of {name}.")
         return nn.Sequential(*first)
-    first, expected = _children_before_pooling(model, children, name)
+    try:
+        return _sequential_body(model, children, shape)
+    except NoSplitPointError as error:
+        reason = str(error)
+    try:
+        with eval_mode(model), torch.no_grad():
+            return _without_classifier(model, _probe_images(shape))
+    except Exception as error:
+        raise DataError(
+            f"No split point found for {name}: {reason}, and {error}. Give `cut`, the number of its children to keep, "
+            f"or a function of the model that returns the backbone."
+        ) from error
+
+
+class NoSplitPointError(Exception):
+    """A model cannot be split in one of the ways; the message says why."""
+
+
+def _sequential_body(model: nn.Module, children: list[nn.Module], shape: Sequence[int]) -> nn.Sequential:
+    """Return the children before the final pooling, if the model does nothing but call its children in order."""
+    # Small feature maps look like pooled ones, so the images are not small unless the model has a fixed input size.
+    large = (*shape[:2], *(max(side, least) for side, least in zip(shape[2:], PROBE_SHAPE[2:], strict=True)))
+    x = _probe_images(large if _takes(model, large) else shape)
+    first, expected = _children_before_pooling(model, children, x)
     body = nn.Sequential(*first)
     try:
         with eval_mode(body), torch.no_grad():
-            same = torch.allclose(body(_probe_images()), expected, rtol=1e-3, atol=1e-5, equal_nan=True)
+            same = torch.allclose(body(x), expected, rtol=1e-3, atol=1e-5, equal_nan=True)
     except Exception as error:
-        raise _no_split_point(name, f"its children cannot be called one after another ({error})") from error
+        raise NoSplitPointError(f"its children cannot be called one after another ({error})") from error
     if not same:
-        raise _no_split_point(name, "its forward does more than call its children one after another")
+        raise NoSplitPointError("its forward does more than call its children one after another")
     return body
 
 
-def _children_before_pooling(model: nn.Module, children: list[nn.Module], name: str) -> tuple[list[nn.Module], Tensor]:
+def _takes(model: nn.Module, shape: Sequence[int]) -> bool:
+    try:
+        with eval_mode(model), torch.no_grad():
+            model(_probe_images(shape))
+    except Exception:
+        return False
+    return True
+
+
+def _children_before_pooling(model: nn.Module, children: list[nn.Module], x: Tensor) -> tuple[list[nn.Module], Tensor]:
     """Return the children that a model calls before its final pooling, and the output of the last of them."""
     calls: list[tuple[nn.Module, Any, bool]] = []
 
@@ -187,15 +178,64 @@ def _children_before_pooling(model: nn.Module, children: list[nn.Module], name: 
 
     try:
         with Hooks(children, record_call), eval_mode(model), torch.no_grad():
-            model(_probe_images())
+            model(x)
     except Exception as error:
-        shape = shape_text(PROBE_SHAPE)
-        raise _no_split_point(name, f"it does not accept images of shape {shape} ({error})") from error
+        raise NoSplitPointError(f"it does not accept images of shape {shape_text(x.shape)} ({error})") from error
+    called = {id(tensor) for module, _, _ in calls for tensor in module.parameters()}
+    others = [name for name, tensor in model.named_parameters() if id(tensor) not in called]
+    if others:
+        raise NoSplitPointError(f"its forward uses {others[0]} without calling the child that holds it")
+    rest = []
     while calls and calls[-1][2]:
-        calls.pop()
+        rest.append(calls.pop())
     if not calls:
-        raise _no_split_point(name, "none of its children returns feature maps (n, channels, height, width)")
+        raise NoSplitPointError("none of its children returns feature maps (n, channels, height, width)")
+    if any(getattr(output, "ndim", 0) == 3 for _, output, _ in rest):  # (n, tokens, channels): not only a head
+        raise NoSplitPointError("it turns feature maps into tokens")
+    if not _fits(calls[-1][1], [module for module, _, _ in reversed(rest)]):
+        raise NoSplitPointError("the channels of its feature maps are not in their second dimension")
     return [module for module, _, _ in calls], calls[-1][1]
+
+
+def _fits(maps: Tensor, rest: Sequence[nn.Module]) -> bool:
+    """Return whether the first linear layer or convolution after feature maps takes as many values as they give."""
+    area = 1
+    for layer in nn.Sequential(*rest).modules():
+        if isinstance(layer, nn.AdaptiveAvgPool2d):
+            sides = layer.output_size if isinstance(layer.output_size, tuple) else (layer.output_size,) * 2
+            area = math.prod(side or 1 for side in sides)
+        elif isinstance(layer, nn.Conv2d):
+            return layer.in_channels == maps.shape[1]
+        elif isinstance(layer, nn.Linear):
+            flat = maps[0].numel() if maps.shape[2] > 1 else None
+            return layer.in_features in (maps.shape[1] * area, flat)
+    return True
+
+
+def _without_classifier(model: nn.Module, x: Tensor) -> nn.Module:
+    """Return the model with ``nn.Identity`` in place of the linear layer whose output is the model's output."""
+    if callable(getattr(model, "reset_classifier", None)):  # of timm
+        model.reset_classifier(0)  # type: ignore[operator]
+        if getattr(model(x), "ndim", 0) != 2:
+            raise NoSplitPointError("without its classifier it returns no features (n, channels)")
+        return model
+    calls: list[tuple[nn.Module, Tensor]] = []
+    linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    with Hooks(linears, lambda layer, _, output: calls.append((layer, output.clone()))):
+        output = model(x)
+    if not isinstance(output, Tensor) or not calls or not _equal(calls[-1][1], output):
+        raise NoSplitPointError("its output is not that of a linear layer")
+    layer = calls[-1][0]
+    path = next(name for name, module in model.named_modules() if module is layer)
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, nn.Identity())
+    if not _equal(layer(model(x)), output):
+        raise NoSplitPointError("its last linear layer is used more than once")
+    return model
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return a.ndim == 2 and a.shape == b.shape and torch.allclose(a, b, rtol=1e-3, atol=1e-5, equal_nan=True)
 
 
 def _is_pooled(module: nn.Module, inputs: Any, output: Any) -> bool:
@@ -207,32 +247,25 @@ def _is_pooled(module: nn.Module, inputs: Any, output: Any) -> bool:
     return output.shape[2:] == (1, 1) and (after or any(isinstance(inner, pools) for inner in module.modules()))
 
 
-def _probe_images() -> Tensor:
-    """Return two images that are not constant, always the same ones."""
-    return torch.linspace(-1, 1, math.prod(PROBE_SHAPE)).view(PROBE_SHAPE)
+def _probe_images(shape: Sequence[int]) -> Tensor:
+    """Return images that are not constant, always the same ones."""
+    return torch.linspace(-1, 1, math.prod(shape)).view(*shape)
 
 
-def _no_split_point(name: str, reason: str) -> DataError:
-    return DataError(
-        f"No split point found for {name}: {reason}. Give `cut`, the number of its children to keep, or a function of "
-        f"the model that returns the backbone."
-    )
-
-
-def n_channels(body: nn.Module, name: str) -> int:
-    """Return the number of channels of the feature maps that a backbone returns."""
+def features_of(body: nn.Module, name: str, shape: Sequence[int]) -> Sequence[int]:
+    """Return the shape of what a backbone returns for an image: ``(channels, height, width)`` or ``(features,)``."""
     try:
         with eval_mode(body), torch.no_grad():
-            output = body(_probe_images())
+            output = body(_probe_images((2, *shape)))
     except Exception as error:
         raise DataError(f"The backbone of {name} fails on an image ({error}); give another `cut`.") from error
-    if getattr(output, "ndim", 0) != 4:
-        shape = tuple(getattr(output, "shape", ()))
+    found = tuple(getattr(output, "shape", ()))
+    if len(found) not in (2, 4):
         raise DataError(
-            f"The backbone of {name} returns the shape {shape}, not feature maps (n, channels, height, width); give "
-            f"another `cut`, or a `custom_head` that accepts this shape."
+            f"The backbone of {name} returns the shape {found}, neither feature maps (n, channels, height, width) nor "
+            f"features (n, channels); give another `cut`, or a `custom_head` that accepts this shape."
         )
-    return int(output.shape[1])
+    return found[1:]
 
 
 def second_half_start(body: nn.Module) -> nn.Module | None:
@@ -256,3 +289,34 @@ def second_half_start(body: nn.Module) -> nn.Module | None:
 
 def _count_layers(module: nn.Module) -> int:
     return sum(1 for layer in module.modules() if next(layer.parameters(recurse=False), None) is not None)
+
+
+def block_starts(body: nn.Module) -> list[nn.Module]:
+    """Return the first module of each block of a backbone, in order: the layers that have a learning rate of their own.
+
+    Opened are modules with most of the layers, and those whose layers are mostly in one list of equal modules.
+
+    >>> block = lambda: nn.Sequential(nn.Conv2d(3, 3, 3), nn.BatchNorm2d(3))
+    >>> len(block_starts(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Sequential(block(), block()))))
+    3
+    """
+    total = _count_layers(body)
+    starts = []
+    for child in body.children():
+        count = _count_layers(child)
+        if count:
+            inner = block_starts(child) if count > MAX_SHARE * total or _holds_blocks(child) else []
+            starts += inner or [child]
+    return starts
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Return whether most layers of a module are in one list of modules of the same class."""
+    return any(
+        isinstance(part, (nn.Sequential, nn.ModuleList))
+        and len(part) > 1
+        and len({type(child) for child in part}) == 1
+        and all(_count_layers(child) > 1 for child in part)
+        and _count_layers(part) > _count_layers(module) / 2
+        for part in (module, *module.children())
+    )

@@ -41,6 +41,7 @@ def create_head(
     ps: float | Sequence[float] = 0.5,
     concat_pool: bool = True,
     bn_final: bool = False,
+    pool: bool = True,
 ) -> nn.Sequential:
     """Create a classification head: pooling, flatten, then blocks of BatchNorm, dropout and a linear layer.
 
@@ -54,9 +55,11 @@ def create_head(
             before the others.
         concat_pool: concatenate max and average pooling; False for average pooling alone.
         bn_final: add a BatchNorm after the last linear layer.
+        pool: begin with the pooling and the flatten; False for a backbone that pools itself.
 
     Returns:
-        A Sequential that maps feature maps ``(n, channels, h, w)`` to outputs ``(n, nc)``.
+        A Sequential that maps feature maps ``(n, channels, h, w)`` to outputs ``(n, nc)``, or without ``pool`` features
+        ``(n, nf)``.
 
     Raises:
         ValueError, TypeError: a width is no positive integer, or ``ps`` holds no probabilities, or too many.
@@ -77,7 +80,9 @@ def create_head(
         dropouts = [dropouts[0] / 2] * (n_layers - 1) + dropouts
     if len(dropouts) != n_layers:
         raise ValueError(f"`ps` has {len(given)} values for {n_layers} linear layers; give one value or one per layer.")
-    layers: list[nn.Module] = [AdaptiveConcatPool2d() if concat_pool else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers: list[nn.Module] = []
+    if pool:
+        layers += [AdaptiveConcatPool2d() if concat_pool else nn.AdaptiveAvgPool2d(1), nn.Flatten()]
     for (n_in, n_out), p in zip(itertools.pairwise(sizes), dropouts, strict=True):
         layers.append(nn.BatchNorm1d(n_in))
         if p:
