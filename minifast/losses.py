@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.errors import DataError
+from minifast.model_loss import ModelLoss
 from minifast.utils.checks import bound_arguments, check_number, check_word
 from minifast.utils.compiled import uncompiled
 from minifast.utils.shapes import match_shapes
-from minifast.utils.tensors import as_arguments, count_samples, take_rows
+from minifast.utils.tensors import TARGET_NAMES, as_arguments, as_list, count_samples, take_rows
 
 
 class MSELossFlat(nn.MSELoss):
@@ -62,8 +63,15 @@ def no_loss_reason(dataset: Any) -> str:
     )
 
 
-def classes_of(dataset: Any) -> list[Any] | None:
-    """Return the class names of a data set or of the data set that it is a subset of; None without names."""
+def classes_of(dataset: Any, target: str | Sequence[str] | None = None) -> list[Any] | None:
+    """Return the class names of a data set or of the data set that it is a subset of; None without names.
+
+    A data set of Hugging Face has the names in the feature ``target``, by default ``labels`` or ``label``.
+    """
+    features = getattr(dataset, "features", None)
+    if isinstance(features, dict):
+        columns = [features.get(name) for name in as_list(target) or TARGET_NAMES]
+        return next((list(names) for column in columns if (names := getattr(column, "names", None))), None)
     while dataset is not None and not hasattr(dataset, "classes"):
         dataset = getattr(dataset, "dataset", None)  # of a Subset
     classes = getattr(dataset, "classes", None)
@@ -192,6 +200,7 @@ def loss_weight(loss_func: Any, targets: Any, inputs: Any = None) -> Any:
 
     - cross entropy and NLL: the number of targets that are not ``ignore_index``, or the sum of their class weights;
     - losses that are a mean over elements, such as ``MSELoss`` and ``BCEWithLogitsLoss``: the number of elements;
+    - the loss that a model returns: see ``minifast.model_loss.ModelLoss``;
     - ``reduction="sum"``: 1. Sums of batches add up; see ``is_summed``.
     - any other loss: the number of samples, which are dimension 0 of the targets: put the samples first, also where
       the model takes the time first. **A loss of your own is assumed to be the mean over the samples.**
@@ -213,6 +222,9 @@ def loss_weight(loss_func: Any, targets: Any, inputs: Any = None) -> Any:
     """
     if is_summed(loss_func):
         return 1
+    if isinstance(loss_func, ModelLoss):
+        weight = loss_func.weigh(targets)
+        return count_samples(targets, inputs) if weight is None else weight
     values = as_arguments(targets)
     target = values[0] if len(values) else None
     if not isinstance(target, Tensor):
@@ -284,6 +296,7 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda output: output.softmax(1),
+    "softmax_last": lambda output: output.softmax(-1),
     "exp": torch.exp,
     "sigmoid": torch.sigmoid,
     "none": lambda output: output,
@@ -345,6 +358,10 @@ def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """
     losses: Any
     loss_func = unwrap_mixup(loss_func)
+    if isinstance(loss_func, ModelLoss):
+        if not loss_func.is_classification or targets.is_floating_point():
+            loss_func(outputs)  # raises an error
+        return functional.cross_entropy(outputs.movedim(-1, 1), targets, reduction="none")
     check_broadcast(loss_func, outputs, targets)
     if isinstance(loss_func, nn.Module) and hasattr(loss_func, "reduction"):
         unreduced: Any = copy.copy(loss_func)

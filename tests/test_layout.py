@@ -25,6 +25,7 @@ ORDER = [
     "schedules",
     "plotting",
     "hooks",
+    "model_loss",
     "losses",
     "distributed",
     "models",

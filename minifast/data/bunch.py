@@ -6,30 +6,31 @@ import copy
 import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from minifast import plotting
-from minifast.data.checks import check_batch, check_dataset, check_devices, check_loader, check_loader_options
+from minifast.data.checks import check_batch, check_devices, check_loader, check_loader_options
+from minifast.data.creation import make_loaders
 from minifast.data.labels import Labels, printable, target_text
 from minifast.data.loaders import (
     BatchLoader,
     DeviceDataLoader,
+    Target,
     TensorLoader,
     Transform,
     as_device,
-    batch_of_one,
     default_device,
     scaled,
     to_device,
 )
 from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize
-from minifast.data.order import EpochOrder
 from minifast.data.resume import preserve_loader
+from minifast.data.showing import show_batch
+from minifast.data.single import batch_of_one
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of, loss_for
@@ -38,7 +39,9 @@ from minifast.utils.public import public_class
 from minifast.utils.tensors import as_pair, map_tensors
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
+
+BatchFn = Callable[[Any], tuple[Any, Any]]
 
 
 class DatasetType(Enum):
@@ -56,7 +59,9 @@ class DataBunch:
     Two torch DataLoaders are enough.
 
     Args:
-        train_dl: training batches: any iterable with a length that yields ``(x, y)``.
+        train_dl: training batches: any iterable with a length that yields ``(x, y)``; ``(x1, x2, y)``, whose last value
+            is the targets; or dicts with ``labels`` or ``label``. Values of a tuple reach the model as arguments, those
+            of a dict as keyword arguments.
         valid_dl: validation batches, or None.
         test_dl: batches to predict, or None. They may lack targets; the target of each sample is then 0.
         device: device for training; by default the GPU if there is one.
@@ -64,6 +69,10 @@ class DataBunch:
         path: folder for the learner's files.
         classes: names of the classes; by default the attribute ``classes`` of the training set, if it has one.
         loss_func: loss function; by default cross entropy for classes and mean squared error for float targets.
+        target: the name of the targets in batches that are dicts, or several names, which give a tuple of targets. By
+            default ``"labels"`` or ``"label"``.
+        batch_fn: a function that takes a batch of the loader, on the device, and returns ``(inputs, targets)``, for
+            batches of any other kind. There is then no default loss.
 
     >>> from torch.utils.data import DataLoader, TensorDataset
     >>> dataset = TensorDataset(torch.randn(100, 10), torch.randint(2, (100,)))
@@ -86,6 +95,8 @@ class DataBunch:
         path: str | Path = ".",
         classes: Sequence[Any] | None = None,
         loss_func: Any = None,
+        target: Target = None,
+        batch_fn: BatchFn | None = None,
     ) -> None:
         for name, dl in (("train_dl", train_dl), ("valid_dl", valid_dl), ("test_dl", test_dl)):
             if dl is not None or name == "train_dl":
@@ -100,9 +111,13 @@ class DataBunch:
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)
-        names = classes_of(self.train_ds) if classes is None else classes
+        names = classes_of(self.train_ds, target) if classes is None else classes
         self.classes = None if names is None else list(map(printable, names))
-        self.loss_func = loss_func if loss_func is not None else loss_for(self.train_ds, self.classes)
+        self.loss_is_default = loss_func is None
+        can_default = loss_func is None and batch_fn is None
+        self.loss_func = loss_for(self.train_ds, self.classes) if can_default else loss_func
+        for loader in self.dls if target is not None or batch_fn is not None else ():
+            loader.target, loader.batch_fn = target, batch_fn
         self.norm: Normalize | None = None
 
     @classmethod
@@ -118,6 +133,8 @@ class DataBunch:
         dl_tfms: Sequence[Transform] | None = None,
         device: torch.device | str | None = None,
         seed: int | None = None,
+        target: Target = None,
+        batch_fn: BatchFn | None = None,
         **dl_kwargs: Any,
     ) -> DataBunch:
         """Create a bunch from torch data sets.
@@ -135,20 +152,14 @@ class DataBunch:
             dl_tfms: batch transforms, as for ``DataBunch``.
             device: device for training; by default the GPU if there is one.
             seed: seed of the order in each epoch and of the workers; by default both come from torch's generator.
+            target: the name of the targets in batches that are dicts, as for ``DataBunch``.
+            batch_fn: a function that returns the inputs and targets of a batch, as for ``DataBunch``.
             dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
         """
         check_loader_options(f"{cls.__name__}.create", dl_kwargs, cls.create)
-        check_count("bs", bs)
-        check_dataset(train_ds)
-        val_bs = bs if val_bs is None else check_count("val_bs", val_bs)
-        common = {"num_workers": num_workers, **dl_kwargs}
-        order: dict[str, Any] = {"shuffle": True}
-        if seed is not None:
-            order = {"sampler": EpochOrder(len(train_ds), check_count("seed", seed, least=0))}
-            common["generator"] = torch.Generator().manual_seed(seed)
-        train_dl: Any = DataLoader(train_ds, bs, drop_last=len(train_ds) >= bs, **order, **common)
-        valid_dl, test_dl = (None if ds is None else DataLoader(ds, val_bs, **common) for ds in (valid_ds, test_ds))
-        return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path)
+        options = {"num_workers": num_workers, **dl_kwargs}
+        train_dl, valid_dl, test_dl = make_loaders((train_ds, valid_ds, test_ds), bs, val_bs, seed, options)
+        return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path, target=target, batch_fn=batch_fn)
 
     def _wrapped(self, dl: Any, part: str) -> Any:
         loader = dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
@@ -176,6 +187,7 @@ class DataBunch:
         loader = self._wrapped(copy.copy(dl) if isinstance(dl, BatchLoader) else dl, "validation")
         tfms = [tfm for tfm in like.tfms if self.valid_dl is not None or not isinstance(tfm, Seeded)]
         loader.tfms = [scaled, *tfms] if isinstance(like, TensorLoader) else tfms
+        loader.target, loader.batch_fn = like.target, like.batch_fn
         return loader
 
     @property
@@ -290,13 +302,8 @@ class DataBunch:
         """
         for ds_type in DatasetType:
             name = ds_type.name.lower()
-            if getattr(self, f"{name}_dl") is None:
-                continue
-            try:
-                x, y = self.one_batch(ds_type, denorm=False)
-            except Exception as error:
-                raise DataError(f"The {name} part gives no batch: {error} Check its samples one by one.") from error
-            check_batch(name, x, y, self.classes)
+            if getattr(self, f"{name}_dl") is not None:
+                check_batch(name, partial(self.one_batch, ds_type, denorm=False), self.classes)
 
     def normalize(self, stats: Stats | None = None) -> DataBunch:
         """Normalize the inputs of all parts: subtract the mean of each channel, divide by its standard deviation.
@@ -331,7 +338,7 @@ class DataBunch:
         Raises:
             DataError: if the sample is not made of tensors with at least one dimension.
         """
-        x = batch_of_one(item, self.device)
+        x = batch_of_one(item, self.device, self.train_dl.target)
         return (self.train_dl if self.valid_dl is None else self.valid_dl).transformed((x, None))[0]
 
     def show_batch(
@@ -352,16 +359,7 @@ class DataBunch:
         Raises:
             DataError: if the samples are not images.
         """
-        n = check_count("rows", rows) ** 2
-        x, y = self.one_batch(ds_type, denorm=False, cpu=False)
-        images = self.to_images(x[:n] if isinstance(x, Tensor) else x)
-        if images is None:
-            what = f"inputs {tuple(x.shape)}" if isinstance(x, Tensor) else f"inputs in a {type(x).__name__}"
-            raise DataError(f"Only images (n, 1 or 3, height, width) can be shown, got {what}.")
-        hidden = ds_type is DatasetType.Test and not self.test_labelled
-        titles = ["" if hidden else self.label_of(target) for target in y[:n]]
-        figure: Figure = plotting.plot_images(images, titles, figsize)
-        return plotting.finish(figure.axes, return_fig)
+        return show_batch(self, rows, ds_type, return_fig, figsize)
 
     def to_images(self, x: Any) -> list[Any] | None:
         """Return a normalized batch ``(n, 1 or 3, height, width)`` as images for matplotlib.

@@ -22,7 +22,8 @@ def check_loader(name: str, dl: Any) -> None:
             f"DataLoader whose data set has a length, or a list of batches."
         )
     first = next(iter(dl), None) if name == "valid_dl" and isinstance(dl, (list, tuple)) else None
-    if isinstance(dl, Mapping) or (hasattr(first, "__iter__") and not isinstance(first, (list, tuple, dict, Tensor))):
+    is_batch = isinstance(first, (list, tuple, Mapping, Tensor)) or not hasattr(first, "__iter__")
+    if isinstance(dl, Mapping) or not is_batch:
         raise DataError(
             f"`{name}` must be one loader, got a {type(dl).__name__} of several. Give one of them, and call "
             f"learn.validate(dl) for each of the others."
@@ -46,8 +47,12 @@ def check_devices(device: torch.device, loaders: Sequence[torch.device]) -> None
         )
 
 
-def check_batch(part: str, x: Any, y: Any, classes: Sequence[Any] | None) -> None:
-    """Raise a DataError if inputs are not finite, or targets are not indices of the classes."""
+def check_batch(part: str, read: Callable[[], tuple[Any, Any]], classes: Sequence[Any] | None) -> None:
+    """Raise a DataError if a batch cannot be read, inputs are not finite, or targets are not indices of the classes."""
+    try:
+        x, y = read()
+    except Exception as error:
+        raise DataError(f"The {part} part gives no batch: {error} Check its samples one by one.") from error
     if isinstance(x, Tensor) and not x.isfinite().all():
         raise DataError(f"The inputs of the first {part} batch are not all finite. Remove or replace NaN and inf.")
     if classes is None or not isinstance(y, Tensor) or y.dtype is not torch.int64 or y.ndim != 1:

@@ -15,9 +15,10 @@ from minifast.data.order import order_of, resolve_seed
 from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
-from minifast.utils.tensors import as_pair, count_samples, map_tensors
+from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
+Target = str | Sequence[str] | None  # the name of the targets in batches that are dicts, or several
 
 
 LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the same name
@@ -59,16 +60,21 @@ def is_same_device(a: torch.device, b: torch.device) -> bool:
 
 
 def to_device(values: Any, device: torch.device) -> Any:
-    """Move tensors, and tuples, lists and dicts of them, to ``device``."""
-    return map_tensors(lambda x: x if x.device == device else x.to(device, non_blocking=True), values)
+    """Move tensors to ``device``, also in tuples, lists and dicts, and objects with a method ``to``."""
+    return map_tensors(
+        lambda x: x if x.device == device else x.to(device, non_blocking=True),
+        values,
+        lambda value: value.to(device) if callable(getattr(value, "to", None)) else value,
+    )
 
 
-def with_targets(batch: Any) -> Any:
+def with_targets(batch: Any, target: Target = None) -> Any:
     """Return a batch with targets: a batch of inputs alone gets the target 0 for each sample."""
     if isinstance(batch, (list, tuple)) and len(batch) == 1:
         batch = batch[0]
-    elif not isinstance(batch, (Tensor, Mapping)):
+    elif (isinstance(batch, (list, tuple)) and batch) or target_names(batch, target):
         return batch
+    batch = dict(batch) if isinstance(batch, Mapping) else batch
     return batch, torch.zeros(count_samples(None, batch), dtype=torch.int64)
 
 
@@ -93,6 +99,21 @@ class BatchLoader:
     def __init__(self, device: torch.device | str | None, tfms: list[Transform] | None = None) -> None:
         self.device = torch.device(device) if device is not None else default_device()
         self.tfms = list(tfms or [])
+        self.target: Target = None
+        self.batch_fn: Callable[[Any], tuple[Any, Any]] | None = None
+
+    def as_pair(self, batch: Any, part: str) -> tuple[Any, Any]:
+        """Return a batch as (inputs, targets), by ``batch_fn`` if it is set."""
+        if self.batch_fn is None:
+            return as_pair(batch, part, self.target)
+        pair = self.batch_fn(batch)
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+            what = f"a {type(pair).__name__}" + (f" of {len(pair)}" if isinstance(pair, (tuple, list)) else "")
+            raise DataError(
+                f"`batch_fn` must return a pair (inputs, targets), got {what}; nest several inputs or targets in a "
+                f"tuple or dict."
+            )
+        return pair[0], pair[1]
 
     def add_tfm(self, tfm: Transform) -> None:
         """Add a batch transform: a function that takes ``(x, y)`` and returns both."""
@@ -175,15 +196,17 @@ class DeviceDataLoader(BatchLoader):
 
     def _prepared(self, batch: Any) -> Any:
         """Return a batch on the device after all transforms."""
-        batch = to_device(with_targets(batch) if self.may_lack_targets else batch, self.device)
+        if self.may_lack_targets and self.batch_fn is None:
+            batch = with_targets(batch, self.target)
+        batch = to_device(batch, self.device)
         if self.part is not None:
-            as_pair(batch, self.part)  # before transforms, which may take two rows of a tensor for x and y
+            batch = self.as_pair(batch, self.part)
         return self.transformed(batch)
 
     def _is_empty(self, batch: Any) -> bool:
         """Return whether a batch of a DataBunch has no samples, by its first tensor."""
-        while isinstance(batch, (tuple, list)) and batch:
-            batch = batch[0]
+        while isinstance(batch, (tuple, list, Mapping)) and batch:
+            batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
         return self.part is not None and isinstance(batch, Tensor) and batch.ndim > 0 and not batch.shape[0]
 
     @property
@@ -315,7 +338,8 @@ class TensorLoader(BatchLoader):
         several = isinstance(self.x, tuple)
         x = tuple(part.index_select(0, rows) for part in self.x) if several else self.x.index_select(0, rows)
         y = self.y.index_select(0, rows)
-        return self.transformed((as_images(x), y))
+        batch = as_images(x), y
+        return self.transformed(batch if self.batch_fn is None else self.as_pair(batch, "training"))
 
 
 def as_images(x: Any) -> Any:
@@ -328,27 +352,6 @@ def as_images(x: Any) -> Any:
     n, _, height, width = x.shape
     images = torch.empty((n, 3, height, width), device=x.device)
     return images.copy_(x).div_(255)  # copy_ repeats gray, converts and makes contiguous in one pass
-
-
-def batch_of_one(item: Any, device: torch.device) -> Any:
-    """Return a sample as a batch of one on a device.
-
-    Args:
-        item: a tensor, or several in a tuple, list or dict.
-        device: the device of the batch.
-
-    Raises:
-        DataError: if the sample is not made of tensors with at least one dimension.
-    """
-    nested = isinstance(item, (list, tuple)) and any(isinstance(value, Tensor) for value in item)
-    try:
-        tensors = item if nested or isinstance(item, dict) else torch.as_tensor(item)
-        x = map_tensors(lambda tensor: as_images(tensor[None].to(device)), tensors)
-    except (TypeError, ValueError, RuntimeError, IndexError) as error:
-        raise DataError(f"The sample must be like those of the data set, got {type(item).__name__}.") from error
-    if isinstance(x, Tensor) and x.ndim < 2:
-        raise DataError(f"The sample must be a tensor like those of the data set, got the number {item}.")
-    return x
 
 
 class Items:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -98,9 +98,9 @@ class Shards:
 
     def _cut(self, loader: Any, inner: Any) -> Iterator[Any]:
         """Yield the rows of this process of batches that all processes read."""
-        cut = _Cut(self, inner, getattr(loader, "may_lack_targets", False))
         is_ours = isinstance(loader, DeviceDataLoader)
         copied = copy.copy(loader) if is_ours else DeviceDataLoader(inner, getattr(loader, "device", "cpu"))
+        cut = _Cut(self, inner, copied)
         copied.dl = cut
         yield from copied.batches(self.first, self.on_start)
 
@@ -156,29 +156,30 @@ _twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary(
 class _Cut:
     """Batches of any iterable, cut to the rows of this process."""
 
-    def __init__(self, shards: Shards, batches: Any, may_lack_targets: bool) -> None:
+    def __init__(self, shards: Shards, batches: Any, loader: DeviceDataLoader) -> None:
         self.shards = shards
         self.batches = batches
-        self.may_lack_targets = may_lack_targets
+        self.loader = loader
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
         for i, batch in enumerate(self.batches):
-            whole = with_targets(batch) if self.may_lack_targets else batch
+            loader = self.loader
+            lacks = loader.may_lack_targets and loader.batch_fn is None
+            whole = with_targets(batch, loader.target) if lacks else batch
             if not i:
                 check_same(
                     {f"the first batch of a {type(self.batches).__name__}": _checksum(whole)},
                     "Let all processes read the same batches; or if each reads its own, set the attribute "
                     "`sharded = True` of the loader.",
                 )
-            if not _is_pair(whole):
-                yield whole  # the loop raises the error
-                continue
-            n = count_samples(whole[1], whole[0])
+            x, y = loader.as_pair(whole, loader.part or "training")
+            n = count_samples(y, x)
             self.shards.counts = shares(n, self.shards.group.size)
-            yield tuple(_rows_of(values, self.shards._share(n), n) for values in whole)
+            whole = dict(whole) if isinstance(whole, Mapping) else whole
+            yield _rows_of(whole, self.shards._share(n), n, is_batch=True)
 
 
 def is_sharded(loader: Any, size: int) -> bool:
@@ -197,15 +198,17 @@ def _is_pair(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2
 
 
-def _rows_of(values: Any, rows: slice, n: int) -> Any:
+def _rows_of(values: Any, rows: slice, n: int, is_batch: bool = False) -> Any:
     """Return the rows of a batch of ``n`` samples in tensors and in lists with one value for each sample."""
     if isinstance(values, PackedSequence):
         raise DataError(
             "A PackedSequence cannot be split over processes; pack the sequences in collate_fn of a torch DataLoader, "
             "which then packs the share of each process, or in the model."
         )
-    if is_list_of_samples(values, n):
+    if not is_batch and is_list_of_samples(values, n):
         return values[rows]
+    if type(values) is dict:
+        return {name: _rows_of(value, rows, n) for name, value in values.items()}
     if type(values) in (list, tuple):
         return type(values)(_rows_of(value, rows, n) for value in values)
     return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)

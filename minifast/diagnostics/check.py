@@ -14,7 +14,16 @@ from torch.nn import functional
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.target_checks import check_pairing, check_two_classes, find_reason, find_target_problems
-from minifast.losses import activation_name, batch_size_effect, is_cross_entropy, is_loss, reduction_of, setting_of
+from minifast.losses import (
+    activation_name,
+    batch_size_effect,
+    is_cross_entropy,
+    is_loss,
+    loss_weight,
+    reduction_of,
+    setting_of,
+)
+from minifast.model_loss import ModelLoss
 from minifast.training import loop
 from minifast.training.batch_checks import type_name
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
@@ -24,11 +33,11 @@ from minifast.training.lazy import initialize_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
-from minifast.training.snapshot import preserve_learner, preserve_model
+from minifast.training.snapshot import eval_mode, preserve_buffers, preserve_learner, preserve_model
 from minifast.training.state import State
 from minifast.training.untrained import untrained_parameters
 from minifast.utils.checks import shortlist
-from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
+from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats, take_rows
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -159,7 +168,7 @@ def _check_statistics(learn: Learner, x: Any, y: Any) -> Iterator[Finding]:
 
 def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Iterator[Finding]:
     try:
-        output = learn.model(*as_arguments(x))
+        output = learn.output_of(x, y)
     except Exception as error:  # a model can raise anything
         yield find_reason(learn, error, x, None, y) or Finding(
             f"The model fails on a batch of shape {_shape(x)}: {_message(error)}",
@@ -269,7 +278,11 @@ def _check_initial_loss(learn: Learner, output: Any, start: float, observations:
 
 
 def _check_loss_weight(learn: Learner, output: Any, x: Any, y: Any) -> Iterator[Finding]:
-    if effect := batch_size_effect(learn.loss_func, output, y, x):
+    if isinstance(learn.loss_func, ModelLoss):
+        effect = model_loss_effect(learn, x, y)
+    else:
+        effect = batch_size_effect(learn.loss_func, output, y, x)
+    if effect:
         yield Finding(
             "The loss of the batch is {:.4g}, but its two parts, weighted by their samples, give {:.4g}.".format(
                 *effect
@@ -278,6 +291,28 @@ def _check_loss_weight(learn: Learner, output: Any, x: Any, y: Any) -> Iterator[
             "Return the mean over the samples, or use torch's loss with weight, ignore_index or reduction='sum' set.",
             mild=True,
         )
+
+
+@torch.no_grad()
+def model_loss_effect(learn: Learner, x: Any, y: Any) -> tuple[float, float] | None:
+    """Return the model's own loss of a batch and that of its two parts, where they differ: see ``batch_size_effect``.
+
+    The model is in evaluation mode, without dropout.
+    """
+    n = count_samples(y, x)
+    if n < 2:
+        return None
+    total = weights = 0.0
+    with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model):
+        for rows in (slice(None), slice(None, max(1, n // 3)), slice(max(1, n // 3), None)):
+            inputs, targets = take_rows(x, rows, n), take_rows(y, rows, n)
+            loss = float(learn.loss_func(learn.output_of(inputs, targets), *as_arguments(targets)))
+            if rows == slice(None):
+                whole = loss
+            elif weight := float(loss_weight(learn.loss_func, targets, inputs)):
+                total, weights = total + weight * loss, weights + weight
+    combined = total / weights if weights else whole
+    return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
 
 
 def _check_overfitting(learn: Learner, x: Any, y: Any, observations: list[str]) -> Iterator[Finding]:

@@ -12,7 +12,7 @@ from minifast.errors import MinifastError
 from minifast.hooks import Hooks, hook_outputs, leaves
 from minifast.training.snapshot import eval_mode, preserve_buffers
 from minifast.utils.compiled import without_compiled_code
-from minifast.utils.tensors import as_arguments
+from minifast.utils.tensors import call_model
 from minifast.utils.text import html_table, shape_text, text_table
 
 
@@ -44,7 +44,7 @@ def summary(model: nn.Module, x: Any) -> str:
 
     Args:
         model: the model; it runs once in evaluation mode, without gradients.
-        x: a batch of inputs: a tensor, or a tuple or list of positional arguments.
+        x: a batch of inputs: a tensor, a tuple or list of positional arguments, or a dict of keyword arguments.
 
     Raises:
         MinifastError: the model is a ``torch.jit.ScriptModule``.
@@ -72,7 +72,7 @@ def summary(model: nn.Module, x: Any) -> str:
         rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
 
     with Hooks(leaves(model), add_row), preserve_buffers(model), eval_mode(model), without_compiled_code(model):
-        model(*as_arguments(x))
+        call_model(model, x)
     total = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return Table(rows, f"{total:,} parameters, {trainable:,} of them trainable")

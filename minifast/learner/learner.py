@@ -17,13 +17,14 @@ from minifast.callbacks.mixup import MixUpCallback
 from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.model import load_model, model_file, model_state
 from minifast.checkpoint.run import RunCheckpoint
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.batch_fn import with_batch_fn
+from minifast.data.bunch import BatchFn, DataBunch, DatasetType
 from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
 from minifast.distributed.exchange import from_first
-from minifast.errors import DataError, MinifastError
+from minifast.errors import MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
 from minifast.history import History
@@ -31,14 +32,15 @@ from minifast.learner import augmented, copying, fitting, predicting
 from minifast.learner.fitting import DEFAULT_LR, LearningRate
 from minifast.learner.predicting import as_float32
 from minifast.learner.running import RunOptions, optimizer_groups
-from minifast.losses import no_loss_reason
 from minifast.metrics.base import as_metric, columns_of
+from minifast.model_loss import forward
 from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.lazy import initialize_lazy
+from minifast.training.loss_choice import choose_loss
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
 from minifast.training.parallel import Parallel, group_of, share_model
 from minifast.training.torch_optimizer import check_opt_func
@@ -48,7 +50,7 @@ from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.public import check_keywords, public_class
-from minifast.utils.tensors import as_arguments, as_list, map_tensors
+from minifast.utils.tensors import as_list, map_tensors
 from minifast.utils.text import html_table
 
 if TYPE_CHECKING:
@@ -77,7 +79,8 @@ class Learner:
             momentum (``momentum``, or the first of ``betas``) during a fit.
             By default AdamW with betas (0.9, 0.99).
         loss_func: a function or module of (output, target). By default the loss of ``data``, such as cross entropy for
-            classes. Trainable parameters of a module are trained with those of the last layer group.
+            classes; for batches that are dicts and a model whose ``forward`` takes ``labels``, the loss that the model
+            returns. Trainable parameters of a module are trained with those of the last layer group.
         metrics: functions of (output, target), averaged over the validation set; objects with ``reset``, ``update``
             and ``compute``, such as those of torchmetrics; or callbacks that return
             ``add_metrics(last_metrics, value)`` at the end of an epoch.
@@ -99,6 +102,8 @@ class Learner:
             share of every batch. False trains in each process alone, as ``MINIFAST_DISTRIBUTED=0`` does.
         sync_bn: with several processes on GPUs, normalize in BatchNorm layers by the statistics of the whole batch. By
             default each process normalizes its share by itself.
+        batch_fn: a function that takes a batch of the loaders, on the device, and returns ``(inputs, targets)``, for
+            batches of any kind. The learner then works on a copy of ``data``, which has no default loss.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -137,6 +142,7 @@ class Learner:
         silent: bool = False,
         distributed: bool = True,
         sync_bn: bool = False,
+        batch_fn: BatchFn | None = None,
     ) -> None:
         check_data(data)
         if not isinstance(model, nn.Module):
@@ -144,13 +150,10 @@ class Learner:
                 f"`model` must be an instance of torch's nn.Module, got {shown(model)}; make one, such as "
                 f"simple_cnn((3, 16, 2))."
             )
-        self.data = data
+        self.data = data if batch_fn is None else with_batch_fn(data, check_callable("batch_fn", batch_fn))
         self.model = unwrap_compiled(model).to(data.device)
         self.opt_func = check_opt_func(opt_func)
-        chosen = data.loss_func if loss_func is None else loss_func
-        if chosen is None:
-            raise DataError(f"No loss can be chosen from the data{no_loss_reason(data.train_ds)}.")
-        self.loss_func: Callable[..., Any] = check_callable("loss_func", chosen)
+        self.loss_func: Any = check_callable("loss_func", choose_loss(self.data, self.model, loss_func))
         self.metrics = as_list(metrics)
         for metric in self.metrics:
             as_metric(metric)
@@ -591,14 +594,22 @@ class Learner:
 
     # --- inference
 
-    def output_of(self, inputs: Any) -> Any:
-        """Return the model's output for the inputs of a batch, in float32 at any precision of the forward pass."""
+    def output_of(self, inputs: Any, targets: Any = None) -> Any:
+        """Return the model's output for the inputs of a batch, in float32 at any precision of the forward pass.
+
+        A tuple or list of inputs gives the model's arguments, a dict its keyword arguments. An output that is an object
+        with ``logits`` gives these. Every forward pass comes here, so a subclass that overrides this method changes
+        training, validation and predictions alike.
+
+        Args:
+            inputs: the inputs of a batch.
+            targets: its targets, which only a model that returns its own loss gets; None in predictions.
+        """
         model = self.model if self.parallel is None else self.parallel.model_for_pass()
         if self.precision is None:
-            return model(*as_arguments(inputs))
+            return forward(model, self.loss_func, inputs, targets, self.model)
         with self.in_precision():
-            output = model(*as_arguments(inputs))
-        return map_tensors(as_float32, output)
+            return forward(model, self.loss_func, inputs, targets, self.model, partial(map_tensors, as_float32))
 
     def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
         """Return the loader of a part of the data."""

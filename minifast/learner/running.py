@@ -25,7 +25,7 @@ from minifast.finder.learning import learns
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
-from minifast.training.batch_checks import check_first_batch, check_outputs, check_targets
+from minifast.training.batch_checks import check_arguments, check_first_batch, check_outputs, check_targets
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
@@ -138,8 +138,9 @@ def fit(
             stacklevel=frames_to_caller(),
         )
     batches = getattr(valid_dl, "dl", None)
-    if isinstance(batches, (list, tuple)) and batches:
-        as_pair(batches[0], "validation")  # what is iterated may start processes, so only a list is looked at
+    if isinstance(batches, (list, tuple)) and batches and valid_dl.batch_fn is None:
+        # What is iterated may start processes, so only a list is looked at.
+        check_arguments(learn.model, as_pair(batches[0], "validation", valid_dl.target)[0])
     before, opt = learn.recorder, learn.opt
     values = {name: opt.read(name) for name in ("lr", "wd")} if opt else {}
     last_good = None

@@ -17,6 +17,7 @@ from minifast.losses import (
     setting_of,
     unwrap_loss,
 )
+from minifast.model_loss import ModelLoss
 
 HALF_BETWEEN = (nn.BCELoss, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss)
 HALF_BETWEEN_FUNCTIONS = (
@@ -31,9 +32,18 @@ HALF_BETWEEN_FUNCTIONS = (
 def loss_options(loss_func: Any) -> dict[str, Any]:
     """Return the arguments of metrics that follow from a loss.
 
+    Raises:
+        DataError: if the loss is that of a model for the next token.
+
     >>> loss_options(nn.CrossEntropyLoss(ignore_index=0)), loss_options(nn.BCELoss())
     ({'ignore_index': 0, 'axis': 1}, {'thresh': 0.5})
     """
+    if isinstance(loss_func, ModelLoss) and loss_func.next_token:
+        raise DataError(
+            "The model compares its outputs with the labels of the next position, which this metric does not; pass "
+            "`batch_fn` that shifts the labels by one and `loss_func`, or leave the metric out: exp(valid_loss) is the "
+            "perplexity."
+        )
     options: dict[str, Any] = {}
     ignore_index = setting_of(loss_func, "ignore_index", None)
     if isinstance(ignore_index, int):

@@ -55,7 +55,7 @@ class AverageMetric(Callback):
         """Take the arguments that follow the loss, such as ``ignore_index``, unless they are given."""
         given = bound_arguments(self.func)
         accepted = getattr(without_arguments(self.func), "loss_options", ())
-        options = loss_options(loss_func)
+        options = loss_options(loss_func) if accepted else {}
         self._options = {name: options[name] for name in accepted if name in options and name not in given}
 
     def on_epoch_begin(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,7 +18,7 @@ from minifast.losses import (
     unwrap_loss,
 )
 from minifast.utils.checks import shortlist
-from minifast.utils.tensors import as_arguments
+from minifast.utils.tensors import as_arguments, forward_of
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -83,11 +84,39 @@ def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any,
         DataError: types or shapes do not fit; otherwise nothing happens.
     """
     if output is None:
+        if isinstance(error, TypeError):
+            check_arguments(learn.model, x)
         if any(word in str(error) for word in ("type", "Tensor")):  # a model may convert its inputs itself
             check_input_types(learn, x)
         return
     check_target_types(learn.loss_func, output, target)
     check_outputs(learn, output, target)
+
+
+def check_arguments(model: nn.Module, x: Any) -> None:
+    """Raise a DataError if the ``forward`` of a model does not take the inputs as its arguments."""
+    forward = forward_of(model)
+    try:
+        signature = inspect.signature(forward)
+    except (TypeError, ValueError):  # of a compiled function
+        return
+    own = () if "forward" in vars(model) else (model,)  # self
+    named = isinstance(x, dict) and bool(x.keys() & signature.parameters.keys())
+    arguments, keywords = ((), x) if named else (as_arguments(x), {})
+    try:
+        signature.bind(*own, *arguments, **keywords)
+    except TypeError as error:
+        what = ", ".join(map(repr, x)) if named else f"{len(arguments)} value{'s' if len(arguments) != 1 else ''}"
+        raise DataError(
+            f"The inputs of a batch are {what}, but {type(model).__name__}.forward{shown_parameters(signature)} does "
+            f"not take these ({error}); the last value of a batch that is a tuple is the targets, all others are the "
+            f"model's arguments. Pass `batch_fn` to split batches in another way."
+        ) from error
+
+
+def shown_parameters(signature: inspect.Signature) -> str:
+    """Return the names of the parameters but ``self``, in parentheses."""
+    return f"({', '.join(name for name in signature.parameters if name != 'self')})"
 
 
 def check_input_types(learn: Learner, x: Any) -> None:

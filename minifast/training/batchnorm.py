@@ -99,9 +99,9 @@ def compare_statistics(
         return None
     try:
         with preserve_model(learn.loss_func), eval_mode(learn.model), torch.no_grad():
-            running = float(learn.loss_func(learn.output_of(x), *targets))
+            running = float(learn.loss_func(learn.output_of(x, y), *targets))
             with _batch_statistics(layers):
-                batch = float(learn.loss_func(learn.output_of(x), *targets))
+                batch = float(learn.loss_func(learn.output_of(x, y), *targets))
     except Exception:  # the code of a model or a loss may raise anything; then there is nothing to compare
         return None
     scale = abs(batch if first_loss is None else first_loss)

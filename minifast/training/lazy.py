@@ -33,6 +33,6 @@ def initialize_lazy(learn: Learner) -> None:
         return
     with preserve_randomness(learn), eval_mode(learn.model), torch.no_grad():
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
-        output = learn.output_of(x)
+        output = learn.output_of(x, y)
         if has_lazy(loss):
             learn.loss_func(output, *as_arguments(y))

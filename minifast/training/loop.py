@@ -83,7 +83,7 @@ def loss_again(learn: Learner, state: State) -> Any:
     """Compute the loss of the batch and its gradients again, for an optimizer that changed the weights in its step."""
     learn.opt.zero_grad()
     with torch.enable_grad():
-        loss = learn.loss_func(learn.output_of(state.last_input), *as_arguments(state.last_target))
+        loss = learn.loss_func(learn.output_of(state.last_input, state.last_target), *as_arguments(state.last_target))
         loss.backward()
     return loss
 
@@ -93,7 +93,7 @@ def one_batch(learn: Learner, xb: Any, yb: Any, dispatch: Dispatcher) -> None:
     state = dispatch.state
     state.begin_batch(xb, yb, train=True)
     dispatch("on_batch_begin")
-    state.last_output = learn.output_of(state.last_input)
+    state.last_output = learn.output_of(state.last_input, state.last_target)
     dispatch("on_loss_begin")
     state.raw_losses.append(compute_loss(learn, state))
     dispatch("on_backward_begin")
@@ -122,7 +122,7 @@ def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = Tr
     for batch in state.pbar.track(state.batches(dl)):
         state.begin_batch(*as_pair(batch, "validation"), train=False)
         dispatch("on_batch_begin", metrics=True)
-        state.last_output = learn.output_of(state.last_input)
+        state.last_output = learn.output_of(state.last_input, state.last_target if with_loss else None)
         dispatch("on_loss_begin")
         if with_loss:
             mean.add(compute_loss(learn, state), loss_weight(learn.loss_func, state.last_target, state.last_input))

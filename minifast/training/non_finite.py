@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from minifast.hooks import Hooks
 from minifast.losses import is_summed, loss_weight
+from minifast.model_loss import forward
 from minifast.utils.compiled import without_compiled_code
 from minifast.utils.tensors import as_arguments, count_samples, read_floats
 
@@ -89,7 +90,7 @@ def diagnose(model: nn.Module, loss_func: Callable[..., Any], inputs: Any, targe
         yield f"The buffer {buffer} is not finite, which makes validation wrong: load a saved model."
     model.zero_grad()
     with without_compiled_code(model), first_output(model) as names:
-        output = model(*as_arguments(inputs))
+        output = forward(model, loss_func, inputs, targets)
     if names:
         yield f"The first output that is not finite is that of {names[0]}."
     loss = loss_func(output, *as_arguments(targets))

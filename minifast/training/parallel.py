@@ -25,6 +25,7 @@ from minifast.distributed.exchange import (
 from minifast.distributed.group import Group, current_group, guarded
 from minifast.errors import MinifastError
 from minifast.losses import is_summed, loss_weight
+from minifast.model_loss import ModelLoss
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module
 from minifast.training.state import State
@@ -197,10 +198,23 @@ class Parallel:
         values = [state.last_output, state.last_target]
         if first_dimension(state.last_target) is None and not isinstance(state.last_target, (list, tuple)):
             values.append(state.last_input)  # which counts the samples
+        own = self.learn.loss_func if isinstance(self.learn.loss_func, ModelLoss) else None
+        loss = self._mean(own.last) if own is not None and isinstance(own.last, Tensor) else None
         # A dict, because a list of two could be taken for a list of two samples.
         gathered = gather_rows(dict(enumerate(values)), n, self.has_samples, self.group)
         state.last_output, state.last_target = gathered[0], gathered[1]
         state.last_input = gathered.get(2, state.last_input)
+        if own is not None:
+            own.replace(state.last_output, loss)
+
+    def _mean(self, loss: Tensor) -> Tensor:
+        """Return the loss of the whole batch, of which each process has the loss of its share."""
+        state = self.state
+        weight = loss_weight(self.learn.loss_func, state.last_target, state.last_input) if self.has_samples else 0
+        weight = torch.as_tensor(weight, dtype=torch.float64).to(loss.device)
+        value = torch.where(weight == 0, 0, weight * loss.detach().double().reshape(()))
+        total, weights = add_up(torch.stack([value, weight])).unbind()
+        return (total / weights).to(loss.dtype)
 
     def after_backward(self, skip_bwd: bool, skip_step: bool) -> None:
         """Average the gradients that DistributedDataParallel does not, and share the buffers of process 0."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -63,29 +65,110 @@ def first_dimension(values: Any) -> int | None:
     return sizes.pop() if len(sizes) == 1 else None
 
 
-def as_pair(batch: Any, part: str = "training") -> tuple[Any, Any]:
-    """Return a batch as the pair (inputs, targets).
+TARGET_NAMES = ("labels", "label")  # of the targets in a batch that is a dict, where no other name is given
+
+
+def as_pair(batch: Any, part: str = "training", target: str | Sequence[str] | None = None) -> tuple[Any, Any]:
+    """Return a batch as the pair (inputs, targets): the only function that says which is which.
+
+    - ``(x, y)`` is a pair. Of a longer tuple or list, the last value is the targets and the others are the inputs, a
+      tuple: the arguments of the model.
+    - Of a dict, or another mapping such as a ``BatchEncoding``, the value of ``target`` is the targets and the others
+      are the inputs, a dict: the keyword arguments of the model. Several names give a tuple of targets.
+    - An object with a method ``to``, such as a batch of graphs, is the input, and its attribute ``target`` or ``y`` the
+      targets.
 
     Args:
         batch: what a loader yields.
         part: the part of the data, for the message.
+        target: the name of the targets; by default ``"labels"`` or ``"label"``.
 
     Raises:
-        DataError: the batch is no tuple or list of two.
+        DataError: the batch has no targets.
+
+    >>> as_pair({"x": 1, "labels": 2}), as_pair((1, 2, 3)), as_pair({"a": 1, "b": 2, "c": 3}, target=("b", "c"))
+    (({'x': 1}, 2), ((1, 2), 3), ({'a': 1}, (2, 3)))
     """
-    if isinstance(batch, (tuple, list)) and len(batch) == 2:
-        return batch[0], batch[1]
-    kind = f"a {type(batch).__name__}"
-    if isinstance(batch, Mapping):
-        kind = f"a {type(batch).__name__} with the keys {', '.join(map(repr, batch))}"
-    elif isinstance(batch, Tensor):
-        kind = f"one tensor of shape {tuple(batch.shape)}"
-    elif isinstance(batch, (tuple, list)):
-        kind = f"a {type(batch).__name__} of {len(batch)}"
+    if isinstance(batch, (tuple, list)) and not isinstance(batch, PackedSequence) and len(batch) > 1:
+        return (batch[0], batch[1]) if len(batch) == 2 else (tuple(batch[:-1]), batch[-1])
+    names = target_names(batch, target)
+    if isinstance(batch, Mapping) and names:
+        values = tuple(batch[name] for name in names)
+        return {k: v for k, v in batch.items() if k not in names}, values if len(values) > 1 else values[0]
+    if names:
+        values = tuple(getattr(batch, name) for name in names)
+        return batch, values if len(values) > 1 else values[0]
     raise DataError(
-        f"A {part} batch is {kind}; it must be a pair (inputs, targets). Nest several inputs or targets, as in "
-        f"((x1, x2), y) or (x, (y1, y2)), in the data set or with collate_fn."
+        f"A {part} batch is {_described(batch)}; it must have inputs and targets: a pair (x, y), a tuple whose last "
+        f"value is the targets, or a dict with 'labels' or DataBunch(..., target=NAME). For all others, pass "
+        f"`batch_fn`, a function that returns (inputs, targets)."
     )
+
+
+def target_names(batch: Any, target: str | Sequence[str] | None = None) -> list[str]:
+    """Return the names of the targets in a dict or an object with a method ``to``; without targets an empty list."""
+    if isinstance(batch, Mapping):
+        names = as_list(target) or [name for name in TARGET_NAMES if name in batch][:1]
+        return names if all(name in batch for name in names) else []
+    if isinstance(batch, Tensor) or not callable(getattr(batch, "to", None)):
+        return []
+    names = as_list(target) or [name for name in (*TARGET_NAMES, "y") if getattr(batch, name, None) is not None][:1]
+    return names if all(getattr(batch, name, None) is not None for name in names) else []
+
+
+def _described(batch: Any) -> str:
+    if isinstance(batch, Mapping):
+        return f"a {type(batch).__name__} with the keys {', '.join(map(repr, batch))}"
+    if isinstance(batch, Tensor):
+        return f"one tensor of shape {tuple(batch.shape)}"
+    return f"a {type(batch).__name__}" + (f" of {len(batch)}" if isinstance(batch, (tuple, list)) else "")
+
+
+def call_model(model: Any, inputs: Any, like: Any = None) -> Any:
+    """Return the output of a model for the inputs of a batch: the only function that passes them.
+
+    A tuple or list gives the arguments. A dict gives the keyword arguments, or where ``forward`` has none of these
+    names, is the only argument. Anything else is the only argument.
+
+    Args:
+        model: the model, or a wrapper around it.
+        inputs: the inputs of the batch.
+        like: the model itself, where ``model`` is a wrapper that takes any arguments.
+
+    Raises:
+        DataError: ``forward`` takes some names of a dict and not all.
+
+    >>> call_model(lambda x, y: x - y, (3, 1)), call_model(len, {"a": 1, "b": 2})
+    (2, 2)
+    """
+    if isinstance(inputs, dict) and _takes_names(forward_of(model if like is None else like), tuple(inputs)):
+        return model(**inputs)
+    return model(*as_arguments(inputs))
+
+
+def forward_of(model: Any) -> Any:
+    """Return the function whose parameters are the inputs of a model."""
+    return getattr(model, "__dict__", {}).get("forward") or getattr(type(model), "forward", model)
+
+
+@lru_cache(maxsize=64)
+def _takes_names(forward: Any, names: tuple[Any, ...]) -> bool:
+    """Return whether a function takes these names as keywords, and raise an error where it takes only some."""
+    try:
+        parameters = inspect.signature(forward).parameters.values()
+    except (TypeError, ValueError):  # of a compiled function
+        return False
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return True
+    known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    unknown = [name for name in names if name not in known]
+    if unknown and len(unknown) < len(names):
+        raise DataError(
+            f"The batch has {', '.join(map(repr, unknown))}, but the model's forward takes only "
+            f"{', '.join(map(repr, (name for name in known if name != 'self')))}; remove it in the data set or in "
+            f"collate_fn, name it in DataBunch(..., target=NAME) if it holds the targets, or pass `batch_fn`."
+        )
+    return bool(names) and not unknown
 
 
 def as_arguments(values: Any) -> Sequence[Any]:
@@ -103,8 +186,10 @@ def as_list(values: Any) -> list[Any]:
     return list(values) if isinstance(values, (list, tuple, set, frozenset)) else [values]
 
 
-def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
+def map_tensors(function: Callable[[Tensor], Any], values: Any, others: Callable[[Any], Any] | None = None) -> Any:
     """Return ``values`` with ``function`` applied to each tensor, also inside tuples, lists and dicts.
+
+    Any other value stays, or becomes what ``others`` returns.
 
     >>> map_tensors(torch.numel, (torch.zeros(2), {"text": "a", "more": [torch.zeros(3)]}))
     (2, {'text': 'a', 'more': [3]})
@@ -112,15 +197,15 @@ def map_tensors(function: Callable[[Tensor], Any], values: Any) -> Any:
     if isinstance(values, Tensor):
         return function(values)
     if isinstance(values, tuple) and hasattr(values, "_fields"):
-        return type(values)(*(map_tensors(function, value) for value in values))
+        return type(values)(*(map_tensors(function, value, others) for value in values))
     if isinstance(values, (list, tuple)):
-        return type(values)([map_tensors(function, value) for value in values])
+        return type(values)([map_tensors(function, value, others) for value in values])
     if isinstance(values, dict):
         mapped = copy.copy(values)  # keeps the class, such as that of a transformers output
         for name, value in values.items():
-            mapped[name] = map_tensors(function, value)
+            mapped[name] = map_tensors(function, value, others)
         return mapped
-    return values
+    return values if others is None else others(values)
 
 
 def take_rows(values: Any, rows: int | slice, n: int) -> Any:

@@ -42,10 +42,9 @@ class OfLength:
 
 
 NOT_PAIRS = {
-    "three": ((X, Y, Y), "a tuple of 3"),
     "one": ([X], "a list of 1"),
     "none": ((), "a tuple of 0"),
-    "dict": ({"x": X, "labels": Y}, "a dict with the keys 'x', 'labels'"),
+    "dict": ({"x": X, "y": Y}, "a dict with the keys 'x', 'y'"),
     "tensor": (X, r"one tensor of shape \(24, 4\)"),
     "tensor of two rows": (X[:2], r"one tensor of shape \(2, 4\)"),
     "text": ("ab", "a str"),
@@ -63,7 +62,7 @@ def test_a_batch_that_is_no_pair_raises_before_training(name, transforms):
     before = learn.model.weight.detach().clone()
     acts = [lambda: learn.fit(1), learn.data.one_batch, learn.data.normalize, lambda: learn.validate([batch])]
     for act in acts:
-        with pytest.raises(DataError, match=rf"batch is {what}; it must be a pair \(inputs, targets\)"):
+        with pytest.raises(DataError, match=rf"batch is {what}; it must have inputs and targets"):
             act()
     assert learn.model.weight.equal(before)
     assert learn.data.norm is None

@@ -75,9 +75,9 @@ def test_a_pair_is_a_tuple_or_list_of_two(batch) -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((1, 2, 3), "A training batch is a tuple of 3; it must be a pair"),
+        ((1,), "A training batch is a tuple of 1; it must have inputs and targets: a pair"),
         ([1], "a list of 1"),
-        ({"x": 1, "labels": 2}, "a dict with the keys 'x', 'labels'"),
+        ({"x": 1, "y": 2}, "a dict with the keys 'x', 'y'"),
         (torch.zeros(2, 3), r"one tensor of shape \(2, 3\)"),
         (None, "a NoneType"),
     ],

@@ -262,14 +262,14 @@ def test_one_epoch_of_a_loader_that_can_be_iterated_once() -> None:
     assert learn.recorder.nb_batches == [2]
 
 
-@pytest.mark.parametrize("batch", [{"x": 1, "labels": 2}, (1, 2, 3), torch.zeros(2, 4), [torch.zeros(2, 4)]])
+@pytest.mark.parametrize("batch", [{"x": 1, "y": 2}, (1,), torch.zeros(2, 4), [torch.zeros(2, 4)]])
 def test_batches_that_are_no_pair_raise_before_the_first_step(batch) -> None:
     learn = learner_of([batch], None, lambda output, target: output.mean(), "float")
     before = learn.model.weight.clone()
-    with pytest.raises(DataError, match=r"A training batch is .*; it must be a pair"):
+    with pytest.raises(DataError, match=r"A training batch is .*; it must have inputs and targets"):
         learn.fit(1)
     assert torch.equal(before, learn.model.weight)
     pair = (torch.zeros(2, 4), torch.zeros(2, 3))
     learn = learner_of([pair], [batch], nn.MSELoss(), "float")
-    with pytest.raises(DataError, match=r"A validation batch is .*; it must be a pair"):
+    with pytest.raises(DataError, match=r"A validation batch is .*; it must have inputs and targets"):
         learn.validate()

@@ -1,0 +1,45 @@
+"""Data whose batches a function splits into inputs and targets."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader
+
+from minifast.data.resume import preserve_loader
+
+if TYPE_CHECKING:
+    from minifast.data.bunch import DataBunch
+
+
+def with_batch_fn(data: DataBunch, batch_fn: Callable[[Any], tuple[Any, Any]]) -> DataBunch:
+    """Return a copy of a bunch whose batches are what ``batch_fn`` returns; data sets and samplers are shared.
+
+    The default loss, which the targets of the data set determine, is left out.
+    """
+    copied = copy.copy(data)
+    loaders = {id(loader): copy.copy(loader) for loader in data.dls}  # one loader may serve two parts
+    for loader in loaders.values():
+        loader.tfms, loader.batch_fn = list(loader.tfms), batch_fn
+    for name in ("train_dl", "valid_dl", "test_dl"):
+        setattr(copied, name, loaders.get(id(getattr(data, name))))
+    if data.loss_is_default:
+        copied.loss_func = None
+    return copied
+
+
+def has_named_inputs(data: DataBunch) -> bool:
+    """Return whether the inputs of training batches are dicts, by making a batch of one sample."""
+    loader: Any = data.train_dl
+    inner = getattr(loader, "dl", None)
+    with preserve_loader(loader):
+        try:
+            if isinstance(inner, DataLoader) and inner.batch_sampler is not None:
+                inputs, _ = loader.as_pair(inner.collate_fn([inner.dataset[0]]), "training")
+            else:
+                inputs, _ = next(iter(loader))
+        except Exception:  # the first batch of a fit raises the error
+            return False
+    return isinstance(inputs, dict)

@@ -1,0 +1,31 @@
+"""Choose the loss of a learner that was given none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from minifast.data.batch_fn import has_named_inputs
+from minifast.data.bunch import DataBunch
+from minifast.errors import DataError
+from minifast.losses import no_loss_reason
+from minifast.model_loss import own_loss
+
+
+def choose_loss(data: DataBunch, model: nn.Module, loss_func: Any) -> Any:
+    """Return the loss that was given to the learner or the data, the model's own, or the default of the data.
+
+    Raises:
+        DataError: there is none of these.
+    """
+    if loss_func is not None:
+        return loss_func
+    if not data.loss_is_default:
+        return data.loss_func
+    own = own_loss(model, data.train_dl.target)
+    if own is not None and has_named_inputs(data):
+        return own
+    if data.loss_func is None:
+        raise DataError(f"No loss can be chosen from the data{no_loss_reason(data.train_ds)}.")
+    return data.loss_func
