@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,7 @@ from minifast.errors import DataError
 from minifast.model_loss import ModelLoss
 from minifast.utils.checks import bound_arguments, check_number, check_word
 from minifast.utils.compiled import uncompiled
-from minifast.utils.shapes import match_shapes
+from minifast.utils.shapes import is_counted, match_shapes
 from minifast.utils.tensors import TARGET_NAMES, as_arguments, as_list, count_samples, take_rows
 
 
@@ -242,11 +243,11 @@ def loss_weight(loss_func: Any, targets: Any, inputs: Any = None) -> Any:
 
 
 def _class_weight(target: Tensor, weight: Tensor | None, ignore_index: int) -> Any:
-    counted = target != ignore_index
+    counted = is_counted(target, ignore_index)
     if weight is None:
         total = counted.sum()
     else:
-        total = (weight.to(target.device)[target.masked_fill(~counted, 0)] * counted).sum()
+        total = (weight.to(target.device)[target.masked_fill(~counted, 0).long()] * counted).sum()
     return total.item() if total.is_cpu else total
 
 
@@ -261,9 +262,9 @@ def is_summed(loss_func: Any) -> bool:
 def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = None) -> tuple[float, float] | None:
     """Return the loss of a batch and the loss that its two parts add up to, where the two differ; else None.
 
-    The parts are a third of the batch and the rest, weighted by ``loss_weight``. Where the losses differ, the weight
-    of ``loss_func`` is not known: a mean over batches then depends on the batch size. Returns None too where the loss
-    fails on a part.
+    The parts, weighted by ``loss_weight``, are a third of the batch and the rest, or the single samples (of a large
+    batch 64 parts). Where the losses differ, the weight of ``loss_func`` is not known: a mean over batches then depends
+    on the batch size. Returns None too where the loss fails on a part.
 
     >>> outputs, targets = torch.arange(6.0), torch.zeros(6)
     >>> batch_size_effect(nn.MSELoss(), outputs, targets) is None
@@ -274,28 +275,31 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
     n = count_samples(targets, inputs)
     if n < 2:
         return None
-    parts = slice(None, max(1, n // 3)), slice(max(1, n // 3), None)
-    total = weights = 0.0
-    try:
-        with torch.no_grad():
-            whole = float(loss_func(outputs, *as_arguments(targets)))
-            for rows in parts:
-                output, target, x = (take_rows(values, rows, n) for values in (outputs, targets, inputs))
-                weight = float(loss_weight(loss_func, target, x))
-                if weight:
-                    total += weight * float(loss_func(output, *as_arguments(target)))
-                    weights += weight
-    except Exception:  # a loss of your own may need the whole batch
-        return None
-    combined = total if is_summed(loss_func) else total / weights if weights else whole
-    return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
+    third, size = max(1, n // 3), math.ceil(n / 64)
+    for parts in ([slice(None, third), slice(third, None)], [slice(i, i + size) for i in range(0, n, size)]):
+        total = weights = 0.0
+        try:
+            with torch.no_grad():
+                whole = float(loss_func(outputs, *as_arguments(targets)))
+                for rows in parts:
+                    output, target, x = (take_rows(values, rows, n) for values in (outputs, targets, inputs))
+                    weight = float(loss_weight(loss_func, target, x))
+                    if weight:
+                        total += weight * float(loss_func(output, *as_arguments(target)))
+                        weights += weight
+        except Exception:  # a loss of your own may need the whole batch
+            continue
+        combined = total if is_summed(loss_func) else total / weights if weights else whole
+        if abs(whole - combined) > 1e-3 * max(abs(whole), abs(combined), 1e-3):
+            return whole, combined
+    return None
 
 
 # --- activations and losses of samples
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "softmax": lambda output: output.softmax(1),
+    "softmax": lambda output: output.softmax(1 if output.ndim > 1 else 0),
     "softmax_last": lambda output: output.softmax(-1),
     "exp": torch.exp,
     "sigmoid": torch.sigmoid,
@@ -339,10 +343,12 @@ def check_broadcast(loss_func: Any, output: Any, target: Any) -> None:
     Raises:
         DataError: if torch would broadcast them, (n, 1) and (n,) to (n, n) for example.
     """
-    kind, targets = unwrap_loss(loss_func), as_arguments(target)
+    targets = as_arguments(target)
     target = targets[0] if len(targets) else None
-    elementwise = type(kind) in ELEMENTWISE or kind in ELEMENTWISE_FUNCTIONS
-    if elementwise and getattr(output, "shape", None) != getattr(target, "shape", None):
+    if getattr(output, "shape", None) == getattr(target, "shape", None):
+        return
+    kind = unwrap_loss(loss_func)
+    if type(kind) in ELEMENTWISE or kind in ELEMENTWISE_FUNCTIONS:
         shapes = [tuple(getattr(values, "shape", ())) for values in (output, target)]
         raise DataError(
             f"The model's outputs have the shape {shapes[0]} and the targets {shapes[1]}, which "
@@ -352,6 +358,9 @@ def check_broadcast(loss_func: Any, output: Any, target: Any) -> None:
 
 def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     """Return the loss of each sample: ``(n,)`` for losses of one number per sample, else the shape of the targets.
+
+    Raises:
+        DataError: if a function without a reduction fails on a single sample, or torch would broadcast the shapes.
 
     >>> sample_losses(nn.MSELoss(), torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor([0., 4.])
@@ -370,5 +379,11 @@ def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
     elif getattr(getattr(loss_func, "func", loss_func), "__module__", "") == functional.__name__:  # also of a partial
         losses = loss_func(outputs, targets, reduction="none")
     else:
-        losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
+        try:
+            losses = torch.stack([loss_func(outputs[i : i + 1], targets[i : i + 1]) for i in range(len(outputs))])
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise DataError(
+                f"`loss_func` fails on a single sample, so the loss of each sample is not known: {error} If the "
+                f"function calls squeeze(), name the dimension, such as squeeze(1)."
+            ) from error
     return losses  # type: ignore[no-any-return]

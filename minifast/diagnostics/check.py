@@ -37,6 +37,7 @@ from minifast.training.snapshot import eval_mode, preserve_buffers, preserve_lea
 from minifast.training.state import State
 from minifast.training.untrained import untrained_parameters
 from minifast.utils.checks import shortlist
+from minifast.utils.shapes import is_counted
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats, take_rows
 
 if TYPE_CHECKING:
@@ -387,7 +388,7 @@ def _constant_loss(learn: Learner, y: Any) -> float:
     if not isinstance(y, Tensor) or not len(y):
         return math.inf
     if is_cross_entropy(learn.loss_func) and not y.is_floating_point():
-        shares = torch.bincount(y[y != setting_of(learn.loss_func, "ignore_index", -100)]).float()
+        shares = torch.bincount(y[is_counted(y, setting_of(learn.loss_func, "ignore_index", -100))]).float()
         shares = shares[shares > 0] / shares.sum()
         entropy = float(-(shares * shares.log()).sum())
         return entropy or math.inf  # with one class there is nothing to predict

@@ -12,7 +12,7 @@ from torch.nn import functional
 from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
 from minifast.losses import is_cross_entropy, is_loss
-from minifast.training.batch_checks import check_first_batch, check_outputs, check_targets, type_name
+from minifast.training.batch_checks import check_failed_batch, check_outputs, check_targets, type_name
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -55,7 +55,7 @@ def find_target_problems(learn: Learner, output: Any, y: Any) -> Iterator[Findin
 def find_reason(learn: Learner, error: Exception, x: Any, output: Any, y: Any) -> Finding | None:
     """Return what the fit would report for a model or loss that fails on its first batch, if it knows the reason."""
     try:
-        check_first_batch(learn, error, x, output, y)
+        check_failed_batch(learn, error, x, output, y)
     except DataError as clearer:
         return _finding_of(clearer)
     return None

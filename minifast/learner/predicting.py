@@ -15,10 +15,11 @@ from minifast import plotting
 from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.errors import DataError
-from minifast.losses import activation_name, activation_of, check_broadcast, is_cross_entropy, is_loss, sample_losses
+from minifast.losses import activation_name, activation_of, is_cross_entropy, is_loss, sample_losses
 from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.metrics.loss_options import threshold_of
 from minifast.training import loop
+from minifast.training.batch_checks import explain_errors
 from minifast.training.callback import Callback, adopt_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.parallel import Parallel, group_of
@@ -68,20 +69,6 @@ def as_float32(values: Tensor) -> Tensor:
     return values.float() if values.dtype in (torch.float16, torch.bfloat16) else values
 
 
-class ShapeCheck(Callback):
-    """Check the first batch of a validation for shapes that the loss would broadcast."""
-
-    def __init__(self, loss_func: Any) -> None:
-        self.loss_func = loss_func
-        self._checked = False
-
-    def on_loss_begin(self, last_output: Any, last_target: Any) -> None:
-        """Check the outputs of the first batch."""
-        if not self._checked:
-            self._checked = True
-            check_broadcast(self.loss_func, last_output, last_target)
-
-
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
     dl = learn.dl() if dl is None else learn.data.adapt(dl)
@@ -90,7 +77,7 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     ]
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     adopt_callbacks(learn, wrapped)
-    callbacks = [*active_callbacks(learn), ShapeCheck(learn.loss_func)]
+    callbacks = active_callbacks(learn)
     with preserve_look(learn, dl), eval_mode(learn.model), evaluation(learn, state, callbacks, wrapped) as dispatch:
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
@@ -110,9 +97,10 @@ def evaluation(
     """Yield the dispatcher of a pass over data without training, which several processes split."""
     group = group_of(learn)
     if group is None:
-        yield Dispatcher(state, callbacks, metrics)
+        with explain_errors(learn, state):
+            yield Dispatcher(state, callbacks, metrics)
         return
-    with Parallel(learn, state, group) as parallel:
+    with Parallel(learn, state, group) as parallel, explain_errors(learn, state):
         yield Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
 
 
@@ -145,7 +133,7 @@ def get_preds(
     # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
     loss_func: Any = learn.loss_func
     loss_func = copy.deepcopy(loss_func).cpu() if isinstance(loss_func, nn.Module) else loss_func
-    with preserve_buffers(loss_func, stop=not_owned(learn, ())):
+    with preserve_buffers(loss_func, stop=not_owned(learn, ())), explain_errors(learn, state):
         if isinstance(outputs, Tensor) and isinstance(targets, Tensor):
             return [predictions, targets, sample_losses(loss_func, outputs, targets)]
         batches = zip(collector.outputs, collector.targets, strict=True)

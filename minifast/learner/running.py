@@ -20,12 +20,12 @@ from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
 from minifast.data.shards import is_sharded
 from minifast.distributed.exchange import broadcast, check_same
-from minifast.errors import CallbackError, DataError, EmptyEpochError, MinifastError, NonFiniteLossError
+from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
 from minifast.finder.learning import learns
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
-from minifast.training.batch_checks import check_arguments, check_first_batch, check_outputs, check_targets
+from minifast.training.batch_checks import OTHER_CAUSES, check_arguments, explain_error, is_first_batch
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
@@ -38,7 +38,7 @@ from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.public import frames_to_caller
-from minifast.utils.tensors import as_arguments, as_pair
+from minifast.utils.tensors import as_pair
 from minifast.utils.text import write_text
 
 if TYPE_CHECKING:
@@ -46,9 +46,6 @@ if TYPE_CHECKING:
     from minifast.training.optimizer import OptimWrapper
 
 CHECKS = (FirstBatchCheck, NaNCheck, LastFiniteWeights)
-
-
-OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
 
 
 @dataclass(frozen=True)
@@ -276,11 +273,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
             learn.history.remove(recorder)  # the run ended before its first batch
         learn.opt.zero_grad()  # the gradients of the batch in which it ended
         try:
-            if is_of_first_batch(state, error):
-                check_first_batch(learn, error, state.last_input, state.last_output, state.last_target)
-            elif isinstance(error, IndexError):
-                check_outputs(learn, state.last_output, state.last_target)
-                check_targets(learn.loss_func, state.last_output, as_arguments(state.last_target)[0])
+            explain_error(learn, state, error)
         except DataError as clearer:
             report_stop(learn, state, clearer, checkpointers)
             raise clearer from error
@@ -357,13 +350,6 @@ def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
         )
 
 
-def is_of_first_batch(state: State, error: BaseException) -> bool:
-    """Return whether model or loss may have failed on the first batch, which ``learn.check()`` tries too."""
-    in_first_batch = state.train and state.num_batch == 0 and len(state.raw_losses) <= 1
-    failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
-    return in_first_batch and failed
-
-
 def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:
     """Report where a run stopped early and how to continue: in a note on the error, or a printed line after Ctrl-C."""
     if state.last_input is None:
@@ -382,5 +368,6 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
         if saved:
             add_note(error, saved)
     elif isinstance(error, Exception):
-        advice = "learn.check() finds such problems before training. " if is_of_first_batch(state, error) else ""
+        failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
+        advice = "learn.check() finds such problems before training. " if failed and is_first_batch(state) else ""
         add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {advice}{saved}".rstrip())

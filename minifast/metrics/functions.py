@@ -8,7 +8,14 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from minifast.errors import DataError
-from minifast.utils.shapes import binary_targets, check_tensors, match_classes, match_shapes, predict_classes
+from minifast.utils.shapes import (
+    binary_targets,
+    check_tensors,
+    is_counted,
+    match_classes,
+    match_shapes,
+    predict_classes,
+)
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,7 +36,7 @@ def mark(**attributes: Any) -> Callable[[Function], Function]:
 
 def count_targets(input: Tensor, targs: Tensor, ignore_index: int = -100, **options: Any) -> Tensor:
     """Return how many targets of a batch count."""
-    return (targs != ignore_index).sum()
+    return is_counted(targs, ignore_index).sum()
 
 
 def count_numbers(input: Tensor, targs: Tensor, **options: Any) -> int:
@@ -123,7 +130,7 @@ def top_k_accuracy(
             f"`k` must be from 1 to the number of classes, {n_classes}, got {k}; give another, such as "
             f"partial(top_k_accuracy, k=2)."
         )
-    counted = targets != ignore_index
+    counted = is_counted(targets, ignore_index)
     best = (outputs.topk(k, dim=-1).indices == targets[..., None]).any(dim=-1)
     return (best & counted).sum() / counted.sum().clamp(min=1)
 

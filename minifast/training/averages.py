@@ -78,6 +78,17 @@ class SmoothenValue:
         self.smooth = self.mov_avg / (1 - self.beta**self.n)
 
 
+def check_loss(loss: Any) -> None:
+    """Raise a TypeError or ValueError unless a loss is a tensor of one number."""
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"`loss_func` must return a tensor of one number, got {shown(loss)}.")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"`loss_func` must return one number per batch, got a tensor of shape {tuple(loss.shape)}; "
+            f"take the mean, which torch's losses do with reduction='mean'."
+        )
+
+
 UNCOUNTED = -0.0  # the recorded loss of a batch that counts nothing; it equals 0 and survives files and devices
 
 
@@ -104,13 +115,6 @@ class Losses(Sequence[float]):
 
     def append(self, loss: Tensor) -> None:
         """Add the loss of a batch, a tensor of one number."""
-        if not isinstance(loss, Tensor):
-            raise TypeError(f"`loss_func` must return a tensor of one number, got {shown(loss)}.")
-        if loss.numel() != 1:
-            raise ValueError(
-                f"`loss_func` must return one number per batch, got a tensor of shape {tuple(loss.shape)}; "
-                f"take the mean, which torch's losses do with reduction='mean'."
-            )
         if loss.is_cpu:
             self._values.append(loss.item())
         else:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from minifast.errors import DataError
+from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
 from minifast.losses import (
     ELEMENTWISE,
     ELEMENTWISE_FUNCTIONS,
@@ -18,10 +20,14 @@ from minifast.losses import (
     unwrap_loss,
 )
 from minifast.utils.checks import shortlist
+from minifast.utils.shapes import is_counted
 from minifast.utils.tensors import as_arguments, forward_of
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
+    from minifast.training.state import State
+
+OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
 
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
@@ -55,7 +61,7 @@ def _largest_class(loss_func: Any, target: Any) -> int:
     """Return the largest class number of a batch, -1 if there is none."""
     if not isinstance(target, torch.Tensor) or target.is_floating_point() or target.is_complex():
         return -1
-    counted = target[target != setting_of(loss_func, "ignore_index", -100)]
+    counted = target[is_counted(target, setting_of(loss_func, "ignore_index", -100))]
     return int(counted.max()) if len(counted) else -1
 
 
@@ -66,10 +72,10 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
         DataError: a target is not.
     """
     are_tensors = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
-    if not are_tensors or not is_cross_entropy(loss_func) or target.is_floating_point():
+    if not are_tensors or not is_cross_entropy(loss_func) or target.is_floating_point() or output.ndim < 2:
         return
     n_outputs = output.shape[1]
-    counted = target[target != setting_of(loss_func, "ignore_index", -100)]
+    counted = target[is_counted(target, setting_of(loss_func, "ignore_index", -100))]
     if len(counted) and (counted.min() < 0 or counted.max() >= n_outputs):
         raise DataError(
             f"The targets go from {int(counted.min())} to {int(counted.max())}, but the model gives {n_outputs} "
@@ -77,8 +83,8 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
         )
 
 
-def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any, target: Any) -> None:
-    """Find the reason why the model (``output`` is None) or the loss failed on the first batch.
+def check_failed_batch(learn: Learner, error: BaseException, x: Any, output: Any, target: Any) -> None:
+    """Find the reason why the model (``output`` is None) or the loss failed on a batch.
 
     Raises:
         DataError: types or shapes do not fit; otherwise nothing happens.
@@ -91,6 +97,38 @@ def check_first_batch(learn: Learner, error: BaseException, x: Any, output: Any,
         return
     check_target_types(learn.loss_func, output, target)
     check_outputs(learn, output, target)
+    check_targets(learn.loss_func, output, as_arguments(target)[0])
+
+
+def explain_error(learn: Learner, state: State, error: BaseException) -> None:
+    """Find the reason in the batch of ``state`` for an error of the model or the loss.
+
+    Raises:
+        DataError: types or shapes do not fit; otherwise nothing happens.
+    """
+    kinds = (RuntimeError, TypeError, ValueError, IndexError)
+    if not isinstance(error, kinds) or isinstance(error, OTHER_CAUSES) or state.last_input is None:
+        return
+    if state.last_loss is None or is_first_batch(state):  # the first loss may be one that has no gradient
+        check_failed_batch(learn, error, state.last_input, state.last_output, state.last_target)
+
+
+def is_first_batch(state: State) -> bool:
+    """Return whether a run is at its first batch of training, which ``learn.check()`` tries too."""
+    return state.train and state.num_batch == 0 and len(state.raw_losses) <= 1
+
+
+@contextmanager
+def explain_errors(learn: Learner, state: State) -> Iterator[None]:
+    """Raise the reason of ``explain_error`` in place of an error in a pass over batches."""
+    try:
+        yield
+    except Exception as error:
+        try:
+            explain_error(learn, state, error)
+        except DataError as clearer:
+            raise clearer from error
+        raise
 
 
 def check_arguments(model: nn.Module, x: Any) -> None:
@@ -123,7 +161,13 @@ def check_input_types(learn: Learner, x: Any) -> None:
     """Raise a DataError if inputs are of another type than the model's parameters, or than an embedding needs."""
     types = {parameter.dtype for parameter in learn.model.parameters() if parameter.is_floating_point()}
     embeds = any(isinstance(module, (nn.Embedding, nn.EmbeddingBag)) for module in learn.model.modules())
-    for tensor in as_arguments(x):
+    inputs = as_arguments(x)
+    if not any(isinstance(value, (torch.Tensor, dict)) for value in inputs):
+        kinds = "None" if x is None else f"of the type {type(inputs[0] if len(inputs) else x).__name__}"
+        raise DataError(
+            f"The inputs are {kinds}, but the model needs tensors; convert them in the data set or with collate_fn."
+        )
+    for tensor in inputs:
         if not isinstance(tensor, torch.Tensor) or len(types) != 1:
             continue
         (expected,) = types
@@ -150,6 +194,13 @@ def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
     has_text = isinstance(target, (list, tuple)) and any(isinstance(value, str) for value in target)
     if has_text and (elementwise or is_cross_entropy(loss_func)):
         raise DataError(f"The targets are texts, but {name} needs numbers; give class numbers from 0 in the data set.")
+    values = as_arguments(target)
+    if (elementwise or is_cross_entropy(loss_func)) and not (len(values) and isinstance(values[0], torch.Tensor)):
+        kind = "None" if target is None else f"a {type(target).__name__}"
+        raise DataError(
+            f"The targets are {kind}, but {name} needs a tensor; convert them in the data set or with collate_fn, or "
+            f"select from them in a loss function of your own."
+        )
     if not isinstance(target, torch.Tensor) or not isinstance(output, torch.Tensor):
         return
     dtype = type_name(target.dtype)

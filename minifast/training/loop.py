@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from minifast.errors import EmptyEpochError
-from minifast.losses import is_summed, loss_weight
-from minifast.training.averages import WeightedMean
+from minifast.losses import check_broadcast, is_summed, loss_weight
+from minifast.training.averages import WeightedMean, check_loss
 from minifast.training.batchnorm import set_training_mode
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.state import State
@@ -74,7 +74,9 @@ def check_epoch(learn: Learner, state: State, validated: bool) -> None:
 
 def compute_loss(learn: Learner, state: State) -> Any:
     """Return the loss of the last output, which becomes ``last_loss``; of several processes, that of all of them."""
+    check_broadcast(learn.loss_func, state.last_output, state.last_target)
     loss = learn.loss_func(state.last_output, *as_arguments(state.last_target))
+    check_loss(loss)
     state.last_loss = loss if learn.parallel is None else learn.parallel.whole_loss(loss)
     return state.last_loss
 

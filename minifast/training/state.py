@@ -141,6 +141,7 @@ class State:
         """Set the fields of a new batch and reset the flags that last for one batch."""
         self.last_input = xb
         self.last_target = yb
+        self.last_output = self.last_loss = None
         if train:
             self.train_batch = xb, yb
         self.train = train

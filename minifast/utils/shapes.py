@@ -80,11 +80,22 @@ def predict_classes(
     (tensor([0, 1]), tensor([0, 1]))
     """
     output, target = match_classes(output, target, axis)
-    counted = target != ignore_index
+    counted = is_counted(target, ignore_index)
     n_classes = output.shape[-1]
     if n_classes > 1:
         return output.argmax(dim=-1), target.long(), counted, n_classes
     return (output[..., 0] > thresh).long(), binary_targets(target, counted), counted, 2
+
+
+def is_counted(target: Tensor, ignore_index: int) -> Tensor:
+    """Return a mask of the targets that are not ``ignore_index``.
+
+    A negative number is no target in unsigned integers, though torch compares it as one: -100 as 156 in uint8.
+
+    >>> is_counted(torch.tensor([156, 2], dtype=torch.uint8), -100)
+    tensor([True, True])
+    """
+    return (target.long() if target.dtype is torch.uint8 else target) != ignore_index
 
 
 def binary_targets(target: Tensor, counted: Tensor | None = None) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import DataBunch, Learner
+from minifast import Callback, DataBunch, Learner
 from minifast.errors import DataError
 
 X, Y = torch.randn(32, 4), torch.arange(32) % 2
@@ -24,13 +24,51 @@ WORDS = [(x, ["cat", "dog"][int(y)]) for x, y in zip(X, Y, strict=True)]
         (TensorDataset(X, Y[:, None]), 2, nn.functional.cross_entropy, r"\(8, 1\), but cross_entropy needs \(8,\)"),
         (TensorDataset(X.double(), Y), 2, nn.CrossEntropyLoss(), "inputs are float64, but .* float32"),
         (WORDS, 2, nn.CrossEntropyLoss(), "The targets are texts"),
+        ([(X.numpy(), Y)], 2, nn.CrossEntropyLoss(), "inputs are of the type ndarray, but the model needs tensors"),
+        ([(X, Y.tolist())], 2, nn.CrossEntropyLoss(), "targets are a list, but CrossEntropyLoss needs a tensor"),
+        ([(X, None)], 2, nn.MSELoss(), "targets are None, but MSELoss needs a tensor"),
+        (TensorDataset(X, Y + 2), 2, nn.CrossEntropyLoss(), "targets go from 2 to 3, but the model gives 2 outputs"),
+        (TensorDataset(X, X[:, 0]), 1, nn.MSELoss(), r"\(8, 1\) and the targets \(8,\), which MSELoss would broadcast"),
     ],
 )
-def test_types_and_shapes_that_do_not_fit_raise_one_sentence(dataset, n_outputs, loss, message) -> None:
-    data = DataBunch(DataLoader(dataset, 8), device="cpu")
-    learn = Learner(data, nn.Linear(4, n_outputs), loss_func=loss, silent=True)
+@pytest.mark.parametrize(
+    "call", [lambda learn: learn.fit(1), Learner.validate, Learner.lr_find], ids=["fit", "validate", "lr_find"]
+)
+@pytest.mark.filterwarnings("ignore:Using a target size")
+def test_types_and_shapes_that_do_not_fit_raise_one_sentence(dataset, n_outputs, loss, message, call) -> None:
+    batches = dataset if isinstance(dataset, list) and dataset is not WORDS else DataLoader(dataset, 8)
+    learn = Learner(DataBunch(batches, batches, device="cpu"), nn.Linear(4, n_outputs), loss_func=loss, silent=True)
     with pytest.raises(DataError, match=message):
-        learn.fit(1)
+        call(learn)
+    with pytest.raises(DataError):
+        learn.get_preds(with_loss=True)
+
+
+@pytest.mark.parametrize("call", ["fit", "validate", "validate within a fit"])
+def test_a_later_batch_that_the_loss_would_broadcast_raises(call) -> None:
+    good, bad = [(X[:1], X[:1, :1])], [(X[:8], X[:8, 0])]
+    train, valid = (good, good + bad) if call == "validate within a fit" else (good + bad, good + bad)
+    learn = Learner(DataBunch(train, valid, device="cpu"), nn.Linear(4, 1), loss_func=nn.MSELoss(), silent=True)
+    with pytest.raises(DataError, match=r"\(8, 1\) and the targets \(8,\), which MSELoss would broadcast"):
+        learn.validate() if call == "validate" else learn.fit(1)
+
+
+def test_an_error_of_a_callback_is_not_taken_for_one_of_the_batch() -> None:
+    class Failing(Callback):
+        def on_batch_end(self, train) -> None:
+            if not train:
+                raise RuntimeError("no space on the device")
+
+    class OwnEntropy(nn.CrossEntropyLoss):
+        def forward(self, input: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return super().forward(input, target.long())
+
+    batches = [(X, Y.int())]
+    learn = Learner(DataBunch(batches, batches, device="cpu"), nn.Linear(4, 2), loss_func=OwnEntropy(), silent=True)
+    learn.callbacks.append(Failing())
+    for call in (learn.validate, lambda: learn.fit(1)):
+        with pytest.raises(RuntimeError, match="no space on the device"):
+            call()
 
 
 def test_another_error_of_the_model_stays_as_it_is() -> None:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
-from minifast import DataBunch, DataError, LabelSmoothingCrossEntropy, Learner, NonFiniteLossError
+from minifast import (
+    DataBunch,
+    DataError,
+    LabelSmoothingCrossEntropy,
+    Learner,
+    NonFiniteLossError,
+    Precision,
+    accuracy,
+    top_k_accuracy,
+)
 from minifast.losses import MixUpLoss, MSELossFlat, batch_size_effect, loss_weight
 from minifast.training.averages import WeightedMean
 from minifast.training.non_finite import diagnose
@@ -273,3 +282,60 @@ def test_batches_that_are_no_pair_raise_before_the_first_step(batch) -> None:
     learn = learner_of([pair], [batch], nn.MSELoss(), "float")
     with pytest.raises(DataError, match=r"A validation batch is .*; it must have inputs and targets"):
         learn.validate()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(1, 9), st.sampled_from([None, "weights"]), st.sampled_from([-100, 0, 156, 255]), st.integers(0, 99))
+def test_class_numbers_in_a_byte_are_those_in_an_integer(bs, weights, ignore_index, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(9, 256, generator=generator)
+    targets = torch.tensor([0, 156, 255])[torch.randint(3, (9,), generator=generator)]
+    weight = None if weights is None else torch.rand(256, generator=generator) + 0.1
+    loss = nn.CrossEntropyLoss(weight, ignore_index=ignore_index)
+    assume(bool((targets != ignore_index).any()))
+    results = []
+    for numbers in (targets, targets.to(torch.uint8)):
+        batches = list(zip(outputs.split(bs), numbers.split(bs), strict=True))
+        learn = Learner(DataBunch(batches, batches, device="cpu"), nn.Linear(1, 1), loss_func=loss, silent=True)
+        learn.model = nn.Identity()
+        results.append(learn.validate(metrics=[accuracy, top_k_accuracy, Precision("macro")]))
+    assert results[1] == results[0]
+    assert results[0][0] == pytest.approx(float(loss(outputs, targets)), rel=1e-5)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(3, 40), st.integers(0, 99))
+def test_a_hidden_weight_of_the_classes_is_found(n, seed) -> None:
+    class Hidden(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.CrossEntropyLoss(WEIGHT)
+
+        def forward(self, output, target):
+            return self.inner(output, target)
+
+    generator = torch.Generator().manual_seed(seed)
+    outputs, targets = torch.randn(n, CLASSES, generator=generator), torch.arange(n) % CLASSES
+    assert batch_size_effect(Hidden(), outputs, targets) is not None
+    assert batch_size_effect(nn.CrossEntropyLoss(WEIGHT), outputs, targets) is None
+
+
+def test_a_loss_that_is_no_number_raises_where_it_is_computed() -> None:
+    batches = [(torch.randn(4, 2), torch.arange(4) % 2)]
+    loss = nn.CrossEntropyLoss(reduction="none")
+    learn = Learner(DataBunch(batches, batches, device="cpu"), nn.Linear(2, 2), loss_func=loss, silent=True)
+    for call in (learn.validate, lambda: learn.fit(1)):
+        with pytest.raises(ValueError, match=r"must return one number per batch, got a tensor of shape \(4,\)"):
+            call()
+
+
+def test_a_loss_that_fails_on_a_single_sample_says_so() -> None:
+    batches = [(torch.randn(4, 2), torch.arange(4) % 2)]
+
+    def squeezing(output, target):
+        return functional.binary_cross_entropy_with_logits(output.squeeze(), target.float())
+
+    learn = Learner(DataBunch(batches, batches, device="cpu"), nn.Linear(2, 1), loss_func=squeezing, silent=True)
+    learn.validate()
+    with pytest.raises(DataError, match=r"fails on a single sample, .* squeeze\(1\)"):
+        learn.get_preds(with_loss=True)
