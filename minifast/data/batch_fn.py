@@ -1,4 +1,4 @@
-"""Data whose batches a function splits into inputs and targets."""
+"""Other views of the data of a bunch: its batches split by a function, and other loaders prepared as its own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
+from minifast.data.loaders import BatchLoader, TensorLoader, scaled
 from minifast.data.resume import preserve_loader
+from minifast.data.transforms import Seeded
+from minifast.errors import DataError
 
 if TYPE_CHECKING:
     from minifast.data.bunch import DataBunch
@@ -28,6 +31,20 @@ def with_batch_fn(data: DataBunch, batch_fn: Callable[[Any], tuple[Any, Any]]) -
     if data.loss_is_default:
         copied.loss_func = None
     return copied
+
+
+def adapt(data: DataBunch, dl: Any) -> Any:
+    """Return a loader of other data with the transforms of a bunch, see ``DataBunch.adapt``."""
+    if not hasattr(dl, "__iter__"):
+        raise DataError(f"`dl` must be a loader of batches (x, y), got {type(dl).__name__}.")
+    if any(dl is own for own in data.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
+        return dl
+    like = data.train_dl if data.valid_dl is None else data.valid_dl
+    loader = data._wrapped(copy.copy(dl) if isinstance(dl, BatchLoader) else dl, "validation")
+    tfms = [tfm for tfm in like.tfms if data.valid_dl is not None or not isinstance(tfm, Seeded)]
+    loader.tfms = [scaled, *tfms] if isinstance(like, TensorLoader) else tfms
+    loader.target, loader.batch_fn = like.target, like.batch_fn
+    return loader
 
 
 def has_named_inputs(data: DataBunch) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
@@ -13,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from minifast.data.batch_fn import adapt
 from minifast.data.checks import check_batch, check_devices, check_loader, check_loader_options
-from minifast.data.creation import make_loaders
-from minifast.data.labels import Labels, printable, target_text
+from minifast.data.creation import LoaderOptions, make_loaders
+from minifast.data.labels import Labels, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchLoader,
     DeviceDataLoader,
     Target,
-    TensorLoader,
     Transform,
     as_device,
     default_device,
-    scaled,
     to_device,
 )
 from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize
@@ -135,6 +133,9 @@ class DataBunch:
         seed: int | None = None,
         target: Target = None,
         batch_fn: BatchFn | None = None,
+        sampler: Any = None,
+        epoch_length: int | None = None,
+        val_length: int | None = None,
         **dl_kwargs: Any,
     ) -> DataBunch:
         """Create a bunch from torch data sets.
@@ -142,7 +143,8 @@ class DataBunch:
         Training samples are shuffled, and an incomplete last training batch is dropped.
 
         Args:
-            train_ds: training set, with a length and samples ``(x, y)``.
+            train_ds: training set: samples ``(x, y)`` or other batches, see ``DataBunch``, with a length and indices,
+                or an ``IterableDataset``, which gives its own order.
             valid_ds: validation set, or None.
             test_ds: test set, or None.
             path: folder for the learner's files.
@@ -154,11 +156,16 @@ class DataBunch:
             seed: seed of the order in each epoch and of the workers; by default both come from torch's generator.
             target: the name of the targets in batches that are dicts, as for ``DataBunch``.
             batch_fn: a function that returns the inputs and targets of a batch, as for ``DataBunch``.
+            sampler: the order of the training samples, such as ``WeightedRandomSampler``; by default they are shuffled.
+            epoch_length: training batches per epoch, for an ``IterableDataset`` without a length. An epoch continues
+                where the last one ended; a data set that ends begins anew.
+            val_length: validation batches, for an ``IterableDataset`` without a length; each time the first ones.
             dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
         """
         check_loader_options(f"{cls.__name__}.create", dl_kwargs, cls.create)
-        options = {"num_workers": num_workers, **dl_kwargs}
-        train_dl, valid_dl, test_dl = make_loaders((train_ds, valid_ds, test_ds), bs, val_bs, seed, options)
+        others = {"num_workers": num_workers, **dl_kwargs}
+        options = LoaderOptions(bs, val_bs, seed, sampler, epoch_length, val_length, others)
+        train_dl, valid_dl, test_dl = make_loaders(train_ds, valid_ds, test_ds, options)
         return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path, target=target, batch_fn=batch_fn)
 
     def _wrapped(self, dl: Any, part: str) -> Any:
@@ -179,23 +186,17 @@ class DataBunch:
         Raises:
             DataError: if it cannot be iterated.
         """
-        if not hasattr(dl, "__iter__"):
-            raise DataError(f"`dl` must be a loader of batches (x, y), got {type(dl).__name__}.")
-        if any(dl is own for own in self.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
-            return dl
-        like = self.train_dl if self.valid_dl is None else self.valid_dl
-        loader = self._wrapped(copy.copy(dl) if isinstance(dl, BatchLoader) else dl, "validation")
-        tfms = [tfm for tfm in like.tfms if self.valid_dl is not None or not isinstance(tfm, Seeded)]
-        loader.tfms = [scaled, *tfms] if isinstance(like, TensorLoader) else tfms
-        loader.target, loader.batch_fn = like.target, like.batch_fn
-        return loader
+        return adapt(self, dl)
 
     @property
     def c(self) -> int | None:
-        """Number of outputs that a model needs: one per class or per regression target; None if unknown."""
+        """Number of outputs that a model needs: one per class or per regression target; None if unknown.
+
+        Without names of classes it is the training set's ``num_classes``, or its largest class number plus 1.
+        """
         if self.classes is not None:
             return len(self.classes)
-        return None if self.labels is None else self.labels.c
+        return count_classes(self.train_ds) if self.labels is None else self.labels.c
 
     @property
     def train_ds(self) -> Any:

@@ -19,7 +19,8 @@ def check_loader(name: str, dl: Any) -> None:
     if not hasattr(dl, "__iter__") or not has_length(dl):
         raise DataError(
             f"`{name}` must have a length and yield batches (x, y), got {type(dl).__name__}. Give a torch "
-            f"DataLoader whose data set has a length, or a list of batches."
+            f"DataLoader whose data set has a length, DataBunch.create(train_ds, epoch_length=100) for an "
+            f"IterableDataset without a length, or a list of batches."
         )
     first = next(iter(dl), None) if name == "valid_dl" and isinstance(dl, (list, tuple)) else None
     is_batch = isinstance(first, (list, tuple, Mapping, Tensor)) or not hasattr(first, "__iter__")
@@ -66,5 +67,5 @@ def check_batch(part: str, read: Callable[[], tuple[Any, Any]], classes: Sequenc
 
 def check_loader_options(function: str, options: dict[str, Any], create: Callable[..., Any]) -> None:
     """Raise a TypeError if torch's DataLoader does not take an option, or ``create`` sets it itself."""
-    own = ("dataset", "batch_size", "shuffle", "sampler", "batch_sampler", "drop_last")
+    own = ("dataset", "batch_size", "shuffle", "batch_sampler", "drop_last")
     check_keywords(function, options, create, DataLoader, but=own)

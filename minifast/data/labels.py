@@ -110,7 +110,7 @@ def as_array(values: Any) -> np.ndarray[Any, Any]:
     """Return a column, an array, a tensor or a list as an array; mixed types and ragged lists give an object array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
-        return np.asarray(values.float() if values.is_floating_point() else values)
+        return np.asarray(values.float() if values.dtype in (torch.float16, torch.bfloat16) else values)
     if hasattr(values, "to_numpy"):
         values = np.asarray(values.to_numpy())
     if isinstance(values, np.ndarray) and values.dtype != object:
@@ -222,6 +222,30 @@ def _multi_hot(array: np.ndarray[Any, Any], classes: Iterable[Any] | None, why: 
             f"`classes` must name each column of the labels, got {len(names)} names for {array.shape[1]} columns."
         )
     return Labels(torch.from_numpy(array.astype(np.float32)), names, "classes", why)
+
+
+def count_classes(dataset: Any) -> int | None:
+    """Return the number of classes that a data set without names says: by ``num_classes``, ``targets`` or ``labels``.
+
+    >>> from types import SimpleNamespace
+    >>> count_classes(SimpleNamespace(num_classes=3)), count_classes(SimpleNamespace(targets=[0, 4, 1]))
+    (3, 5)
+    """
+    names = ("num_classes", "targets", "labels")
+    while dataset is not None and not any(hasattr(dataset, name) for name in names):
+        dataset = getattr(dataset, "dataset", None)  # of a Subset
+    n = getattr(dataset, "num_classes", None)
+    if isinstance(n, int):
+        return n
+    targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    if not isinstance(targets, (list, tuple, np.ndarray, Tensor)) or not len(targets):
+        return None
+    try:
+        array = np.asarray(targets)
+    except (TypeError, ValueError, RuntimeError):  # of unequal lengths, or on a GPU
+        return None
+    is_numbers = array.dtype.kind in "iu" and array.ndim == 1 and array.min() >= 0
+    return int(array.max()) + 1 if is_numbers else None
 
 
 def printable(label: Any) -> Any:

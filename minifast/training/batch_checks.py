@@ -41,7 +41,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
-    if n_classes is None:
+    if n_classes is None or (learn.data.classes is None and learn.data.labels is None):  # it may have more
         return
     largest = _largest_class(loss_func, as_arguments(target)[0])
     if largest >= n_classes and (n_outputs != n_classes or n_classes == 1):

@@ -386,3 +386,45 @@ def test_a_seed_makes_the_order_a_function_of_the_epoch():
     loader = TensorLoader(*items_.tensors, 20, shuffle=True, seed=3, device="cpu")
     assert orders(3) == [items(loader)[0].tolist() for _ in range(2)]
     assert orders(3) != orders(4)
+
+
+def test_several_inputs_are_the_arguments_of_the_model():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.layer = nn.Embedding(5, 2), nn.Linear(6, 2)
+
+        def forward(self, numbers, word):
+            return self.layer(torch.cat([numbers, self.words(word)], 1))
+
+    numbers, words, y = np.random.default_rng(0).normal(size=(50, 4)), np.arange(50) % 5, np.arange(50) % 2
+    data = TensorDataBunch.from_arrays(
+        (numbers, words), y, valid=((numbers[:9], words[:9]), y[:9]), test=(numbers, words), bs=8, device="cpu"
+    )
+    learn = Learner(data, Two(), metrics=[accuracy], silent=True)
+    learn.fit_one_cycle(1, 1e-2)
+    predictions, targets = learn.get_preds()
+    with torch.no_grad():
+        expected = learn.model(torch.tensor(numbers[:9]).float(), torch.tensor(words[:9])).softmax(1)
+    assert torch.allclose(predictions, expected, atol=1e-6)
+    assert targets.tolist() == y[:9].tolist()
+    assert torch.allclose(learn.predict((numbers[0], words[0]))[2], expected[0], atol=1e-6)
+    assert learn.get_preds(DatasetType.Test)[0].shape == (50, 2)
+
+
+def test_inputs_of_unequal_length_name_the_one():
+    with pytest.raises(DataError, match=r"^`x\[1\]` has 9 samples and `y` has 10 targets"):
+        TensorDataBunch.from_arrays((np.zeros((10, 2)), np.zeros(9)), np.zeros(10), device="cpu")
+
+
+@pytest.mark.parametrize("form", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
+def test_doubles_stay_doubles(form):
+    x = form(np.linspace(0, 1, 40).reshape(20, 2) / 3)
+    y = form(np.linspace(0, 1, 20) / 3)
+    data = TensorDataBunch.from_arrays(x, y, bs=20, valid=(x, y), device="cpu", dtype=torch.float64)
+    inputs, targets = data.one_batch(DatasetType.Valid)
+    assert torch.equal(inputs, torch.as_tensor(x))
+    assert torch.equal(targets, torch.as_tensor(y))
+    learn = Learner(data, nn.Linear(2, 1).double(), silent=True)
+    learn.fit(1)
+    assert learn.predict(x[0])[0].dtype is torch.float64
