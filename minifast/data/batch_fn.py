@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch.utils.data import DataLoader
 
-from minifast.data.loaders import BatchLoader, TensorLoader, scaled
+from minifast.data.loaders import BatchLoader, TensorLoader, scaling
 from minifast.data.resume import preserve_loader
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError
@@ -42,7 +42,7 @@ def adapt(data: DataBunch, dl: Any) -> Any:
     like = data.train_dl if data.valid_dl is None else data.valid_dl
     loader = data._wrapped(copy.copy(dl) if isinstance(dl, BatchLoader) else dl, "validation")
     tfms = [tfm for tfm in like.tfms if data.valid_dl is not None or not isinstance(tfm, Seeded)]
-    loader.tfms = [scaled, *tfms] if isinstance(like, TensorLoader) else tfms
+    loader.tfms = [scaling(data.channels), *tfms] if isinstance(like, TensorLoader) else tfms
     loader.target, loader.batch_fn = like.target, like.batch_fn
     return loader
 

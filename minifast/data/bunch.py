@@ -80,6 +80,7 @@ class DataBunch:
     """
 
     files_in_path = True  # a learner writes its files into ``path``
+    channels = 3  # of gray images, uint8
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
     test_labelled = True  # False: the targets of the test part are placeholders
 
@@ -339,7 +340,7 @@ class DataBunch:
         Raises:
             DataError: if the sample is not made of tensors with at least one dimension.
         """
-        x = batch_of_one(item, self.device, self.train_dl.target)
+        x = batch_of_one(item, self.device, self.train_dl.target, self.channels)
         return (self.train_dl if self.valid_dl is None else self.valid_dl).transformed((x, None))[0]
 
     def show_batch(

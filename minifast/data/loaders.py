@@ -84,6 +84,17 @@ def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     return as_images(x), y
 
 
+def scaled_gray(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
+    """Return a batch of uint8 images as floats in [0, 1]; gray images keep their one channel."""
+    x, y = batch
+    return as_images(x, channels=1), y
+
+
+def scaling(channels: int) -> Transform:
+    """Return the transform of uint8 images to floats with this number of channels where they are gray."""
+    return scaled_gray if channels == 1 else scaled
+
+
 def has_length(dl: Any) -> bool:
     """Return whether ``len(dl)`` works; a torch DataLoader has a length only if its data set has one."""
     try:
@@ -293,6 +304,7 @@ class TensorLoader(BatchLoader):
             if len(part) != len(y):
                 raise ValueError(f"`x` and `y` must have the same length, got {len(part)} inputs and {len(y)} targets.")
         self.batch_size = check_count("bs", bs)
+        self.channels = 3  # of gray images in the batches
         self.x: Any = x.to(self.device) if isinstance(x, Tensor) else tuple(part.to(self.device) for part in x)
         self.y = y.to(self.device)
         self.dataset = Items(self.x, self.y, classes)
@@ -338,26 +350,27 @@ class TensorLoader(BatchLoader):
         several = isinstance(self.x, tuple)
         x = tuple(part.index_select(0, rows) for part in self.x) if several else self.x.index_select(0, rows)
         y = self.y.index_select(0, rows)
-        batch = as_images(x), y
+        batch = as_images(x, self.channels), y
         return self.transformed(batch if self.batch_fn is None else self.as_pair(batch, "training"))
 
 
-def as_images(x: Any) -> Any:
-    """Return uint8 images ``(n, 1 or 3, height, width)`` as floats in [0, 1] with 3 channels.
+def as_images(x: Any, channels: int = 3) -> Any:
+    """Return uint8 images ``(n, 1 or 3, height, width)`` as floats in [0, 1], gray ones with this number of channels.
 
     All other values are returned unchanged.
     """
     if not isinstance(x, Tensor) or x.dtype is not torch.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
         return x
-    n, _, height, width = x.shape
-    images = torch.empty((n, 3, height, width), device=x.device)
+    n, own, height, width = x.shape
+    images = torch.empty((n, max(own, channels), height, width), device=x.device)
     return images.copy_(x).div_(255)  # copy_ repeats gray, converts and makes contiguous in one pass
 
 
 class Items:
     """Data set of tensors in memory with samples ``(x, y)``; ``data.train_ds`` of a ``TensorLoader``."""
 
-    def __init__(self, x: Any, y: Tensor, classes: Sequence[Any] | None) -> None:
+    def __init__(self, x: Any, y: Tensor, classes: Sequence[Any] | None, channels: int = 3) -> None:
+        self.channels = channels  # of gray images
         self.x = x
         self.y = y
         self.classes = classes
@@ -368,4 +381,4 @@ class Items:
     def __getitem__(self, i: int) -> tuple[Any, Tensor]:
         if isinstance(self.x, tuple):
             return tuple(part[i] for part in self.x), self.y[i]
-        return as_images(self.x[i][None])[0], self.y[i]
+        return as_images(self.x[i][None], self.channels)[0], self.y[i]

@@ -14,13 +14,14 @@ from minifast.errors import DataError
 from minifast.utils.tensors import map_tensors, target_names
 
 
-def batch_of_one(item: Any, device: torch.device, target: Target = None) -> Any:
+def batch_of_one(item: Any, device: torch.device, target: Target = None, channels: int = 3) -> Any:
     """Return a sample as a batch of one on a device.
 
     Args:
         item: a tensor, or several in a tuple, list or dict.
         device: the device of the batch.
         target: the name of the targets in samples that are dicts, which are left out.
+        channels: the channels of gray images.
 
     Raises:
         DataError: if the sample is not made of tensors with at least one dimension.
@@ -31,7 +32,7 @@ def batch_of_one(item: Any, device: torch.device, target: Target = None) -> Any:
     nested = isinstance(item, (list, tuple)) and any(isinstance(value, Tensor) for value in item)
     try:
         tensors = item if nested or isinstance(item, dict) else torch.as_tensor(item)
-        x = map_tensors(lambda tensor: as_images(tensor[None].to(device)), tensors)
+        x = map_tensors(lambda tensor: as_images(tensor[None].to(device), channels), tensors)
     except (TypeError, ValueError, RuntimeError, IndexError) as error:
         raise DataError(f"The sample must be like those of the data set, got {type(item).__name__}.") from error
     if isinstance(x, Tensor) and x.ndim < 2:

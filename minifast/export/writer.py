@@ -89,6 +89,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         "torch": str(torch.__version__),
         "pictures": list(inputs[0].shape[2:]) if isinstance(learn.data, ImageDataBunch) else None,  # the image size
         "resize": getattr(learn.data, "resize", None),
+        "pixels": list(learn.data.pixels) if isinstance(learn.data, ImageDataBunch) else None,
         "table": learn.data.encoder.plain() if isinstance(learn.data, TabularDataBunch) else None,
         "classes": None if classes is None else [name if is_plain(name) else str(name) for name in classes],
         "loss": describe_loss(learn.loss_func),
@@ -199,7 +200,7 @@ def raw_inputs(data: DataBunch) -> Any:
         x = model_inputs(data)
     finally:
         loader.tfms = tfms
-    return as_images(x)
+    return as_images(x, data.channels)
 
 
 def model_inputs(data: DataBunch) -> Any:

@@ -9,6 +9,7 @@ from typing import IO, Any
 import torch
 
 from minifast.data.bunch import DataBunch
+from minifast.data.images.conversion import Pixels
 from minifast.data.images.decoding import ImageFiles
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import list_images
@@ -77,20 +78,22 @@ def load_learner(
     data_class = ImageDataBunch if size is not None else DataBunch if encoder is None else TabularDataBunch
     loss_func = build_loss(content["loss"])
     resize = content.get("resize") or "crop"
+    channels, value_range, _ = content.get("pixels") or Pixels()
+    pixels = Pixels(channels, None if value_range is None else tuple(value_range))
     if encoder is not None and hasattr(test, "columns"):
         test_dl: Any = TensorLoader(encoder.encode(test, warn=True), torch.zeros(len(test)), bs, device=device)
     else:
-        test_dl = make_test_loader(test, size, resize, bs, device)
+        test_dl = make_test_loader(test, size, resize, pixels, bs, device)
     data = data_class([], None, test_dl, device, path=path, classes=classes, loss_func=loss_func)
     if isinstance(data, ImageDataBunch):
-        data.size, data.resize = tuple(size), resize
+        data.size, data.resize, data.pixels, data.channels = tuple(size), resize, pixels, channels
     if isinstance(data, TabularDataBunch) and encoder is not None:
         data.encoder = encoder
     return Learner(data, model.eval(), loss_func=loss_func.to(data.device))
 
 
 def make_test_loader(
-    test: Any, size: Sequence[int] | None, resize: str, bs: int, device: torch.device | str | None
+    test: Any, size: Sequence[int] | None, resize: str, pixels: Pixels, bs: int, device: torch.device | str | None
 ) -> Any:
     """Return the loader of the data to predict, or None."""
     is_file_list = isinstance(test, (list, tuple)) and all(isinstance(file, (str, Path)) for file in test)
@@ -99,7 +102,7 @@ def make_test_loader(
     if size is None:
         raise DataError("The model was not trained on images, so `test` must be a loader of batches.")
     height, width = size
-    images = ImageFiles("to predict", (height, width), resize)
+    images = ImageFiles("to predict", (height, width), resize, pixels)
     if isinstance(test, (str, Path)):
         if not Path(test).is_dir():
             raise DataError(f"There is no folder {test}; `test` must be a folder of images or a list of files.")

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from minifast.data.images import cache
+from minifast.data.images.conversion import COLOR, Pixels, UnreadableImageError, to_array
 from minifast.data.images.listing import list_images
-from minifast.data.images.resizing import METHODS, resize_image
+from minifast.data.images.resizing import METHODS
 from minifast.errors import DataError
 from minifast.utils.checks import check_count, check_folder, check_word, shortlist, shown
 from minifast.utils.files import replacing
@@ -33,9 +34,6 @@ BUDGET = 2 * 2**30  # default limit of decoded images in memory, in bytes
 TINY = 16 * 2**10  # bytes; for files smaller than this, threads are slower than none, due to the interpreter's lock
 
 
-UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the PIL transpose that undoes it
-
-
 Size = int | tuple[int, int] | None
 
 
@@ -46,10 +44,12 @@ class ImageFiles:
         name: name of the set in the cache.
         size: height and width to resize to, or one number for both; None if all files have the same size.
         resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
+        pixels: what the pixels become.
     """
 
-    def __init__(self, name: str, size: Size = None, resize: str = "crop") -> None:
+    def __init__(self, name: str, size: Size = None, resize: str = "crop", pixels: Pixels = COLOR) -> None:
         self.name = name
+        self.pixels = pixels
         self.size = check_size(size)
         self.resize = check_word("resize", resize, METHODS)
         if size is None and resize != "crop":
@@ -68,7 +68,7 @@ class ImageFiles:
 
     def subset(self, indices: Iterable[int]) -> ImageFiles:
         """Return the files at ``indices`` as a data set of their own."""
-        subset = ImageFiles(self.name, self.size, self.resize)
+        subset = ImageFiles(self.name, self.size, self.resize, self.pixels)
         rows = list(indices)
         subset.listing = [self.listing[i] for i in rows]
         subset.labels = self.labels[rows] if isinstance(self.labels, Tensor) else [self.labels[i] for i in rows]
@@ -87,16 +87,17 @@ class ImageFiles:
         return len(self.listing)
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
-        """Return an image, uint8 ``(3, height, width)``, and its label."""
+        """Return an image, uint8 ``(channels, height, width)``, and its label."""
         try:
             image = self._read(self.listing[i][0])
         except UnreadableImageError as error:
             raise DataError(str(error)) from error  # an error from a worker is told by the name of its class
         check_same_size(self.reference_size(), self.listing[i][0], image)
-        return torch.from_numpy(np.broadcast_to(image, (3, *image.shape[1:])).copy()), self.labels[i]
+        channels = 1 if self.pixels.mask else self.pixels.channels
+        return torch.from_numpy(np.broadcast_to(image, (channels, *image.shape[1:])).copy()), self.labels[i]
 
     def _read(self, name: str) -> np.ndarray[Any, Any]:
-        return read_listed(name, self.size, self.resize)
+        return read_listed(name, self.size, self.resize, self.pixels)
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 ``(n, channels, height, width)``, and labels; from the cache if it is up to date.
@@ -108,15 +109,15 @@ class ImageFiles:
             with cache.CacheWriter(self._file, self._fingerprint) as writer:
                 names = [name for name, _, _ in self.listing]
                 try:
-                    self._pixels = decode(names, self.size, self._threads(), writer, self.resize)
+                    self._pixels = decode(names, self.size, self._threads(), writer, self.resize, self.pixels)
                 except UnreadableImageError as error:
-                    raise all_unreadable(names, error) from error
+                    raise all_unreadable(names, error, self.pixels) from error
         check_same_size(self.reference_size(), self.listing[0][0], self._pixels[0])
         return self._pixels, torch.as_tensor(self.labels, dtype=None if len(self.labels) else torch.int64)
 
     @cached_property
     def _file(self) -> Path | None:
-        return cache_file_of(f"{self.name} {self.size}{'' if self.resize == 'crop' else self.resize}")
+        return cache_file_of(f"{self.name} {self.size}{'' if self.resize == 'crop' else self.resize}{self.pixels}")
 
     @cached_property
     def _fingerprint(self) -> str:
@@ -133,7 +134,7 @@ class ImageFiles:
             try:
                 height, width = (self._read(name) if self._pixels is None else self._pixels[0]).shape[1:]
             except UnreadableImageError as error:
-                raise all_unreadable([name for name, _, _ in self.listing], error) from error
+                raise all_unreadable([name for name, _, _ in self.listing], error, self.pixels) from error
             self.reference = name, height, width
         return self.reference
 
@@ -142,7 +143,7 @@ class ImageFiles:
         if not len(self):
             return 0
         _, height, width = self.reference_size()
-        return len(self) * 3 * height * width
+        return len(self) * (1 if self.pixels.mask else self.pixels.channels) * height * width
 
     def _threads(self) -> int:
         mean = sum(size for _, size, _ in self.listing) / max(1, len(self))
@@ -189,29 +190,28 @@ def cache_file_of(name: str) -> Path | None:
         return None
 
 
-class UnreadableImageError(DataError):
-    """A file is not an image, is truncated, or cannot be opened."""
-
-
-def read_image(file: Any, size: tuple[int, int] | None = None, resize: str = "crop") -> np.ndarray[Any, Any]:
+def read_image(
+    file: Any, size: tuple[int, int] | None = None, resize: str = "crop", pixels: Pixels = COLOR
+) -> np.ndarray[Any, Any]:
     """Decode an image to uint8 ``(channels, height, width)``, with 1 channel for grayscale and else 3.
 
     Args:
         file: a path, an open file, or a PIL image.
         size: (height, width) to resize to.
         resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
+        pixels: what the pixels become.
 
     Raises:
-        DataError: if the file is not an image, is truncated, or has more than 8 bits per channel.
+        DataError: if the file is not an image, is truncated, or its values are outside of the expected range.
         FileNotFoundError: if there is no such file.
     """
     from PIL import Image
 
     try:
         if isinstance(file, Image.Image):
-            return _to_array(file, size, resize, "The image")
+            return to_array(file, size, resize, pixels, "The image")
         with Image.open(file if hasattr(file, "read") else _content(file)) as image:
-            return _to_array(image, size, resize, str(file))
+            return to_array(image, size, resize, pixels, str(file))
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -226,20 +226,22 @@ def read_image(file: Any, size: tuple[int, int] | None = None, resize: str = "cr
         ) from error
 
 
-def read_listed(file: str, size: tuple[int, int] | None = None, resize: str = "crop") -> np.ndarray[Any, Any]:
+def read_listed(
+    file: str, size: tuple[int, int] | None = None, resize: str = "crop", pixels: Pixels = COLOR
+) -> np.ndarray[Any, Any]:
     """Decode a file of a data set as ``read_image`` does.
 
     Raises:
         DataError: also if the file was removed since the folder was read.
     """
     try:
-        return read_image(file, size, resize)
+        return read_image(file, size, resize, pixels)
     except FileNotFoundError as error:
         raise DataError(f"{file} was removed after the data set was made. Make the data set again.") from error
 
 
 def verify_images(files: str | Path | Iterable[str | Path]) -> list[Path]:
-    """Return the image files that cannot be decoded: broken, truncated, or with more than 8 bits per channel.
+    """Return the image files that cannot be decoded: broken, truncated, or with values outside of their range.
 
     Args:
         files: a folder, which is searched recursively, or the files.
@@ -256,12 +258,12 @@ def verify_images(files: str | Path | Iterable[str | Path]) -> list[Path]:
     return [Path(names[i]) for i in unreadable_rows(names)]
 
 
-def unreadable_rows(names: Sequence[str]) -> list[int]:
+def unreadable_rows(names: Sequence[str], pixels: Pixels = COLOR) -> list[int]:
     """Return the positions of the files that cannot be decoded."""
 
     def is_bad(file: str) -> bool:
         try:
-            read_image(file)
+            read_image(file, pixels=pixels)
         except (UnreadableImageError, FileNotFoundError):
             return True
         return False
@@ -270,9 +272,9 @@ def unreadable_rows(names: Sequence[str]) -> list[int]:
         return [i for i, bad in enumerate(pool.map(is_bad, names)) if bad]
 
 
-def all_unreadable(names: Sequence[str], first: UnreadableImageError) -> DataError:
+def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pixels) -> DataError:
     """Return the error for all files that cannot be read, one of which raised ``first``."""
-    bad = verify_images(names)
+    bad = [Path(names[i]) for i in unreadable_rows(names, pixels)]
     if len(bad) < 2:
         return DataError(str(first), cli_hint="Or leave it out with --on-bad-image skip.")
     listed = ""
@@ -296,41 +298,13 @@ def _content(file: Any) -> io.BytesIO:
         return io.BytesIO(stream.readall())
 
 
-def _to_array(image: Any, size: tuple[int, int] | None, resize: str, name: str) -> np.ndarray[Any, Any]:
-    image.load()  # first, because some formats store the orientation after the pixels
-    orientation = _orientation(image)
-    if image.mode not in ("L", "RGB"):
-        if image.mode.startswith(("I", "F")):
-            raise UnreadableImageError(
-                f"{name} has more than 8 bits per channel (mode {image.mode}). Convert it to 8 bits."
-            )
-        if image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        image = image.convert("L" if image.mode == "1" else "RGB")  # transparent pixels keep their color
-    if orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[orientation])
-    if size is not None:
-        image = resize_image(image, size, resize)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-
-
-def _orientation(image: Any) -> Any:
-    # Most files have no EXIF data, and then nothing is parsed.
-    if "exif" not in image.info:
-        return None
-    try:
-        return image.getexif().get(274)
-    except Exception:  # the EXIF data may be damaged and the pixels intact
-        return None
-
-
 def decode(
     names: Sequence[str],
     size: tuple[int, int] | None = None,
     threads: int = 1,
     on_decoded: Callable[[np.ndarray[Any, Any], int], None] = lambda images, n: None,
     resize: str = "crop",
+    pixels: Pixels = COLOR,
 ) -> Tensor:
     """Decode images into one tensor, uint8 ``(n, channels, height, width)``, with 1 channel if all are grayscale.
 
@@ -340,11 +314,12 @@ def decode(
         threads: number of threads.
         on_decoded: called after each image with the array and the number of images decoded so far.
         resize: ``"crop"``, ``"squish"`` or ``"pad"``, see ``resize_image``.
+        pixels: what the pixels become.
 
     Raises:
         DataError: if a file is not an image or is truncated, or the sizes differ and there is no ``size``.
     """
-    first = read_listed(names[0], size, resize)
+    first = read_listed(names[0], size, resize, pixels)
     images = np.empty((len(names), *first.shape), np.uint8)
 
     def store(i: int, image: np.ndarray[Any, Any]) -> None:
@@ -357,12 +332,12 @@ def decode(
 
     if threads == 1:
         for i, name in enumerate(names):
-            store(i, read_listed(name, size, resize))
+            store(i, read_listed(name, size, resize, pixels))
     else:
         with ThreadPoolExecutor(threads) as pool:
             try:
                 # The threads also reorder the pixels: channels first takes ten times as long as a plain copy.
-                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size, resize)), names)
+                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size, resize, pixels)), names)
                 for i, image in enumerate(decoded):
                     store(i, image)
             except BaseException:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from minifast.data.bunch import DataBunch
+from minifast.data.images.conversion import Pixels
 from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size, read_image
 from minifast.data.images.listing import list_images
 from minifast.data.images.sources import (
@@ -20,6 +21,7 @@ from minifast.data.images.sources import (
     images_by_class,
     leave_out_unreadable,
     make_loaders,
+    make_pixels,
     split,
     stat_files,
     subfolder,
@@ -41,8 +43,9 @@ if TYPE_CHECKING:
 class ImageDataBunch(DataBunch):
     """Hold images with one class, several classes (multi-label) or regression targets.
 
-    Batches are floats ``(n, 3, height, width)`` in [0, 1]. Decoding applies the EXIF orientation, takes the first frame
-    of an animation, and ignores transparency.
+    Batches are floats ``(n, channels, height, width)`` in [0, 1]. Decoding applies the EXIF orientation, takes the
+    first frame of an animation, and ignores transparency. Images with more than 8 bits per channel are scaled to 8
+    bits, see ``value_range``.
 
     ``path`` is the folder of the images. A Learner writes its files into the working directory, not among the images;
     ``Learner(..., path=data.path)`` chooses the folder of the images, as fastai v1 does.
@@ -50,6 +53,7 @@ class ImageDataBunch(DataBunch):
 
     size: Size = None
     resize = "crop"
+    pixels = Pixels()
     test_labelled = False
     files_in_path = False  # a file of a learner among the images would become a class, or one of them
 
@@ -72,6 +76,8 @@ class ImageDataBunch(DataBunch):
         ds_tfms: Any = None,
         resize: str = "crop",
         on_bad_image: str = "raise",
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
     ) -> ImageDataBunch:
         """Create a bunch from folders ``path/train/CLASS/…`` and ``path/valid/CLASS/…``.
 
@@ -100,6 +106,9 @@ class ImageDataBunch(DataBunch):
                 ``"squish"`` changes the aspect ratio, ``"pad"`` keeps the whole image and mirrors it at its borders.
             on_bad_image: what to do about files that cannot be decoded. ``"raise"`` names all of them in the error;
                 ``"skip"`` leaves them out and prints how many.
+            channels: 3, or 1 for gray images with one channel; color images then become gray.
+            value_range: for images with more than 8 bits per channel, the values that become black and white, such as
+                ``(0, 4095)`` for 12 bits. By default 0 and 65535, or for floats 0 and 1.
 
         Returns:
             A bunch with the default loss for these targets.
@@ -111,7 +120,8 @@ class ImageDataBunch(DataBunch):
         path = Path(path).expanduser()
         size = check_size(size)
         seed = resolve_seed(seed)
-        how = resize, check_word("on_bad_image", on_bad_image, ("raise", "skip")) == "skip"
+        skip_bad = check_word("on_bad_image", on_bad_image, ("raise", "skip")) == "skip"
+        how = resize, skip_bad, make_pixels(channels, value_range)
         if valid_pct is None:
             roots = [subfolder(path, train, "train"), subfolder(path, valid, "valid")]
             train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size, (), None, *how)
@@ -124,22 +134,9 @@ class ImageDataBunch(DataBunch):
             train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude, None, *how)
             parts = split(train_set, valid_pct, seed, path)
         return cls._from_parts(
-            path,
-            parts,
-            names,
-            None,
-            seed,
-            test=test,
-            size=size,
-            bs=bs,
-            val_bs=val_bs,
-            num_workers=num_workers,
-            device=device,
-            memory=memory,
-            ds_tfms=ds_tfms,
-            resize=resize,
-            on_bad_image=on_bad_image,
-        )
+            path, parts, names, None, seed, test=test, size=size, bs=bs, val_bs=val_bs, num_workers=num_workers,
+            device=device, memory=memory, ds_tfms=ds_tfms, resize=resize, on_bad_image=on_bad_image,
+        )  # fmt: skip
 
     @classmethod
     def from_lists(
@@ -165,7 +162,7 @@ class ImageDataBunch(DataBunch):
             seed: seed of the split and of the training order; by default sampled from torch's generator.
             label_delim: separator of the classes in a text.
             options: as for ``from_folder``: ``test``, ``classes``, ``size``, ``bs``, ``val_bs``, ``num_workers``,
-                ``device``, ``memory``, ``ds_tfms``, ``resize`` and ``on_bad_image``.
+                ``device``, ``memory``, ``ds_tfms``, ``resize``, ``on_bad_image``, ``channels`` and ``value_range``.
 
         Returns:
             A bunch with the default loss for these labels.
@@ -176,8 +173,9 @@ class ImageDataBunch(DataBunch):
         path = check_folder(Path(path).expanduser())
         names = list(fnames)
         remaining: dict[str, Any] = {**options}
-        classes = remaining.pop("classes", None)
-        files = ImageFiles(f"{path.absolute()} list", remaining.pop("size", None), options.get("resize", "crop"))
+        pixels = make_pixels(remaining.pop("channels", 3), remaining.pop("value_range", None))
+        classes, size = remaining.pop("classes", None), remaining.pop("size", None)
+        files = ImageFiles(f"{path.absolute()} list", size, options.get("resize", "crop"), pixels)
         files.add(stat_files(names, path), 0)
         labels = labels if hasattr(labels, "__len__") else list(labels)
         if len(labels) != len(names):
@@ -342,6 +340,8 @@ class ImageDataBunch(DataBunch):
         ds_tfms: Any = None,
         resize: str = "crop",
         on_bad_image: str = "raise",
+        channels: int = 3,
+        value_range: tuple[float, float] | None = None,
     ) -> ImageDataBunch:
         """Create a bunch with one loader per part, all from memory or all from files."""
         check_count("bs", bs)
@@ -352,7 +352,7 @@ class ImageDataBunch(DataBunch):
         train_set = parts[0][0]
         if test is not None:
             folder = subfolder(path, test, "test")
-            test_set = ImageFiles(str(folder.absolute()), size, resize)
+            test_set = ImageFiles(str(folder.absolute()), size, resize, train_set.pixels)
             test_set.add(list_images(folder, recurse=True), 0)
             if not len(test_set):
                 raise DataError(f"The test folder {folder} has no images. Add some, or leave `test` out.")
@@ -367,6 +367,7 @@ class ImageDataBunch(DataBunch):
         loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
         data.size, data.resize, data.labels = size, resize, labels
+        data.pixels, data.channels = train_set.pixels, train_set.pixels.channels
         data._add_ds_tfms(tfms, seed)
         return data
 
@@ -390,9 +391,9 @@ class ImageDataBunch(DataBunch):
                     f"An image array must be (height, width) or (height, width, 1, 3 or 4), got {item.shape}."
                 ) from error
         if isinstance(item, (str, Path)) or hasattr(item, "convert"):
-            item = torch.from_numpy(read_image(item, check_size(self.size), self.resize).copy())
+            item = torch.from_numpy(read_image(item, check_size(self.size), self.resize, self.pixels).copy())
         elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
-            item = item.expand(3, -1, -1)
+            item = item.expand(self.channels, -1, -1) if len(item) == 1 else item
         if getattr(item, "ndim", 0) != 3:
             raise DataError(f"The image must be a path, a PIL image, an array or a tensor, got {type(item).__name__}.")
         return super().encode(item)

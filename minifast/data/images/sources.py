@@ -14,9 +14,10 @@ from typing import Any, TypedDict
 import torch
 from torch.utils.data import DataLoader
 
+from minifast.data.images.conversion import COLOR, Pixels, check_value_range, darkness
 from minifast.data.images.decoding import ImageFiles, Size, cache_file_of, digest, unreadable_rows
 from minifast.data.images.listing import list_images
-from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaled
+from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
@@ -41,9 +42,31 @@ class ImageOptions(TypedDict, total=False):
     ds_tfms: Any
     resize: str
     on_bad_image: str
+    channels: int
+    value_range: tuple[float, float] | None
 
 
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
+
+
+def make_pixels(channels: Any, value_range: Any) -> Pixels:
+    """Return what the pixels become, if both arguments are allowed."""
+    if channels not in (1, 3):
+        raise ValueError(f"`channels` must be 3 for color or 1 for gray, got {channels!r}.")
+    return Pixels(channels, check_value_range(value_range))
+
+
+def warn_if_dark(files: ImageFiles) -> None:
+    """Warn if the first image has 16 bits per channel but uses few of them."""
+    from PIL import Image
+
+    if files.pixels.value_range is not None or not len(files):
+        return
+    text = ""
+    with contextlib.suppress(Exception), Image.open(files.listing[0][0]) as image:  # reading it raises the error
+        text = darkness(image, files.listing[0][0])
+    if text:
+        warnings.warn(text, stacklevel=frames_to_caller())
 
 
 def split(files: ImageFiles, valid_pct: float, seed: int, path: Path) -> Parts:
@@ -106,14 +129,14 @@ def subfolder(path: Path, name: str, part: str) -> Path:
 
 def leave_out_unreadable(files: ImageFiles) -> None:
     """Leave out the files that cannot be decoded, and print how many; the result is kept until a file changes."""
-    store, fingerprint = cache_file_of(f"{files.name} unreadable"), digest(repr(files.listing))
+    store, fingerprint = cache_file_of(f"{files.name} unreadable{files.pixels}"), digest(repr(files.listing))
     try:
         saved = json.loads(store.read_text()) if store is not None else {}
         bad = saved["bad"] if saved["fingerprint"] == fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):
         bad = None
     if bad is None:
-        bad = unreadable_rows([name for name, _, _ in files.listing])
+        bad = unreadable_rows([name for name, _, _ in files.listing], files.pixels)
         with contextlib.suppress(OSError):
             if store is not None:
                 with replacing(store) as file:
@@ -139,6 +162,7 @@ def images_by_class(
     allow_other_folders: bool | None = None,
     resize: str = "crop",
     skip_bad: bool = False,
+    pixels: Pixels = COLOR,
 ) -> tuple[ImageFiles, list[str]]:
     """Return the images in the class folders of ``roots``, and the classes.
 
@@ -163,7 +187,7 @@ def images_by_class(
             f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "
             f"images of it, or remove the folder."
         )
-    files = ImageFiles(name, size, resize)
+    files = ImageFiles(name, size, resize, pixels)
     for label, folder in enumerate(names):
         before = len(files)
         for root in roots:
@@ -194,6 +218,7 @@ def make_loaders(
 ) -> list[Any]:
     """Return three loaders, the first shuffled, None for a missing part; all read from memory, or all from files."""
     files, indices = parts[0]
+    warn_if_dark(files)
     n_train = len(files if indices is None else indices)
     if n_train < bs:
         warnings.warn(
@@ -207,6 +232,7 @@ def make_loaders(
         if in_memory:
             x, y = files.tensors() if indices is None else (tensor[indices] for tensor in files.tensors())
             loader = TensorLoader(x, y, batch_size, not i, seed, device)
+            loader.channels = files.pixels.channels
             loader.dataset = LoadedImages(loader.x, loader.y, classes, files, indices)
             loaders.append(loader)
         else:
@@ -219,7 +245,7 @@ class LoadedImages(Items):
     """Images in memory; ``items`` holds their paths, as ``ImageFiles`` does."""
 
     def __init__(self, x: Any, y: Any, classes: Any, files: ImageFiles, indices: Sequence[int] | None) -> None:
-        super().__init__(x, y, classes)
+        super().__init__(x, y, classes, files.pixels.channels)
         self._names = [files.listing[i][0] for i in (range(len(files)) if indices is None else indices)]
 
     @property
@@ -242,4 +268,4 @@ def file_loader(
         persistent_workers=workers > 0,
         generator=torch.Generator().manual_seed(seed),  # so that starting workers does not use the global generator
     )
-    return DeviceDataLoader(dl, device, [scaled])
+    return DeviceDataLoader(dl, device, [scaling(files.pixels.channels)])

@@ -15,7 +15,7 @@ import torch
 from conftest import write_images
 from PIL import Image, ImageOps
 
-from minifast import DataError, get_image_files
+from minifast import DataError, DatasetType, ImageDataBunch, Learner, get_image_files, load_learner, simple_cnn
 from minifast.data.images import cache, decoding, listing
 from minifast.data.images.decoding import ImageFiles, decode, list_images, read_image
 
@@ -138,12 +138,29 @@ def test_a_palette_with_a_transparency_for_each_colour_is_read_without_a_warning
     assert np.array_equal(read_image(str(file)), colours.transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize(("pixels", "suffix"), [(np.uint16, "png"), (np.int32, "tif"), (np.float32, "tif")])
-def test_more_than_8_bits_raise(tmp_path, pixels, suffix):
-    file = tmp_path / f"deep.{suffix}"
-    Image.fromarray(np.arange(12, dtype=pixels).reshape(3, 4)).save(file)
-    with pytest.raises(DataError, match=rf"deep\.{suffix} has more than 8 bits per channel .*Convert it to 8 bits"):
-        read_image(str(file))
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_gray_images_keep_one_channel_from_memory_and_from_files(tmp_path, memory):
+    colours = np.random.default_rng(0).integers(256, size=(12, 5, 4, 3), dtype=np.uint8)
+    for i, image in enumerate(map(Image.fromarray, colours)):
+        folder = tmp_path / "images" / f"{i % 2}"
+        folder.mkdir(exist_ok=True, parents=True)
+        (image if i % 3 else image.convert("L")).save(folder / f"{i}.png")
+    options = {"valid_pct": 0.5, "bs": 3, "seed": 0, "device": "cpu", "num_workers": 0, "memory": memory}
+    data = ImageDataBunch.from_folder(tmp_path / "images", channels=1, **options)
+    for dl in (data.train_dl, data.valid_dl):
+        assert all(x.shape[1:] == (1, 5, 4) and x.dtype is torch.float32 for x, _ in dl)
+    file = data.valid_ds.items[0]
+    wanted = np.asarray(Image.open(file).convert("L")) / np.float32(255)
+    assert np.allclose(next(iter(data.valid_dl))[0][0, 0], wanted)
+    assert np.allclose(data.encode(file)[0, 0], wanted)
+    assert np.allclose(data.encode(Image.open(file))[0, 0], wanted)
+    learn = Learner(data, simple_cnn((1, 4, 2)), silent=True, path=tmp_path)
+    learn.fit(1)
+    learn.export()
+    loaded = load_learner(tmp_path, test=[file])
+    assert loaded.get_preds(DatasetType.Test)[0].allclose(learn.predict(file)[2][None], atol=1e-5)
+    assert loaded.predict(file)[2].allclose(learn.predict(file)[2], atol=1e-5)
+    assert ImageDataBunch.from_folder(tmp_path / "images", **options).one_batch()[0].shape[1] == 3
 
 
 @pytest.mark.parametrize("size", [(3, 5), (5, 3), (8, 8), (1, 1), (4, 6)])

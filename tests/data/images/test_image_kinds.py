@@ -11,6 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from minifast import DataError, ImageDataBunch
+from minifast.data.images.conversion import Pixels
 from minifast.data.images.decoding import decode, read_image
 
 SIZE = (6, 4)  # width, height
@@ -165,11 +166,59 @@ def deep(mode: str) -> Image.Image:
     return Image.fromarray(np.arange(SIZE[0] * SIZE[1], dtype=pixels).reshape(SIZE[1], SIZE[0]))
 
 
-@pytest.mark.parametrize(("mode", "name"), [("I;16", "deep.png"), ("I;16", "deep.tif"), ("I", "a.tif"), ("F", "b.tif")])
-def test_deep_grayscale_images_raise_with_the_file_name(tmp_path, mode, name):
-    deep(mode).save(tmp_path / name)
-    with pytest.raises(DataError, match=rf"{name} has more than 8 bits per channel .*\. Convert it to 8 bits"):
-        read_image(str(tmp_path / name))
+DEEP = [("I;16", "deep.png"), ("I;16", "deep.tif"), ("I", "a.tif"), ("F", "b.tif")]
+
+
+@pytest.mark.parametrize(("mode", "name"), DEEP)
+def test_deep_images_are_scaled_from_their_range_to_8_bits(tmp_path, mode, name):
+    image = deep(mode)
+    image.save(tmp_path / name)
+    values = np.asarray(image).astype(float)
+    for low, high in ((0, 23), (3, 11)):
+        found = read_image(str(tmp_path / name), pixels=Pixels(value_range=(low, high)))
+        assert np.array_equal(found[0], ((values - low) / (high - low) * 255).round().clip(0, 255))
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I"])
+def test_16_bits_are_scaled_from_0_to_65535_and_floats_from_0_to_1(tmp_path, mode):
+    values = np.array([[0, 257, 32768, 65535]])
+    Image.fromarray(values.astype(np.uint16 if mode == "I;16" else np.int32)).save(tmp_path / "x.tif")
+    assert read_image(str(tmp_path / "x.tif")).tolist() == [[[0, 1, 128, 255]]]
+    Image.fromarray((values / 65535).astype(np.float32)).save(tmp_path / "y.tif")
+    assert read_image(str(tmp_path / "y.tif")).tolist() == [[[0, 1, 128, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[-2, 7.5]]), r"x.tif has values from -2 to 7.5, outside of 0 to 1 .* value_range=\(-2, 7.5\)"),
+        (np.int32([[5, 70000]]), r"x.tif has values from 5 to 70000, outside of 0 to 65535"),
+        (np.float32([[0, np.nan]]), "x.tif has pixels that are NaN or infinite"),
+    ],
+)
+def test_values_outside_of_the_range_raise_with_the_file_name(tmp_path, values, message):
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    with pytest.raises(DataError, match=message):
+        read_image(str(tmp_path / "x.tif"))
+
+
+def test_16_bit_images_that_would_be_black_warn(tmp_path):
+    for label, values in (("a", [[0, 3000]]), ("b", [[4000, 100]])):
+        (tmp_path / "images" / label).mkdir(parents=True)
+        for i in range(4):
+            Image.fromarray(np.uint16(values)).save(tmp_path / "images" / label / f"{i}.png")
+    options = {"valid_pct": 0.5, "bs": 4, "seed": 0, "device": "cpu"}
+    with pytest.warns(UserWarning, match=r"end at 3000, but 16-bit images .* from 0 to 65535, so it is nearly black"):
+        ImageDataBunch.from_folder(tmp_path / "images", **options)
+    data = ImageDataBunch.from_folder(tmp_path / "images", **options, value_range=(0, 4000), channels=1)
+    x, y = data.one_batch()
+    assert x.shape == (4, 1, 1, 2)
+    assert {tuple(image.flatten().mul(255).round().tolist()) for image in x[y == 0]} <= {(0, 191)}
+    assert data.encode(np.uint8([[0, 255]])).shape == (1, 1, 1, 2)
+    assert data.encode(tmp_path / "images" / "b" / "0.png").flatten().mul(255).round().tolist() == [255, 6]
+    for wrong in ({"channels": 2}, {"value_range": (3, 1)}, {"value_range": 5}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+            ImageDataBunch.from_folder(tmp_path / "images", **options, **wrong)
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")  # what PIL says of a TIFF

@@ -1,0 +1,137 @@
+"""Convert a PIL image of any mode to bytes: gray, color, or the class numbers of a mask."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minifast.data.images.resizing import resize_image
+from minifast.errors import DataError
+
+UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the PIL transpose that undoes it
+DEEP = 65535  # the largest value of 16 bits
+BYTE = 255  # the largest value of 8 bits
+
+
+class UnreadableImageError(DataError):
+    """A file is not an image, is truncated, or cannot be opened."""
+
+
+class Pixels(NamedTuple):
+    """What the pixels of an image become.
+
+    Attributes:
+        channels: 3 for color, 1 for gray.
+        value_range: the values of images with more than 8 bits per channel that become black and white. None for 0 and
+            65535, or for floats 0 and 1.
+        mask: the pixels are the class numbers of a mask, and stay as they are.
+    """
+
+    channels: int = 3
+    value_range: tuple[float, float] | None = None
+    mask: bool = False
+
+    def __str__(self) -> str:
+        return "" if self == COLOR else repr(tuple(self))
+
+
+COLOR = Pixels()
+
+
+def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels, name: str) -> np.ndarray[Any, Any]:
+    """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
+    image.load()  # first, because some formats store the orientation after the pixels
+    orientation = _orientation(image)
+    if pixels.mask:
+        image = _class_numbers(image, name)
+    elif image.mode not in ("L", "RGB"):
+        image = _eight_bits(image, pixels.value_range, name)
+    if pixels.channels == 1 and image.mode != "L":
+        image = image.convert("L")
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if size is not None:
+        image = resize_image(image, size, resize, nearest=pixels.mask)
+    array = np.asarray(image)
+    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def _eight_bits(image: Any, value_range: tuple[float, float] | None, name: str) -> Any:
+    """Return an image in mode L or RGB."""
+    if image.mode.startswith(("I", "F")):
+        return _scaled(image, value_range, name)
+    if image.mode == "P" and "transparency" in image.info:
+        image = image.convert("RGBA")
+    return image.convert("L" if image.mode == "1" else "RGB")  # transparent pixels keep their color
+
+
+def _scaled(image: Any, value_range: tuple[float, float] | None, name: str) -> Any:
+    from PIL import Image
+
+    values = np.asarray(image).astype(np.float64)
+    if not np.isfinite(values).all():
+        raise UnreadableImageError(f"{name} has pixels that are NaN or infinite. Replace or remove it.")
+    low, high = value_range or (0, DEEP if image.mode.startswith("I") else 1)
+    if value_range is None and values.size and not (low <= values.min() and values.max() <= high):
+        raise UnreadableImageError(
+            f"{name} has values from {values.min():g} to {values.max():g}, outside of {low} to {high} (mode "
+            f"{image.mode}). Give the values that become black and white, such as "
+            f"value_range=({values.min():g}, {values.max():g})."
+        )
+    return Image.fromarray(np.rint((values - low) / (high - low) * BYTE).clip(0, BYTE).astype(np.uint8))
+
+
+def _class_numbers(image: Any, name: str) -> Any:
+    """Return a mask as an image in mode L whose pixels are its values, or the indices of its palette."""
+    from PIL import Image
+
+    values = np.asarray(image)
+    if values.ndim == 3 and (values == values[..., :1]).all():
+        values = values[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > BYTE:
+        raise UnreadableImageError(
+            f"{name} is no mask (mode {image.mode}): a mask has one number from 0 to 255 per pixel, the class. Convert "
+            f"colors to class numbers."
+        )
+    return Image.fromarray(values.astype(np.uint8))
+
+
+def check_value_range(value: Any) -> tuple[float, float] | None:
+    """Return ``value_range`` if it is None, or a pair of a lower and a higher number.
+
+    >>> check_value_range((0, 4095))
+    (0, 4095)
+    >>> check_value_range((5, 5))
+    Traceback (most recent call last):
+    ValueError: `value_range` must be a pair (black, white) of numbers, the first lower, got (5, 5).
+    """
+    if value is None:
+        return None
+    numbers = isinstance(value, (tuple, list)) and len(value) == 2 and all(np.isfinite(part) for part in value)
+    if not numbers or value[0] >= value[1]:
+        raise ValueError(f"`value_range` must be a pair (black, white) of numbers, the first lower, got {value!r}.")
+    return value[0], value[1]
+
+
+def darkness(image: Any, name: str) -> str:
+    """Return a warning for a 16-bit image that uses less than a 16th of the 16 bits, such as one of 12 bits; or ""."""
+    if not image.mode.startswith("I"):
+        return ""
+    highest = int(np.asarray(image).max(initial=0))
+    if highest > DEEP // 16:
+        return ""
+    return (
+        f"The values of {name} end at {highest}, but 16-bit images are scaled from 0 to {DEEP}, so it is nearly black. "
+        f"Give the values that become black and white, such as value_range=(0, {max(1, highest)})."
+    )
+
+
+def _orientation(image: Any) -> Any:
+    # Most files have no EXIF data, and then nothing is parsed.
+    if "exif" not in image.info:
+        return None
+    try:
+        return image.getexif().get(274)
+    except Exception:  # the EXIF data may be damaged and the pixels intact
+        return None
