@@ -13,12 +13,15 @@ from minifast.callbacks.csv_logger import CSVLogger
 from minifast.callbacks.early_stopping import EarlyStoppingCallback
 from minifast.callbacks.ema import EMACallback
 from minifast.callbacks.gradient_clipping import GradientClipping
+from minifast.callbacks.logger import RunLogger
 from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.lr_schedulers import LearningRateScheduler, TorchScheduler
 from minifast.callbacks.mixed_precision import MixedPrecision
 from minifast.callbacks.mixup import MixUpCallback
+from minifast.callbacks.mlflow import MLflowCallback
 from minifast.callbacks.monitor import TrackerCallback
 from minifast.callbacks.one_cycle import OneCycleScheduler, one_cycle_scheduler
+from minifast.callbacks.optuna import OptunaPruningCallback
 from minifast.callbacks.phases import GeneralScheduler, Scheduler, TrainingPhase
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.reduce_lr import ReduceLROnPlateauCallback
@@ -27,6 +30,7 @@ from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.callbacks.show_graph import ShowGraph
 from minifast.callbacks.stoppers import StopAfterNBatches, TerminateOnNaNCallback
 from minifast.callbacks.tensorboard import TensorBoardCallback
+from minifast.callbacks.wandb import WandbCallback
 from minifast.training.callback import Callback, LearnerCallback
 
 EMA = EMACallback
@@ -56,13 +60,16 @@ __all__ = [
     "LRFinder",
     "LearnerCallback",
     "LearningRateScheduler",
+    "MLflowCallback",
     "MixUp",
     "MixUpCallback",
     "MixedPrecision",
     "OneCycleScheduler",
+    "OptunaPruningCallback",
     "Recorder",
     "ReduceLROnPlateau",
     "ReduceLROnPlateauCallback",
+    "RunLogger",
     "SaveModel",
     "SaveModelCallback",
     "ScheduledParameters",
@@ -77,5 +84,6 @@ __all__ = [
     "Tracker",
     "TrackerCallback",
     "TrainingPhase",
+    "WandbCallback",
     "one_cycle_scheduler",
 ]

@@ -6,8 +6,8 @@ import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from minifast.callbacks.logger import RunLogger
 from minifast.distributed.exchange import from_first
-from minifast.training.callback import LearnerCallback
 from minifast.training.parallel import group_of
 from minifast.utils.checks import import_optional
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-class TensorBoardCallback(LearnerCallback):
+class TensorBoardCallback(RunLogger):
     """Write losses, learning rates and momentum of each batch, and losses and metrics of each epoch, for TensorBoard.
 
     Each fit has its own folder in ``learn.path/log_dir``: ``name``, or ``run1``, ``run2`` and so on. To view them, run
@@ -33,15 +33,12 @@ class TensorBoardCallback(LearnerCallback):
         ImportError: if TensorBoard is not installed.
     """
 
-    fit_only = True
-
     def __init__(self, learn: Learner | None = None, log_dir: str | Path = "runs", name: str | None = None) -> None:
         super().__init__(learn)
         self._module()
         self.log_dir = str(log_dir)
         self.name = name
         self._run = ""
-        self._done = 0  # batches already written
         self._writer: Any = None
 
     @staticmethod
@@ -55,48 +52,22 @@ class TensorBoardCallback(LearnerCallback):
 
     def on_train_begin(self) -> None:
         """Choose the folder of this fit."""
-        self._done = 0
+        super().on_train_begin()
         runs = self.learn.path / self.log_dir
         free = (f"run{n}" for n in itertools.count(1) if not (runs / f"run{n}").exists())
         self._run = self.name or from_first(lambda: next(free), group_of(self.learn))
 
-    def on_epoch_end(self) -> None:
-        """Write the values of the epoch."""
-        if not self._writes():
-            return
-        recorder = self.learn.recorder
-        self._write_batches()
-        row = dict(zip(recorder.names, recorder.rows[-1], strict=True))
-        metrics = {f"metrics/{name}": row[name] for name in recorder.metrics_names}
-        for tag, value in {"loss/valid": row["valid_loss"], **metrics}.items():
-            if isinstance(value, (float, int)):
-                self._writer.add_scalar(tag, value, self._done)
+    def write(self, rows: list[tuple[int, dict[str, float]]]) -> None:
+        """Write values, in a file that hides what an earlier process wrote of batches that a resumed run repeats."""
+        if self._writer is None:
+            self._writer = self._module().SummaryWriter(str(self.folder), purge_step=rows[0][0])
+        for step, values in rows:
+            for name, value in values.items():
+                self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def _writes(self) -> bool:
-        group = group_of(self.learn)
-        return group is None or group.rank == 0
-
-    def _write_batches(self) -> None:
-        if self._writer is None:
-            # Hides what an earlier process wrote of batches that a resumed run repeats.
-            self._writer = self._module().SummaryWriter(str(self.folder), purge_step=self._done + 1)
-        recorder = self.learn.recorder
-        batches = {
-            "loss/batch": recorder.raw_losses,
-            "loss/train": recorder.losses,
-            "rate/lr": recorder.lrs,
-            "rate/mom": recorder.moms,
-        }
-        for i in range(self._done, len(recorder.lrs)):
-            for tag, values in batches.items():
-                self._writer.add_scalar(tag, values[i], i + 1)
-        self._done = len(recorder.lrs)
-
-    def on_train_end(self) -> None:
-        """Write the batches of an unfinished epoch, and close the file."""
-        if self._writes() and self._done < len(self.learn.recorder.lrs):
-            self._write_batches()
+    def close_run(self, failed: bool) -> None:
+        """Close the file."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None
