@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from minifast.distributed.sharding import like
 from minifast.training.callback import LearnerCallback
 from minifast.utils.checks import check_number
 
@@ -62,7 +62,8 @@ class EMACallback(LearnerCallback):
     def _swap(self) -> None:
         tensors = self._tensors()
         others, self._others = self._others, [tensor.clone() for tensor in tensors]
-        torch._foreach_copy_(tensors, others)
+        for tensor, other in zip(tensors, others, strict=True):
+            tensor.copy_(other)
         self._swapped = not self._swapped
 
     def on_train_begin(self) -> None:
@@ -101,4 +102,4 @@ class EMACallback(LearnerCallback):
         """Restore the average; the model must already have its weights."""
         super().load_state_dict(state)
         pairs = zip(self._others, self._tensors(), strict=False)  # empty before the first step
-        self._others = [saved.to(tensor.device, copy=True) for saved, tensor in pairs]
+        self._others = [like(saved, tensor).to(tensor.device, copy=True) for saved, tensor in pairs]

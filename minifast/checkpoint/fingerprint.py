@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from minifast.data.resume import components
+from minifast.distributed.sharding import class_of
 from minifast.metrics.base import columns_of
 from minifast.utils.saved_state import is_setting, plain_attributes
 from minifast.utils.tensors import is_plain
@@ -38,7 +39,7 @@ def run_fingerprint(learn: Learner) -> dict[str, dict[str, Any]]:
     model, opt, data = learn.model, learn.opt.opt, learn.data
     frozen = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
     shapes = {name: list(getattr(value, "shape", ())) for name, value in model.state_dict().items()}
-    layers = [f"{name} {type(module).__qualname__}" for name, module in model.named_modules()]
+    layers = [f"{name} {class_of(module).__qualname__}" for name, module in model.named_modules()]
     settings = {name: value for name, value in opt.param_groups[0].items() if name not in SET_BY_RUNS}
     if "betas" in settings:
         settings["betas"] = list(settings["betas"][1:])  # the first is the momentum, which schedules set
@@ -166,3 +167,20 @@ def _add(digest: Any, value: Any, depth: int) -> None:
             # Single values are compared one by one, see settings_of_run.
             if name not in changing and type(vars(value)[name]) not in SCALARS:
                 _add(digest, vars(value)[name], depth - 1)
+
+
+def is_slice(value: Any) -> bool:
+    """Return whether a saved value stands for a slice."""
+    return isinstance(value, list) and value[:1] == ["slice"]
+
+
+def plain_call(method: str, **arguments: Any) -> dict[str, Any]:
+    """Return a call as plain values, to save and compare: slices and arrays as lists."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, slice):
+            return ["slice", plain(value.start), plain(value.stop)]
+        value = value.tolist() if hasattr(value, "tolist") else value
+        return [plain(element) for element in value] if isinstance(value, (tuple, list)) else value
+
+    return {"method": method, **{name: plain(value) for name, value in arguments.items()}}

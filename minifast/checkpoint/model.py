@@ -9,9 +9,11 @@ from typing import IO, TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from minifast.distributed.sharding import like_model, whole
 from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.lazy import initialize_lazy
+from minifast.training.parallel import group_of
 from minifast.training.torch_optimizer import OptimizerStateError
 from minifast.utils import files
 from minifast.utils.compiled import plain_name, unwrap_compiled
@@ -52,7 +54,8 @@ def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
     loss = loss_module(learn.loss_func)
     if loss is not None and loss_parameters(learn.model, learn.loss_func):  # they are trained too
         others["loss"] = loss.state_dict()
-    return {"model": state, **others} if others else state
+    values: dict[str, Any] = whole({"model": state, **others} if others else state, group_of(learn))
+    return values
 
 
 def is_with_opt(state: Any) -> bool:
@@ -90,7 +93,7 @@ def load_model(
         weights = {plain_name(name): value for name, value in weights.items()}
         if all(name.startswith("module.") for name in weights) and not weights.keys() & before[0].keys():
             weights = {name.removeprefix("module."): value for name, value in weights.items()}  # of nn.DataParallel
-        model.load_state_dict(weights, strict=strict)
+        model.load_state_dict(like_model(weights, model), strict=strict)
         if loss is not None:
             loss.load_state_dict(state["loss"], strict=strict)
         if both and with_opt is not False:

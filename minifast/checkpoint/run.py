@@ -21,7 +21,8 @@ from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.model import model_file
 from minifast.checkpoint.run_state import FORMAT, RunState, describe_ranks, of_rank, with_ranks
 from minifast.data.resume import RemainingBatches
-from minifast.distributed.exchange import from_first
+from minifast.distributed.exchange import agree, from_first
+from minifast.distributed.sharding import is_sharded, load_shards, remove_shards, save_shards, take_shards
 from minifast.errors import CallbackError, MinifastError
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.non_finite import all_finite
@@ -107,10 +108,14 @@ class Checkpointer(LearnerCallback):
                 f"A run with a checkpoint takes only plain numbers and texts as arguments; {call} holds something else."
             )
         self._group = group_of(learn)
+        self._shards = ""  # the folder of the last save, of a model that is sharded
         if (found := from_first(self._read, self._group)) is not None:
             self._saved, newest = found
             self.finished = bool(self._saved["finished"])
             self._note_progress(self._saved["epoch"], self._saved["num_batch"])
+            self._shards = str(self._saved.get("shards", ""))
+            if self._shards:
+                self._saved = load_shards(self._saved, file.with_name(self._shards), learn.model)
             damaged = "" if newest else f"{file} is damaged; using the file before it. "
             self._message = damaged + self._resume_message(checkpoint.name)
             self._saved = of_rank(self._saved, self._group)
@@ -291,7 +296,8 @@ class Checkpointer(LearnerCallback):
         if state.on_nan != "ignore":
             # A diverged run must not replace a good checkpoint.
             recent = state.raw_losses[-(state.num_batch + 1) :]
-            if not all(map(math.isfinite, recent)) or not all_finite(learn.model.state_dict().values()):
+            bad = not all(map(math.isfinite, recent)) or not all_finite(learn.model.state_dict().values())
+            if any(agree([bad])) if is_sharded(learn.model) else bad:
                 return
         states = [[_name(callback), callback.state_dict()] for callback in self._others]
         for name, state_dict in states:
@@ -316,9 +322,15 @@ class Checkpointer(LearnerCallback):
             "callbacks": states,
             **self._run.collect(),
         }
+        values, shards = take_shards(values)
+        before = self._shards
+        if shards:
+            values["shards"] = self._shards = save_shards(shards, self.file, self._group)
         values = with_ranks(values, self._group)
         if from_first(lambda: self._write(values), self._group):
             self._note_progress(epoch, num_batch)
+            if shards:
+                from_first(lambda: remove_shards(self.file, (self._shards, before)), self._group)
 
     def _write(self, values: dict[str, Any]) -> bool:
         """Write the file, and return whether that succeeded."""
@@ -381,20 +393,3 @@ def checkpoint_file(learn: Learner, name: str) -> Path:
     if not isinstance(name, str) or not isinstance(file, Path):
         raise TypeError(f"`checkpoint` must be a name, got {name!r}.")
     return file.with_suffix(".checkpoint")
-
-
-def is_slice(value: Any) -> bool:
-    """Return whether a saved value stands for a slice."""
-    return isinstance(value, list) and value[:1] == ["slice"]
-
-
-def plain_call(method: str, **arguments: Any) -> dict[str, Any]:
-    """Return a call as plain values, to save and compare: slices and arrays as lists."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, slice):
-            return ["slice", plain(value.start), plain(value.stop)]
-        value = value.tolist() if hasattr(value, "tolist") else value
-        return [plain(element) for element in value] if isinstance(value, (tuple, list)) else value
-
-    return {"method": method, **{name: plain(value) for name, value in arguments.items()}}

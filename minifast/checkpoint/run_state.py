@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from minifast.data.resume import load_loader_state
 from minifast.distributed.exchange import gather
 from minifast.distributed.group import Group
+from minifast.distributed.sharding import like_model
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.snapshot import not_owned
@@ -113,13 +114,14 @@ class RunState:
     def restore(self, values: dict[str, Any]) -> None:
         """Restore model, optimizer, loss function and what they hold."""
         learn = self.learn
-        learn.model.load_state_dict(values["weights"])
+        learn.model.load_state_dict(like_model(values["weights"], learn.model))
+        gradients = like_model(values["gradients"], learn.model)
         for name, buffer in learn.model.named_buffers():
             if name in values["buffers"]:
                 buffer.copy_(values["buffers"][name])
         for name, parameter in learn.model.named_parameters():
             parameter.requires_grad_(values["trainable"][name])
-            gradient = values["gradients"].get(name)  # of batches that are accumulated for the next step
+            gradient = gradients.get(name)  # of batches that are accumulated for the next step
             parameter.grad = None if gradient is None else gradient.to(parameter.device)
         parameters = loss_parameters(learn.model, learn.loss_func)
         for parameter, gradient in zip(parameters, values.get("loss_gradients", []), strict=False):

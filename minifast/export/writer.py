@@ -18,6 +18,7 @@ from minifast.data.loaders import as_images
 from minifast.data.tabular.tabular_bunch import TabularDataBunch
 from minifast.data.transforms import Seeded
 from minifast.distributed.exchange import from_first
+from minifast.distributed.sharding import is_sharded
 from minifast.errors import DataError, MinifastError
 from minifast.export.graph import exported, torch_is_quiet, trace
 from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_name, unwrap_mixup
@@ -69,6 +70,11 @@ class ModelWithTransforms(nn.Module):
 
     def to_cpu(self) -> ModelWithTransforms:
         """Return a copy on the CPU, in evaluation mode."""
+        if is_sharded(self.model):
+            raise MinifastError(
+                "A sharded model cannot be exported; save its weights with learn.save, load them into a learner of one "
+                "process, and export that."
+            )
         copied: ModelWithTransforms = deep_copy(self).cpu().eval()
         for tfm in copied.tfms:
             attributes = getattr(tfm, "__dict__", {})

@@ -13,7 +13,8 @@ from minifast.callbacks.lr_finder import LRFinder
 from minifast.callbacks.one_cycle import OneCycleScheduler
 from minifast.callbacks.recorder import Recorder
 from minifast.callbacks.scheduler import ScheduledParameters, as_schedule
-from minifast.checkpoint.run import RunCheckpoint, checkpoint_file, is_slice, plain_call
+from minifast.checkpoint.fingerprint import is_slice, plain_call
+from minifast.checkpoint.run import RunCheckpoint, checkpoint_file
 from minifast.checkpoint.version_0_1 import upgrade_call
 from minifast.distributed.exchange import from_first
 from minifast.errors import MinifastError

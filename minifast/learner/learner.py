@@ -42,7 +42,7 @@ from minifast.training.groups import check_groups, freeze_to, group_indices, spl
 from minifast.training.lazy import initialize_lazy
 from minifast.training.loss_choice import choose_loss
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
-from minifast.training.parallel import Parallel, group_of, share_model
+from minifast.training.parallel import Parallel, group_of, shard, share_model
 from minifast.training.torch_optimizer import check_opt_func
 from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
@@ -575,6 +575,29 @@ class Learner:
     def to_fp32(self) -> Learner:
         """Train and predict in float32 again."""
         self._set_precision(None)
+        return self
+
+    def shard(self, blocks: Sequence[nn.Module] | None = None) -> Learner:
+        """Shard parameters, gradients and optimizer state over the processes by torch's FSDP2; return the learner.
+
+        Each of *n* processes holds one *n*-th of them, so that a model can be larger than the memory of one device.
+        ``checkpoint=`` then writes a folder of shards beside its file, which any number of processes can resume;
+        ``save`` collects the whole model in the memory of process 0. Call it before training, on every process.
+
+        Args:
+            blocks: the modules of which one at a time is whole on each device, such as a transformer's layers. By
+                default the layers or blocks of layers in the model's Sequentials and ModuleLists.
+
+        Raises:
+            MinifastError: there is one process only, or the model is sharded already.
+
+        >>> from minifast import DataBunch, simple_ann
+        >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["no", "yes"])
+        >>> Learner(data, simple_ann(4, 2)).shard()
+        Traceback (most recent call last):
+        minifast.errors.MinifastError: shard() needs several processes that train together; start the script with ...
+        """
+        shard(self, blocks)
         return self
 
     def compile(self, **options: Any) -> Learner:

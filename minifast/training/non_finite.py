@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifast.distributed.sharding import local
 from minifast.hooks import Hooks
 from minifast.losses import is_summed, loss_weight
 from minifast.model_loss import forward
@@ -19,7 +20,7 @@ from minifast.utils.tensors import as_arguments, count_samples, read_floats
 def is_finite(value: Any) -> bool:
     """Return whether all numbers in a tensor, or in a tuple, list or dict of tensors, are finite."""
     if isinstance(value, Tensor):
-        return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(value).all())
+        return not (value.is_floating_point() or value.is_complex()) or bool(torch.isfinite(local(value)).all())
     if isinstance(value, dict):
         return is_finite(list(value.values()))
     return all(map(is_finite, value)) if isinstance(value, (list, tuple)) else True
@@ -32,7 +33,7 @@ def first_not_finite(named_values: Iterable[tuple[str, Any]]) -> str | None:
 
 def all_finite(values: Iterable[Any]) -> bool:
     """Return whether all tensors among ``values`` are finite; this waits for the device once."""
-    flags = [torch.isfinite(value).all() for value in values if isinstance(value, Tensor)]
+    flags = [torch.isfinite(local(value)).all() for value in values if isinstance(value, Tensor)]
     return not flags or all(read_floats(torch.stack(flags).float()))
 
 

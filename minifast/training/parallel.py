@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -23,11 +23,13 @@ from minifast.distributed.exchange import (
     gather_rows,
 )
 from minifast.distributed.group import Group, current_group, guarded
+from minifast.distributed.sharding import is_sharded, shard_model
 from minifast.errors import MinifastError
 from minifast.losses import is_summed, loss_weight
 from minifast.model_loss import ModelLoss
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module
+from minifast.training.lazy import initialize_lazy
 from minifast.training.state import State
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 from minifast.utils.tensors import count_samples, first_dimension
@@ -68,7 +70,28 @@ def tensors_of(learn: Learner) -> list[Tensor]:
     """Return the parameters and buffers of the model and of the loss function."""
     modules = [module for module in (learn.model, loss_module(learn.loss_func)) if module is not None]
     tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor)]
+    return [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor) and not is_sharded(tensor)]
+
+
+def shard(learn: Learner, blocks: Sequence[nn.Module] | None) -> None:
+    """Shard the model of a learner over the processes.
+
+    Raises:
+        MinifastError: there is one process only, or the model is sharded already.
+    """
+    group = group_of(learn)
+    if group is None:
+        raise MinifastError(
+            "shard() needs several processes that train together; start the script with torchrun, or leave it out."
+        )
+    if is_sharded(learn.model):
+        raise MinifastError("The model is sharded already; call shard() once, before training.")
+    initialize_lazy(learn)
+    broadcast_tensors(tensors_of(learn))
+    groups = learn.layer_groups
+    shard_model(learn.model, blocks, learn.data.device, group)
+    learn.layer_groups = groups  # the same modules, with other parameters
+    learn.opt = None
 
 
 class Parallel:
@@ -97,6 +120,7 @@ class Parallel:
         self.weight: Any = 0  # of the whole batch's loss, see loss_weight
         self.callbacks: list[Callback] = [BatchGatherer(self), *([GradientAverager(self)] if trains else [])]
         self._shards: Any = None
+        self._sharded = is_sharded(learn.model)  # then torch's FSDP2 averages the gradients
         self._wrapped: Any = None  # the model in DistributedDataParallel
         self._trainable: list[int] = []  # ids of the trainable parameters
         self._all_used: bool | None = None  # whether the first batch gave each of them a gradient
@@ -146,7 +170,7 @@ class Parallel:
     def model_for_pass(self) -> Any:
         """Return what runs the forward pass: in training the model in DistributedDataParallel."""
         model = self.learn.model
-        if not self.trains or self.accumulates or not torch.is_grad_enabled():
+        if self._sharded or not self.trains or self.accumulates or not torch.is_grad_enabled():
             return model
         trainable = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
         if trainable != self._trainable:  # at the first batch, and where layers are unfrozen during a fit
@@ -225,6 +249,9 @@ class Parallel:
         own = [parameter for parameter in model.parameters() if parameter.requires_grad]
         ids = set(map(id, own))
         others = [p for p in loss.parameters() if id(p) not in ids and p.requires_grad] if loss is not None else []
+        if self._sharded:
+            average_gradients(others)
+            return
         unused = [parameter for parameter in own if parameter.grad is None]
         if self._wrapped is None:
             average_gradients([*own, *others])

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifast.distributed.sharding import like_optimizer
 from minifast.training import fast_optimizer
 from minifast.utils.checks import bound_arguments, check_callable, did_you_mean
 
@@ -120,7 +121,9 @@ def load_state(opt: torch.optim.Optimizer, state: dict[str, Any]) -> None:
         {**now, **{k: v for k, v in then.items() if k in {*now} - {*IMPLEMENTATION}}, "params": then["params"]}
         for now, then in zip(groups, saved, strict=True)
     ]
-    fast_optimizer.unwrapped_method(opt, "load_state_dict")({**state["opt"], "param_groups": merged})
+    fast_optimizer.unwrapped_method(opt, "load_state_dict")(
+        {"state": like_optimizer(state["opt"]["state"], groups), "param_groups": merged}
+    )
 
 
 def check_opt_func(value: Any) -> Any:

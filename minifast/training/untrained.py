@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
+from minifast.distributed.sharding import is_sharded
 from minifast.utils.checks import shortlist
 from minifast.utils.walk import variables_of, walk
 
@@ -20,6 +21,8 @@ def untrained_parameters(learn: Learner, loss: Tensor) -> list[str]:
 
     Such as those of a module in the closure of the loss function, or in a plain list of the model.
     """
+    if is_sharded(learn.model):
+        return []  # the graph holds whole parameters, not their shards
     known = {id(parameter) for parameter in learn.model.parameters()}
     groups = [] if learn.opt is None else learn.opt.opt.param_groups
     known |= {id(parameter) for group in groups for parameter in group["params"]}

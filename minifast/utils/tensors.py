@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
@@ -279,7 +280,13 @@ def is_plain(value: Any) -> bool:
         return type(value) in (list, tuple) and all(map(is_plain, value))
     if isinstance(value, dict):
         return type(value) is dict and all(map(is_plain, value)) and all(map(is_plain, value.values()))
-    return value is None or type(value) in (bool, int, float, str) or type(value) is Tensor
+    return value is None or type(value) in (bool, int, float, str) or type(value) is Tensor or is_dtensor(value)
+
+
+def is_dtensor(value: Any) -> bool:
+    """Return whether a value is a tensor of torch whose parts several processes hold."""
+    module: Any = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(value, module.DTensor)
 
 
 def as_number(value: Any) -> Any:

@@ -35,6 +35,7 @@ OPAQUE = {  # packages whose objects hold nothing that decides a training
     *("matplotlib", "pandas", "h5py", "PIL", "pyarrow", "tensorboard", "IPython", "pathlib", "fastprogress"),
 }
 LIBRARIES = {*sys.stdlib_module_names, "torch", "numpy", "torchvision", "minifast", *OPAQUE} - {"__main__"}
+ENGINES = ("torch.distributed.fsdp", "torch.distributed._composable", "torch.distributed.device_mesh")
 CHANGING = {  # methods that change the object they belong to
     *("append", "appendleft", "extend", "insert", "add", "update", "setdefault", "pop", "popitem", "popleft"),
     *("remove", "discard", "clear", "sort", "reverse", "rotate", "__setitem__"),
@@ -72,7 +73,7 @@ def walk(
     while waiting:
         node, generators_only = waiting.pop()
         value = node.value
-        if type(value) in SCALARS or id(value) in seen:
+        if type(value) in SCALARS or id(value) in seen or _is_of_engine(value.__class__):
             continue
         seen.add(id(value))
         alive.append(value)
@@ -112,6 +113,12 @@ def _children(value: Any, in_data: bool) -> dict[str, Any]:
     if package not in LIBRARIES:
         children[".__class__"] = type(value)
     return children
+
+
+@lru_cache(maxsize=4096)
+def _is_of_engine(cls: type) -> bool:
+    """Return whether a class is one by which torch shards a module over processes."""
+    return cls.__module__.startswith(ENGINES) and not issubclass(cls, nn.Module)
 
 
 @lru_cache(maxsize=4096)
