@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 6.0, 4.0  # inches, of one axes
 CHAR_WIDTH = 0.62  # the average width of a character, as a share of the font size
 MAX_LABEL = 24  # characters of a tick label
+MOST_LABELS = 100  # tick labels of an axis
+MOST_TEXTS = 50  # rows of a matrix with a text in each cell; more take many seconds
 NAMES = {"lr": "learning rate", "mom": "momentum", "wd": "weight decay"}
 
 
@@ -203,6 +205,8 @@ def plot_matrix(
     size = max(4.0, min(10.0, 0.8 * cell))
     flat = max(map(len, names)) * CHAR_WIDTH * size <= 0.9 * cell
     step = max(1, math.ceil(1.25 * size / cell)) if 0.8 * cell < size else 1  # with many classes not all labels fit
+    if n / step > MOST_LABELS:  # each of which takes milliseconds to lay out
+        step, size = math.ceil(n / MOST_LABELS), 10.0
     ax.set_xticks(range(0, n, step), names[::step], rotation=0 if flat else 90, fontsize=size)
     ax.set_yticks(range(0, n, step), names[::step], fontsize=size)
     ax.set_xlabel("predicted")

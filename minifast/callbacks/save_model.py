@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +74,11 @@ class SaveModelCallback(TrackerCallback):
     def on_train_end(self, exception: Any, **kwargs: Any) -> None:
         """Load the best model."""
         failed = exception and not isinstance(exception, KeyboardInterrupt)
-        if failed or self._ended or self.best_epoch is None:
+        if failed or self._ended:
+            return
+        if self.best_epoch is None:
+            if self.wait:
+                warnings.warn(f"SaveModelCallback saved no model: {self.monitor} was NaN in all epochs.", stacklevel=2)
             return
         self.learn.load(self.name)
         self._ended = True

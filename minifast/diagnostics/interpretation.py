@@ -243,7 +243,7 @@ class ClassificationInterpretation(Interpretation):
             cmap: the colormap of matplotlib.
             slice_size: ignored; an argument of fastai v1.
             norm_dec: the number of decimals of the shares.
-            plot_txt: write the numbers into the cells, where they are large enough to read.
+            plot_txt: write the numbers into the cells, for up to 50 classes and where they are large enough to read.
             return_fig: return the figure.
             figsize: width and height in inches; by default they grow with the number of classes.
             dpi: dots per inch.
@@ -254,9 +254,10 @@ class ClassificationInterpretation(Interpretation):
         """
         counts = self.confusion_matrix()
         shares = counts / counts.sum(axis=1, keepdims=True).clip(1)
+        plot_txt = plot_txt and len(counts) <= plotting.MOST_TEXTS
         texts = [
             [f"{share:.{norm_dec}f}" if normalize and n else str(n) for n, share in zip(*row, strict=True)]
-            for row in zip(counts, shares, strict=True)
+            for row in zip(counts if plot_txt else (), shares if plot_txt else (), strict=True)
         ]
         axes = plotting.axes_for(ax) if ax is not None else plotting.matrix_axes(self.classes, figsize, dpi)
         plotting.plot_matrix(

@@ -160,6 +160,11 @@ def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
     classes, loss_func = learn.data.classes, learn.loss_func
     if not isinstance(output, Tensor) or output.ndim > 1:
         if isinstance(output, Tensor) and is_cross_entropy(loss_func):
+            if classes is not None and len(output) != len(classes):
+                raise DataError(
+                    f"The model gives outputs of the shape {tuple(output.shape)} for the sample, but the data have "
+                    f"{len(classes)} classes; pass one sample without a dimension for the batch, such as batch[0]."
+                )
             number = output.argmax(dim=0)  # of each position
             return number, number, output
         return output, output, output

@@ -27,7 +27,7 @@ from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
 from minifast.training.batch_checks import OTHER_CAUSES, check_arguments, explain_error, is_first_batch
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
-from minifast.training.callback import Callback, adopt_callbacks, check_callbacks, overrides
+from minifast.training.callback import Callback, LearnerCallback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
@@ -44,8 +44,6 @@ from minifast.utils.text import write_text
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
     from minifast.training.optimizer import OptimWrapper
-
-CHECKS = (FirstBatchCheck, NaNCheck, LastFiniteWeights)
 
 
 @dataclass(frozen=True)
@@ -104,6 +102,25 @@ def prepare(learn: Learner, lr: Any, wd: Any) -> None:
         learn.opt.set_wd(decay)
 
 
+class FollowModel(LearnerCallback):
+    """Give parameters that a callback adds or replaces when an epoch begins to the optimizer."""
+
+    _order = 10_000
+
+    def on_epoch_begin(self) -> None:
+        """Compare the parameters of the optimizer with those of the model."""
+        opt = self.learn.opt.follow(optimizer_groups(self.learn), self.learn.bn_wd)
+        if opt is not self.learn.opt and self.learn.parallel is not None:
+            raise MinifastError(
+                "A callback changed the parameters of the model within a run of several processes; end the run, change "
+                "the model and start a second one."
+            )
+        self.learn.opt = opt
+
+
+CHECKS = (FirstBatchCheck, NaNCheck, LastFiniteWeights, FollowModel)
+
+
 def optimizer_groups(learn: Learner) -> list[nn.Module]:
     """Return the layer groups to optimize, after changes of the model, with the loss function's parameters."""
     initialize_lazy(learn)
@@ -147,7 +164,7 @@ def fit(
         recorder.call = call
         first_check, nan_check = FirstBatchCheck(learn, tries_metrics=False), NaNCheck(learn, recorder)
         last_good = LastFiniteWeights(learn) if options.on_nan == "restore" else None
-        own = [recorder, first_check, nan_check, *([last_good] if last_good else [])]
+        own = [recorder, first_check, nan_check, FollowModel(learn), *([last_good] if last_good else [])]
         callbacks = [*callbacks_for_run(learn, *own), *extra]
         if options.checkpoint is not None:
             checkpoint = options.run_checkpoint(options.checkpoint)

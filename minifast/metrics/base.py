@@ -33,6 +33,7 @@ def columns_of(metrics: Sequence[Any]) -> list[str]:
 def named_metrics(metrics: Sequence[Any]) -> list[tuple[str, Any]]:
     """Return the name of each column and the function or object that its value comes from."""
     columns: list[tuple[str, Any]] = []
+    _check_distinct(metrics)
     for metric in map(as_metric, metrics):
         if isinstance(metric, UpdatedMetric):
             columns += zip(metric.columns, metric.members, strict=True)
@@ -45,6 +46,22 @@ def named_metrics(metrics: Sequence[Any]) -> list[tuple[str, Any]]:
         if names.count(name) > 1 and isinstance(source, partial):
             columns[i] = ("_".join([name, *_describe_arguments(source)]), source)
     return list(zip(distinct([name for name, _ in columns], RESERVED), (source for _, source in columns), strict=True))
+
+
+def _check_distinct(metrics: Sequence[Any]) -> None:
+    """Raise a ValueError if an object that accumulates values is in ``metrics`` twice, also inside of others."""
+    seen: set[int] = set()
+    for given in metrics:
+        metric = given.metric if isinstance(given, UpdatedMetric) else given
+        if isinstance(metric, AverageMetric) or not (isinstance(metric, Callback) or hasattr(metric, "reset")):
+            continue  # functions have no state
+        parts = {id(part) for part in (metric.modules() if isinstance(metric, nn.Module) else [metric])}
+        if parts & seen:
+            raise ValueError(
+                f"The metric {name_of(metric)} is in `metrics` twice as one object, which would count each batch "
+                f"twice; give a second object, such as copy.deepcopy(metric)."
+            )
+        seen |= parts
 
 
 def distinct(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:

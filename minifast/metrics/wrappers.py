@@ -70,10 +70,15 @@ class AverageMetric(Callback):
         keys, values = self._split(value)
         if not self._means:
             self._keys, self._means = keys, [WeightedMean() for _ in values]
-        elif keys != self._keys or len(values) != len(self._means):
+        elif len(values) != len(self._means):
             raise DataError(
                 f"The metric {self.name} returned {len(values)} values for this batch and {len(self._means)} before; "
                 f"return the same number of values for each batch, not one per sample."
+            )
+        elif keys != self._keys:
+            raise DataError(
+                f"The metric {self.name} returned the keys {keys} for this batch and {self._keys} before; return the "
+                f"same keys for each batch, in the same order."
             )
         n = self._weight(last_output, last_target, last_input)
         for mean, element in zip(self._means, values, strict=True):

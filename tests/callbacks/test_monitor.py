@@ -245,7 +245,8 @@ def test_nothing_is_loaded_where_nothing_was_better(tmp_path):
     learn = toy_learner(path=tmp_path, metrics=[Gives(NAN, NAN)])
     learn.save("bestmodel")
     weights = noting(learn)
-    learn.fit(2, 1e-2, callbacks=[weights, SaveModelCallback(monitor="score")])
+    with pytest.warns(UserWarning, match="SaveModelCallback saved no model: score was NaN in all epochs"):
+        learn.fit(2, 1e-2, callbacks=[weights, SaveModelCallback(monitor="score")])
     assert torch.equal(weight(learn), weights.seen[-1])
 
 

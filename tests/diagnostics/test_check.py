@@ -417,6 +417,7 @@ def test_a_check_of_a_failing_model_restores_the_state():
 
 
 def test_results_are_text_and_html():
+    torch.manual_seed(0)
     result = learner(nn.Sequential(simple_ann(10, 2), nn.Softmax(1)), opt_func=torch.optim.SGD).check()
     lines = str(result).splitlines()
     assert lines[0].startswith("2 problems found. The initial loss is 0.6")

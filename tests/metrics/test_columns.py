@@ -218,6 +218,30 @@ def test_another_number_of_values_than_columns_raises_an_error(metrics):
         learn.validate()
 
 
+def test_an_object_that_accumulates_is_given_once():
+    score = torchmetrics.Accuracy(task="multiclass", num_classes=2)
+    precision = Precision()
+    for metrics in (
+        [score, score],
+        [score, torchmetrics.MetricCollection([score])],
+        [torchmetrics.wrappers.MinMaxMetric(score), score],
+        [precision, accuracy, precision],
+    ):
+        for call in (lambda learn: learn.validate(), lambda learn: learn.fit(1)):
+            with pytest.raises(ValueError, match="is in `metrics` twice as one object"):
+                call(toy_learner(metrics=metrics))
+    twice = toy_learner(metrics=[score, score.clone(), accuracy, accuracy]).validate()[1:]
+    assert twice == pytest.approx([twice[0]] * 4)
+
+
+def test_keys_that_change_raise_an_error():
+    def counted(output, target):
+        return {f"of {len(target)}": 1.0}
+
+    with pytest.raises(DataError, match=r"the keys \['of 10'\] for this batch and \['of 20'\] before"):
+        toy_learner(50, metrics=counted).validate()
+
+
 def test_values_that_change_raise_an_error():
     def per_sample(output, target):
         return output[:, 0]

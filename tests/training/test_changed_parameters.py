@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minifast import AccumulateScheduler, Callback, DataBunch, Learner, OptimWrapper
+from minifast import AccumulateScheduler, Callback, DataBunch, Learner, LearnerCallback, OptimWrapper
 from minifast.training.groups import regroup, split_model, split_no_decay
 
 optim = torch.optim
@@ -71,6 +71,34 @@ def test_a_weight_decay_of_the_optimizer_is_applied_as_torch_does(name, weight_d
     other = copy.deepcopy(model)
     make_learner(model, opt_func=given_func).fit(2, 1e-2)
     plain_steps(other, opt_func(other.parameters(), lr=1e-2), epochs=2)
+    assert_same(model, other)
+
+
+class ReplaceHead(LearnerCallback):
+    """Replace the last layer when an epoch begins."""
+
+    def on_epoch_begin(self, epoch: int) -> None:
+        if epoch == 1:
+            torch.manual_seed(1)
+            self.learn.model[2] = nn.Linear(5, 2)
+
+
+@few_examples
+@given(st.sampled_from(sorted(OPTIMIZERS)), st.booleans())
+def test_a_layer_that_a_callback_replaces_within_a_fit_is_trained(name, split):
+    model = make_model()
+    other = copy.deepcopy(model)
+    learn = make_learner(model, opt_func=OPTIMIZERS[name], wd=0.0, callbacks=ReplaceHead())
+    if split:
+        learn.split(lambda model: [model[2]])
+    learn.fit(3, 1e-2)
+    opt = OPTIMIZERS[name](other.parameters(), lr=1e-2, weight_decay=0.0)
+    plain_steps(other, opt)
+    torch.manual_seed(1)
+    other[2] = nn.Linear(5, 2)
+    opt.param_groups[0]["params"][2:] = []
+    opt.add_param_group({"params": list(other[2].parameters())})
+    plain_steps(other, opt, epochs=2)
     assert_same(model, other)
 
 
