@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import signal
+import subprocess
 import sys
 import textwrap
 import types
@@ -319,10 +320,17 @@ SCRIPT = """
 def test_a_script_in_a_real_terminal(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))
-    pid, terminal = pty.fork()
-    if pid == 0:
-        environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
-        os.execve(sys.executable, [sys.executable, str(script)], os.environ | environment)
+    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100", "PYTHONWARNINGS": "error"}
+    terminal, other_end = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=other_end,
+        stdout=other_end,
+        stderr=other_end,
+        env=os.environ | environment,
+        start_new_session=True,
+    )
+    os.close(other_end)
     output = b""
     try:
         while chunk := os.read(terminal, 4096):
@@ -331,7 +339,7 @@ def test_a_script_in_a_real_terminal(tmp_path) -> None:
         pass
     finally:
         os.close(terminal)
-        _, status = os.waitpid(pid, 0)
+        status = process.wait()
     text = output.decode().replace("\r\n", "\n")
     assert status == 0, text
     assert "█" in text
