@@ -7,7 +7,7 @@ import random
 import re
 from functools import partial
 from pathlib import Path
-from types import FunctionType
+from types import BuiltinFunctionType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from minifast.data.resume import components
 from minifast.distributed.sharding import class_of
 from minifast.metrics.base import columns_of
-from minifast.utils.saved_state import is_setting, plain_attributes
+from minifast.utils.saved_state import all_attributes, is_setting, plain_attributes
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import OPAQUE, SCALARS, attributes_of, changing_attributes, package_of
 
@@ -31,6 +31,7 @@ SET_BY_RUNS = {  # values of a parameter group that schedules and runs set
     *("params", "lr", "momentum", "weight_decay", "fused", "foreach"),
     *("initial_lr", "min_lr", "max_lr", "base_momentum", "max_momentum"),
 }
+CODE = (FunctionType, BuiltinFunctionType, partial, type, torch.dtype)  # compared by name
 LOADER_SETTINGS = ("batch_size", "drop_last")  # of a DataLoader; workers and memory do not change the batches
 
 
@@ -73,11 +74,17 @@ def run_fingerprint(learn: Learner) -> dict[str, dict[str, Any]]:
 def settings_of_run(learn: Learner) -> dict[str, Any]:
     """Return the plain attributes of model and data that their classes do not change, by path."""
     roots = {"model": learn.model, "train_dl": learn.data.train_dl, "valid_dl": learn.data.valid_dl}
-    settings = {}
-    for path, owner, name, value, changes in plain_attributes(roots, ("train_dl", "valid_dl"), [learn, learn.data]):
+    where: tuple[Any, ...] = (roots, ("train_dl", "valid_dl"), [learn, learn.data])
+    settings: dict[str, Any] = {}
+    for path, owner, name, value, changes in plain_attributes(*where):
         is_loaders = isinstance(owner, DataLoader) and name not in LOADER_SETTINGS
-        if not changes and not is_loaders and is_setting(value) and not _is_passing(value):
+        is_plain_setting = is_setting(value) or (value is None and name[:1] != "_")
+        if not changes and not is_loaders and is_plain_setting and not _is_passing(value):
             settings[path] = value
+    for path, owner, name, value, _ in all_attributes(*where):
+        is_fixed = not isinstance(owner, DataLoader) and name not in changing_attributes(class_of(owner))
+        if is_fixed and isinstance(value, CODE):
+            settings[path] = described(value)
     return settings
 
 
@@ -147,6 +154,8 @@ def _add(digest: Any, value: Any, depth: int) -> None:
         digest.update(rows[indices].cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     elif isinstance(value, (str, Path)):
         digest.update("/".join(Path(value).parts[-2:]).encode(errors="surrogateescape"))  # the folder above may move
+    elif isinstance(value, (set, frozenset)):
+        _add(digest, sorted(map(repr, value)) if is_setting(list(value)) else len(value), depth)
     elif isinstance(value, (bool, int, float)):
         digest.update(repr(value).encode())
     elif isinstance(value, (list, tuple)):
@@ -164,9 +173,11 @@ def _add(digest: Any, value: Any, depth: int) -> None:
     ):
         changing = changing_attributes(value.__class__)
         for name in sorted(vars(value)):
-            # Single values are compared one by one, see settings_of_run.
-            if name not in changing and type(vars(value)[name]) not in SCALARS:
-                _add(digest, vars(value)[name], depth - 1)
+            # Single values are compared one by one, see settings_of_run, and folders may move.
+            part = vars(value)[name]
+            is_folder = isinstance(part, Path) and part.is_absolute()
+            if name not in changing and type(part) not in SCALARS and not is_folder:
+                _add(digest, part, depth - 1)
 
 
 def is_slice(value: Any) -> bool:

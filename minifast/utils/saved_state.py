@@ -97,7 +97,8 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy()) if value.dtype.kind in "bif" or value.dtype == np.uint8 else UNKNOWN
     if type(value) in (list, tuple, set, deque):
-        elements = [to_plain(element) for element in value]
+        ordered = sorted(value, key=repr) if type(value) is set else value  # of texts it differs between processes
+        elements = [to_plain(element) for element in ordered]
         if any(element is UNKNOWN for element in elements):
             return UNKNOWN
         return tuple(elements) if type(value) is tuple else elements

@@ -12,7 +12,7 @@ import dis
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from inspect import unwrap
 from types import BuiltinMethodType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
@@ -226,8 +226,9 @@ def changing_attributes(cls: type) -> frozenset[str]:
     for owner in cls.__mro__:
         if owner in (object, nn.Module, Dataset, DataLoader):
             continue
-        functions = {name: getattr(member, "__func__", member) for name, member in vars(owner).items()}
-        functions = {name: unwrap(member) for name, member in functions.items() if isinstance(member, FunctionType)}
+        functions = {name: _function_of(member) for name, member in vars(owner).items()}
+        functions = {name: member for name, member in functions.items() if isinstance(member, FunctionType)}
+        names |= {name for name, member in vars(owner).items() if isinstance(member, cached_property)}
         starts = [name for name in functions if name in ("__init__", "__new__", "__post_init__", "__setstate__")]
         initial = set(starts)
         while starts:  # and what they call
@@ -240,8 +241,17 @@ def changing_attributes(cls: type) -> frozenset[str]:
     return frozenset(names)
 
 
+def _function_of(member: Any) -> Any:
+    """Return the function of a method, a property or a cached function, without decorators around it."""
+    for name in ("__func__", "fget", "func"):
+        member = getattr(member, name, member)
+    return unwrap(member) if callable(member) and not isinstance(member, type) else member
+
+
 def _changed_by(code: CodeType) -> set[str]:
     names: set[str] = set()
+    aliases: dict[str, str] = {}  # local names of attributes, as in cache = self.cache
+    locals_read: list[str] = []  # by the instructions before
     loaded: str | None = None  # the attribute that the instruction before loaded
     in_statement: set[str] = set()  # all attributes that the statement loaded so far
     updated: set[str] = set()  # those of the target and index of an item that is updated, as in self.n[i] += 1
@@ -253,6 +263,21 @@ def _changed_by(code: CodeType) -> set[str]:
         before = (kind, argument)
         if kind == "STORE_SUBSCR":
             names |= updated
+        if kind in ("STORE_SUBSCR", "DELETE_SUBSCR") and len(locals_read) > 1:  # container and key
+            names |= {aliases[local] for local in locals_read[-2:-1] if local in aliases}
+        if kind in ("LOAD_ATTR", "LOAD_METHOD") and argument in CHANGING and locals_read:
+            names |= {aliases[local] for local in locals_read[-1:] if local in aliases}
+        parts = argument if isinstance(argument, tuple) else (argument,)
+        if kind.startswith("STORE_FAST"):
+            aliases.pop(parts[0], None)
+            if loaded:
+                aliases[parts[0]] = loaded
+        if kind.startswith("LOAD_FAST") or "_LOAD_FAST" in kind:
+            locals_read += parts
+        elif kind == "LOAD_CONST":
+            locals_read.append("")
+        else:
+            locals_read = []
         if kind == "LOAD_ATTR" and isinstance(argument, str):
             in_statement.add(argument)
         elif kind.startswith(("STORE_", "DELETE_", "POP_")):

@@ -8,7 +8,8 @@ import multiprocessing
 import random
 import tempfile
 from collections import Counter, defaultdict
-from functools import partial
+from functools import cached_property, lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -606,6 +607,120 @@ def test_caches_counters_and_open_files_do_not_make_another_run(tmp_path, at, re
         (tmp_path / "models" / "run.checkpoint").write_bytes(content)
         again.fit(2, 1e-2, callbacks=FailsAt(None), checkpoint="run")
         assert list(again.recorder.raw_losses) == list(plain.recorder.raw_losses)
+
+
+class ReadsProperty(Samples):
+    """Opens its file and fills its caches in properties and cached functions."""
+
+    _table = None
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.reads, self.by_name = {}, [0], {}
+
+    @property
+    def table(self):
+        if self._table is None:
+            self._table = {"file": Opened(), "numbers": np.arange(3)}
+        return self._table
+
+    @cached_property
+    def numbers(self):
+        return torch.arange(N)
+
+    @lru_cache  # noqa: B019
+    def lines(self, i):
+        self.found[i] = True
+        return self.table
+
+    def __getitem__(self, i):
+        self.lines(i)
+        reads = self.reads
+        reads[0] = reads[0] + 1
+        names = self.by_name
+        names.update({str(i): torch.ones(1)})
+        return super().__getitem__(int(self.numbers[i]))
+
+
+class InFolder(Samples):
+    """Has a folder, which is elsewhere in each process."""
+
+    def __init__(self):
+        super().__init__()
+        self.root = Path(tempfile.mkdtemp())
+        self.files = [self.root / "train" / f"{i}.png" for i in range(N)]
+
+
+class WithSetting(Samples):
+    """Has a setting of any kind."""
+
+    def __init__(self, setting):
+        super().__init__()
+        self.setting = setting
+
+
+def fit_on(samples, path, model=None, fails_at=None) -> Learner:
+    torch.manual_seed(0)
+    data = DataBunch(DataLoader(samples, BS), None, device="cpu", classes=["a", "b"])
+    learn = Learner(data, model or nn.Linear(4, 2), path=path, silent=True)
+    learn.fit(2, 1e-2, callbacks=FailsAt(fails_at), checkpoint="run")
+    return learn
+
+
+@pytest.mark.parametrize("kind", [ReadsProperty, InFolder, partial(WithSetting, {"some", "texts", "and", "more"})])
+def test_what_a_data_set_opens_in_a_property_is_not_another_run(tmp_path, kind):
+    samples = kind()
+    with pytest.raises(OSError, match="gone"):
+        fit_on(samples, tmp_path, fails_at=7)
+    content = (tmp_path / "models" / "run.checkpoint").read_bytes()
+    for again in (samples, kind()):
+        (tmp_path / "models" / "run.checkpoint").write_bytes(content)
+        assert len(fit_on(again, tmp_path).recorder.raw_losses) == 2 * N // BS
+
+
+PAIRS = {
+    "number": (1, 2),
+    "none": (None, 2),
+    "text": ("a", "b"),
+    "set": ({"a", "b"}, {"a", "c"}),
+    "frozen set": (frozenset([1]), frozenset([2])),
+    "tuple": ((1, 2), (1, 3)),
+    "dict": ({"size": [1, 2]}, {"size": [1, 3]}),
+    "type": (nn.ReLU, nn.GELU),
+    "dtype": (torch.float32, torch.float64),
+    "function": (nn.functional.relu, nn.functional.gelu),
+    "own function": (sample, global_noise),
+    "bound": (partial(sample, generator=1), partial(sample, generator=2)),
+    "tensor": (torch.zeros(2), torch.ones(2)),
+    "array": (np.zeros(2), np.ones(2)),
+    "folder": (Path("a") / "b", Path("a") / "c"),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+def test_a_changed_setting_of_any_kind_raises(tmp_path, kind):
+    first, second = PAIRS[kind]
+    fit_on(WithSetting(first), tmp_path)
+    fit_on(WithSetting(first), tmp_path)
+    with pytest.raises(MinifastError, match="holds another run"):
+        fit_on(WithSetting(second), tmp_path)
+
+
+class Activates(nn.Linear):
+    """Has a function as a setting."""
+
+    def __init__(self, activation):
+        super().__init__(4, 2)
+        self.activation = activation
+
+    def forward(self, x):
+        return self.activation(super().forward(x))
+
+
+def test_a_changed_function_of_the_model_raises(tmp_path):
+    fit_on(Samples(), tmp_path, Activates(torch.relu))
+    with pytest.raises(MinifastError, match=r"settings have model\.activation = '.*relu', and this run has '.*tanh'"):
+        fit_on(Samples(), tmp_path, Activates(torch.tanh))
 
 
 @pytest.mark.parametrize(
