@@ -57,6 +57,7 @@ __all__ = [
     "RunCheckpoint",
     "SaveModelCallback",
     "Scheduler",
+    "SegmentationDataBunch",
     "ShowGraph",
     "StopAfterNBatches",
     "TabularDataBunch",

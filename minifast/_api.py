@@ -45,6 +45,7 @@ from minifast.data import DataBunch as DataBunch
 from minifast.data import DatasetType as DatasetType
 from minifast.data import DeviceDataLoader as DeviceDataLoader
 from minifast.data import ImageDataBunch as ImageDataBunch
+from minifast.data import SegmentationDataBunch as SegmentationDataBunch
 from minifast.data import TabularDataBunch as TabularDataBunch
 from minifast.data import TensorDataBunch as TensorDataBunch
 from minifast.data import TensorLoader as TensorLoader

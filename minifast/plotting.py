@@ -155,14 +155,17 @@ def plot_images(
     figsize: tuple[float, float] | None = None,
     colors: Sequence[str | None] | None = None,
     heading: str = "",
+    masks: Sequence[Any] | None = None,
+    columns: int | None = None,
 ) -> Figure:
-    """Show images, arrays ``(height, width, channels)`` in [0, 1], in a square grid with a title above each.
+    """Show images, arrays ``(height, width, channels)`` in [0, 1], in a grid with a title above each.
 
-    Long titles get a smaller font, and are shortened where that font would be too small to read.
+    Long titles get a smaller font, and are shortened where that font would be too small to read. ``masks`` are class
+    numbers ``(height, width)``, drawn over the images in a color per class; class 0 and negative numbers stay clear.
     """
     import matplotlib.pyplot as plt
 
-    columns = max(1, math.isqrt(len(images) - 1) + 1)
+    columns = columns or max(1, math.isqrt(len(images) - 1) + 1)
     rows = -(-len(images) // columns)
     titles = [
         "\n".join(textwrap.fill(line, 14, break_long_words=False) for line in title.splitlines()) for title in titles
@@ -178,6 +181,9 @@ def plot_images(
         ax.imshow(image)
         text = "\n".join(shorten(line, n) for line in title.splitlines())
         ax.set_title(text, fontsize=size, **({"color": color} if color else {}))
+    for ax, mask in zip(grid.flat, masks or (), strict=False):
+        shown = np.ma.masked_less(mask, 1)
+        ax.imshow((shown - 1) % 20, cmap="tab20", alpha=0.6, vmin=0, vmax=19, interpolation="nearest")
     figure.suptitle(heading, fontsize=10)
     return figure
 

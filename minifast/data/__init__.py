@@ -10,6 +10,7 @@ from minifast.data.images.augment import get_transforms
 from minifast.data.images.decoding import verify_images
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import get_image_files
+from minifast.data.images.segmentation import SegmentationDataBunch
 from minifast.data.loaders import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
 from minifast.data.synthetic import generate_sample
@@ -21,6 +22,7 @@ __all__ = [
     "DatasetType",
     "DeviceDataLoader",
     "ImageDataBunch",
+    "SegmentationDataBunch",
     "TabularDataBunch",
     "TensorDataBunch",
     "TensorLoader",

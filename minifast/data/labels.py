@@ -265,4 +265,7 @@ def target_text(target: Any, classes: Sequence[Any] | None) -> str:
     if classes is not None and target.ndim == 0 and not target.is_floating_point():
         index = int(target)
         return str(classes[index]) if 0 <= index < len(classes) else "ignored" if index < 0 else str(index)
+    if classes is not None and target.ndim > 1 and not target.is_floating_point():  # a mask
+        present = [index for index in target.unique().tolist() if 0 <= index < len(classes)]
+        return ", ".join(str(classes[index]) for index in present)
     return ", ".join(f"{number:.3g}" for number in target.flatten().tolist())

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from minifast import plotting
+from minifast.data.transforms import is_map
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 
@@ -28,5 +29,11 @@ def show_batch(
         raise DataError(f"Only images (n, 1 or 3, height, width) can be shown, got {what}.")
     hidden = ds_type.name == "Test" and not data.test_labelled
     titles = ["" if hidden else data.label_of(target) for target in y[:n]]
-    figure: Figure = plotting.plot_images(images, titles, figsize)
+    masks = list(y[:n].cpu().numpy()) if not hidden and is_mask(y, x) else None
+    figure: Figure = plotting.plot_images(images, titles, figsize, masks=masks)
     return plotting.finish(figure.axes, return_fig)
+
+
+def is_mask(y: Any, x: Any) -> bool:
+    """Return whether targets are class numbers ``(n, height, width)`` of the pixels of images."""
+    return is_map(y, x) and y.ndim == 3 and not y.is_floating_point()

@@ -44,8 +44,21 @@ class Seeded:
         return batch
 
 
+def is_map(y: Any, x: Tensor) -> bool:
+    """Return whether targets have a value for each pixel of images ``(n, channels, height, width)``.
+
+    >>> is_map(torch.zeros(2, 4, 5), torch.zeros(2, 3, 4, 5)), is_map(torch.zeros(2, 5), torch.zeros(2, 3, 4, 5))
+    (True, False)
+    """
+    pixels = isinstance(y, Tensor) and isinstance(x, Tensor) and x.ndim == 4 and y.ndim in (3, 4)
+    return pixels and len(y) == len(x) and y.shape[-2:] == x.shape[-2:]
+
+
 class PerImage:
-    """Run a torchvision transform on each image separately; on a whole batch it would sample only once."""
+    """Run a torchvision transform on each image separately; on a whole batch it would sample only once.
+
+    Targets with the height and width of the images, such as masks, are transformed together with their image.
+    """
 
     def __init__(self, tfm: Callable[[Tensor], Tensor]) -> None:
         self.tfm = tfm
@@ -56,7 +69,22 @@ class PerImage:
     def __call__(self, batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
         """Return the batch with each image transformed."""
         x, y = batch
-        return torch.stack([self.tfm(image) for image in x]), y
+        if not is_map(y, x):
+            return torch.stack([self.tfm(image) for image in x]), y
+        from torchvision import tv_tensors
+
+        if not type(self.tfm).__module__.startswith("torchvision.transforms.v2"):
+            raise DataError(
+                f"{type(self.tfm).__name__} of torchvision.transforms changes the images and not their masks. Take it "
+                f"from torchvision.transforms.v2, which changes both alike."
+            )
+        kind = tv_tensors.Image if y.is_floating_point() else tv_tensors.Mask
+        joint: Callable[..., Any] = self.tfm
+        pairs = [joint(tv_tensors.Image(image), kind(target)) for image, target in zip(x, y, strict=True)]
+        images, targets = (
+            torch.stack([part.as_subclass(Tensor) for part in parts]) for parts in zip(*pairs, strict=True)
+        )
+        return images, targets
 
 
 def check_tfms(ds_tfms: Any) -> tuple[list[Transform], list[Transform]]:

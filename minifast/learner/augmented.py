@@ -74,6 +74,11 @@ def tta_only(
             found = predicting.get_preds(learn, ds_type, activ)
         finally:
             loader.remove_tfm(version)
+        if isinstance(found[0], Tensor) and found[0].ndim > 2:
+            raise DataError(
+                f"TTA takes the mean of predictions for whole images, got predictions of the shape "
+                f"{tuple(found[0].shape)}, whose pixels move with the images; use get_preds."
+            )
         yield found
 
 

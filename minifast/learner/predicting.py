@@ -14,6 +14,7 @@ from torch.nn import functional
 from minifast import plotting
 from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
+from minifast.data.showing import is_mask
 from minifast.errors import DataError
 from minifast.losses import activation_name, activation_of, is_cross_entropy, is_loss, sample_losses
 from minifast.metrics.base import as_metric, columns_of, expand_all
@@ -202,6 +203,8 @@ def show_results(
     preds = learn.pred_batch(batch=(x, y))
     images = learn.data.to_images(x[: rows**2] if isinstance(x, Tensor) else x)
     y, n = to_device(y, torch.device("cpu")), count_samples(y, x)
+    if images is not None and isinstance(preds, Tensor) and preds.ndim == 4 and is_mask(preds[:, 0].long(), x):
+        return show_masks(learn, images[:rows], y if ds_type is not DatasetType.Test else None, preds, return_fig)
     shown = range(min(n, rows if images is None else rows**2))
     pairs = [describe_pair(learn, sample_of(y, i, n), sample_of(preds, i, n)) for i in shown]
     labelled = ds_type is not DatasetType.Test
@@ -214,6 +217,19 @@ def show_results(
     categories = labelled and isinstance(y, Tensor) and (not y.is_floating_point() or has_binary_output(learn, preds))
     colors = [("tab:green" if a == b else "tab:red") if categories else None for a, b in pairs]
     figure = plotting.plot_images(images, titles, None, colors, "target\nprediction" if labelled else "prediction")
+    return plotting.finish(figure.axes, return_fig)
+
+
+def show_masks(
+    learn: Learner, images: list[Any], y: Tensor | None, preds: Tensor, return_fig: bool | None
+) -> Figure | None:
+    """Show the target mask and the predicted mask of each image in one row."""
+    predicted = preds.argmax(1) if preds.shape[1] > 1 else (preds[:, 0] > threshold_of(learn.loss_func)).long()
+    parts = {} if y is None else {"target": y.view_as(predicted).long()}
+    parts["prediction"] = predicted
+    shown = [(image, name, masks[i].numpy()) for i, image in enumerate(images) for name, masks in parts.items()]
+    pictures, titles, masks = map(list, zip(*shown, strict=True))
+    figure = plotting.plot_images(pictures, titles, masks=masks, columns=len(parts))
     return plotting.finish(figure.axes, return_fig)
 
 

@@ -3,7 +3,7 @@
 Loading, decoding and augmentation of images are in ``minifast.data.images``; this package exports them too.
 """
 
-from minifast.data.images import ImageDataBunch, get_transforms
+from minifast.data.images import ImageDataBunch, SegmentationDataBunch, get_transforms
 from minifast.vision.body import create_body
 from minifast.vision.head import AdaptiveConcatPool2d, create_head
 from minifast.vision.transfer import cnn_learner, vision_learner
@@ -11,6 +11,7 @@ from minifast.vision.transfer import cnn_learner, vision_learner
 __all__ = [
     "AdaptiveConcatPool2d",
     "ImageDataBunch",
+    "SegmentationDataBunch",
     "cnn_learner",
     "create_body",
     "create_head",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from minifast.data.transforms import is_map
 from minifast.errors import DataError
 from minifast.utils.checks import check_number
 from minifast.utils.public import public
@@ -20,7 +21,8 @@ EPS = 1e-7  # clamps pixels before the logit, in float32
 class Augment:
     """Augment each image of a batch with its own random numbers; ``get_transforms`` describes the arguments.
 
-    One resampling applies all geometric changes. The random numbers come from torch's CPU generator, so that they are
+    One resampling applies all geometric changes. Targets with the height and width of the images, such as masks, get
+    the same ones. The random numbers come from torch's CPU generator, so that they are
     the same on a GPU.
     """
 
@@ -62,7 +64,10 @@ class Augment:
             )
         height, width = x.shape[2:]
         if self.do_flip or self.max_rotate or self.max_zoom > 1 or self.max_warp:
-            x = resample(x, self._maps(len(x), height, width).to(x.device, non_blocking=True))
+            maps = self._maps(len(x), height, width).to(x.device, non_blocking=True)
+            x = resample(x, maps)
+            if is_map(y, x):
+                y = resample_targets(y, maps)
         if self.max_lighting:
             x = self._change_lighting(x)
         return x, y
@@ -134,7 +139,7 @@ def perspective(warp: Tensor) -> Tensor:
     return torch.cat([unknowns, torch.ones(n, 1)], 1).view(n, 3, 3)
 
 
-def resample(x: Tensor, maps: Tensor) -> Tensor:
+def resample(x: Tensor, maps: Tensor, mode: str = "bilinear") -> Tensor:
     """Return images resampled by projective maps ``(n, 3, 3)``, reflected beyond their borders."""
     height, width = x.shape[2:]
     across = (torch.arange(width, device=x.device) * 2 + 1 - width) / width  # pixel centers
@@ -142,7 +147,15 @@ def resample(x: Tensor, maps: Tensor) -> Tensor:
     m = maps[..., None, None]
     u, v, scale = (m[:, i, 0] * across + m[:, i, 1] * down + m[:, i, 2] for i in range(3))  # matmul may use TF32
     grid = torch.stack([u / scale, v / scale], -1).to(x.dtype)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def resample_targets(y: Tensor, maps: Tensor) -> Tensor:
+    """Return targets for each pixel resampled as their images: integers by the nearest pixel, floats bilinearly."""
+    maps_of_values = y if y.ndim == 4 else y[:, None]
+    if y.is_floating_point():
+        return resample(maps_of_values, maps).view_as(y)
+    return resample(maps_of_values.float(), maps, "nearest").to(y.dtype).view_as(y)
 
 
 @public

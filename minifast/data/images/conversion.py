@@ -127,6 +127,18 @@ def darkness(image: Any, name: str) -> str:
     )
 
 
+def upright_size(file: str) -> tuple[int, int] | None:
+    """Return width and height of an image file when it is upright, without decoding it; None if it cannot be read."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+    except Exception:  # decoding it raises the error
+        return None
+
+
 def _orientation(image: Any) -> Any:
     # Most files have no EXIF data, and then nothing is parsed.
     if "exif" not in image.info:

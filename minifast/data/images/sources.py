@@ -28,11 +28,10 @@ from minifast.utils.text import write_text
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 
-class ImageOptions(TypedDict, total=False):
-    """Options of all constructors of ``ImageDataBunch``; ``ImageDataBunch.from_folder`` describes them."""
+class LoaderOptions(TypedDict, total=False):
+    """Options of all constructors for images; ``ImageDataBunch.from_folder`` describes them."""
 
     test: str | None
-    classes: Sequence[Any] | None
     size: Size
     bs: int
     val_bs: int | None
@@ -41,9 +40,15 @@ class ImageOptions(TypedDict, total=False):
     memory: int
     ds_tfms: Any
     resize: str
-    on_bad_image: str
     channels: int
     value_range: tuple[float, float] | None
+
+
+class ImageOptions(LoaderOptions, total=False):
+    """Options of all constructors of ``ImageDataBunch``."""
+
+    classes: Sequence[Any] | None
+    on_bad_image: str
 
 
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
