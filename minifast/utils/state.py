@@ -22,7 +22,7 @@ from minifast.utils.random import (
     set_rng_states,
 )
 from minifast.utils.shared import is_shared, read_shared, write_shared
-from minifast.utils.walk import CONTAINERS, SCALARS, attributes_of, walk
+from minifast.utils.walk import CONTAINERS, OPAQUE, SCALARS, attributes_of, package_of, walk
 
 MANY = 2**16  # elements above which a container or tensor of a data set counts as data, not as state
 
@@ -120,6 +120,8 @@ def _copy_of(value: Any, in_data: bool) -> Any:
         return None
     if is_shared(value):
         return _Shared(read_shared(value))
+    if package_of(value.__class__) in OPAQUE:
+        return None
     attributes = attributes_of(value)
     return _Attributes(type(value), attributes, in_data) if attributes else None
 
@@ -168,7 +170,7 @@ def _put_attributes(value: Any, copy: _Attributes) -> None:
             _delete(value, name)
     for name, old in copy.values.items():
         if now.get(name, value) is not old and is_state(old) and is_state(now.get(name)):
-            if name in getattr(value, "__dict__", {name: None}):
+            if name in getattr(value, "__dict__", {}):
                 vars(value)[name] = old
             else:
                 object.__setattr__(value, name, old)
