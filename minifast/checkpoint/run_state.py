@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from minifast.utils.saved_state import (
     UNKNOWN,
     all_attributes,
     generators_of,
+    is_iterator,
     load_attributes,
     load_generators,
     load_saved_state,
@@ -174,8 +174,7 @@ class RunState:
             if has_own_workers and package_of(value.dataset.__class__) != "minifast":  # ours use no random numbers
                 yield f"{path}.persistent_workers", value.persistent_workers
         for path, owner, name, value, in_data in all_attributes(self._roots, LOADERS, self._stop):
-            is_iterator = hasattr(type(value), "__next__") and not isinstance(value, io.IOBase)
             is_container = isinstance(value, (list, dict, set, deque)) and not in_data
-            changes = is_iterator or (is_container and name in changing_attributes(owner.__class__))
+            changes = is_iterator(value) or (is_container and name in changing_attributes(owner.__class__))
             if changes and to_plain(value) is UNKNOWN:
                 yield path, value

@@ -158,6 +158,18 @@ class DeviceDataLoader(BatchLoader):
         self.may_lack_targets = False
         self.part: str | None = None  # of a DataBunch, such as "training"
 
+    def __getstate__(self) -> dict[str, Any]:
+        if getattr(self.dl, "_iterator", None) is None:
+            return vars(self)
+        dl = copy.copy(self.dl)  # without its running workers, which cannot be copied or pickled
+        dl._iterator = None
+        return {**vars(self), "dl": dl}
+
+    def __copy__(self) -> DeviceDataLoader:
+        copied = type(self).__new__(type(self))
+        vars(copied).update(vars(self))
+        return copied
+
     def __len__(self) -> int:
         return len(self.dl)
 

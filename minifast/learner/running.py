@@ -33,7 +33,7 @@ from minifast.training.groups import add_loss_parameters, loss_module, per_group
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import make_bar
-from minifast.training.snapshot import preserve_randomness, preserve_training
+from minifast.training.snapshot import iterators_of, preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
@@ -199,6 +199,12 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     before, recorder = learn.recorder, None
     affecting = [callback for callback in learn.callbacks if not callback.fit_only]
     initialize_lazy(learn)
+    for path, value in iterators_of(learn):
+        warnings.warn(
+            f"{path} is a {type(value).__name__}, whose position lr_find cannot restore: if the mock training moves "
+            f"it, training after lr_find differs from training alone. Use a number or a random generator.",
+            stacklevel=frames_to_caller(),
+        )
     try:
         with preserve_randomness(learn) as data:
             for finder in finders:  # between them the data order moves on, so that each has other batches

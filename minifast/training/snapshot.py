@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from minifast.training.callback import Callback
+from minifast.utils.saved_state import all_attributes, is_iterator
 from minifast.utils.state import Snapshot, restoring
 
 if TYPE_CHECKING:
@@ -125,6 +126,15 @@ def preserve_training(learn: Learner, data: Collection[int], callbacks: Sequence
             value[:] = elements
         model.restore()
         rest.restore()
+
+
+def iterators_of(learn: Learner) -> Iterator[tuple[str, Any]]:
+    """Yield the paths and values of iterators in model, loss function and data, whose position cannot be restored."""
+    loaders = loaders_of(learn)
+    roots = {"model": learn.model, "loss_func": learn.loss_func, **loaders}
+    for path, _, _, value, _ in all_attributes(roots, loaders, [learn, learn.data]):
+        if is_iterator(value):
+            yield path, value
 
 
 def loaders_of(learn: Learner) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Collection, Iterator, Mapping
 from functools import partial
@@ -59,6 +60,16 @@ def all_attributes(
         for name, value in attributes_of(owner).items():
             if not (isinstance(owner, nn.Module) and name in MODULE_ATTRIBUTES) and name != "_iterator":
                 yield f"{path}.{name}", owner, name, value, in_data
+
+
+def is_iterator(value: Any) -> bool:
+    """Return whether a value has a position that cannot be read, as iterators have and seeds that give others.
+
+    >>> is_iterator(iter([1])), is_iterator([1])
+    (True, False)
+    """
+    is_file = isinstance(value, io.IOBase)
+    return (hasattr(type(value), "__next__") and not is_file) or isinstance(value, np.random.SeedSequence)
 
 
 def is_setting(value: Any) -> bool:

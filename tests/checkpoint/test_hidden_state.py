@@ -347,6 +347,49 @@ def remembering(path=None) -> Learner:
     return Learner(data, Remembers(), loss_func=Centered(), path=path, silent=True)
 
 
+ITERATORS = {
+    "count": itertools.count,
+    "cycle": lambda: itertools.cycle([1.0, 2.0, 3.0, 5.0, 7.0]),
+    "generator": lambda: (i % 7 for i in range(10_000)),
+    "list": lambda: iter(list(range(10_000))),
+    "zip": lambda: map(sum, zip(itertools.count(), itertools.cycle([1, 2]))),
+}
+
+
+class Iterates(Samples):
+    """Takes a factor for each sample from an iterator."""
+
+    def __init__(self, factors):
+        super().__init__()
+        self.factors = factors
+
+    def __getitem__(self, i):
+        x, y = super().__getitem__(i)
+        return x * (1 + 0.01 * next(self.factors)), y
+
+
+class IteratesModel(nn.Linear):
+    """Takes a factor for each batch from an iterator."""
+
+    def __init__(self, factors):
+        super().__init__(4, 2)
+        self.factors = factors
+
+    def forward(self, x):
+        return super().forward(x) * (1 + 0.01 * next(self.factors))
+
+
+@pytest.mark.parametrize("place", ["train_dl.dl.dataset", "model"])
+@pytest.mark.parametrize("kind", ITERATORS)
+def test_an_iterator_that_lr_find_cannot_restore_is_named(kind, place):
+    iterator = ITERATORS[kind]()
+    samples, model = (Samples(), IteratesModel(iterator)) if place == "model" else (Iterates(iterator), nn.Linear(4, 2))
+    learn = Learner(DataBunch(DataLoader(samples, BS), device="cpu", classes=["a", "b"]), model, silent=True)
+    words = rf"{place}\.factors is a {type(iterator).__name__}, whose position lr_find cannot restore"
+    with pytest.warns(UserWarning, match=words):
+        learn.lr_find(num_it=3)
+
+
 def test_lr_find_restores_attributes_of_model_and_loss():
     plain = remembering()
     plain.fit(2, 1e-2)
@@ -463,10 +506,12 @@ def test_a_checkpoint_saves_what_a_data_set_counts_per_sample(tmp_path, kind, at
     assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
 
 
-def test_an_iterator_that_a_checkpoint_cannot_save_is_named(tmp_path):
+@pytest.mark.parametrize("value", [itertools.count(), np.random.SeedSequence(0)])
+def test_an_iterator_that_a_checkpoint_cannot_save_is_named(tmp_path, value):
     learn = remembering(tmp_path)
-    learn.model.numbers = itertools.count()
-    with pytest.warns(UserWarning, match=r"model\.numbers is a count, which a checkpoint does not save"):
+    learn.model.numbers = value
+    what = rf"model\.numbers is a {type(value).__name__}, which a checkpoint does not save"
+    with pytest.warns(UserWarning, match=what):
         learn.fit(1, checkpoint="run")
 
 

@@ -11,11 +11,12 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_learner
+from conftest import FailsAt, toy_data, toy_items, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import prune
+from torch.utils.data import DataLoader
 
 import minifast
 from minifast import (
@@ -206,6 +207,20 @@ def test_parts_of_a_learner_can_be_pickled_after_a_fit(name) -> None:
     learn.fit(1, 1e-2)
     learn.lr_find(num_it=4)
     assert pickle.loads(pickle.dumps(getattr(learn, name))) is not None
+
+
+@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+def test_a_learner_whose_workers_stay_is_copied_without_them(way) -> None:
+    loader = DataLoader(toy_items(20), 10, num_workers=1, persistent_workers=True)
+    learn = Learner(DataBunch(loader, device="cpu"), simple_ann(10, 2), silent=True)
+    learn.fit(1)
+    running = loader._iterator
+    copied = way(learn)
+    assert running is not None
+    assert loader._iterator is running
+    copied.fit(1)
+    learn.fit(1)
+    assert copied.recorder.raw_losses == learn.recorder.raw_losses
 
 
 def test_a_learner_can_be_pickled_during_a_fit() -> None:
