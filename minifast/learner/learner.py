@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,10 @@ from minifast.utils.text import html_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 def check_data(data: Any) -> DataBunch:
@@ -874,6 +878,18 @@ class Learner:
         self.precision = dtype
 
 
+def _as_function(method: Callable[P, R]) -> Callable[P, R]:
+    """Return a method as a function of a learner, which may be given as ``learn=``, as in fastai v1."""
+
+    @wraps(method)
+    def function(*args: P.args, **kwargs: P.kwargs) -> R:
+        if "learn" in kwargs:
+            kwargs["self"] = kwargs.pop("learn")
+        return method(*args, **kwargs)
+
+    return function
+
+
 # fastai v1 has these as functions of a learner too.
-fit_one_cycle = Learner.fit_one_cycle
-lr_find = Learner.lr_find
+fit_one_cycle = _as_function(Learner.fit_one_cycle)
+lr_find = _as_function(Learner.lr_find)

@@ -45,6 +45,8 @@ FASTAI = """
     Recorder Recorder.add_metric_names Recorder.format_stats Recorder.on_backward_begin Recorder.on_batch_begin
     Recorder.on_epoch_end Recorder.on_train_begin Recorder.plot Recorder.plot_losses Recorder.plot_lr
     Recorder.plot_metrics ReduceLROnPlateauCallback SaveModelCallback Scheduler Scheduler.step ShowGraph
+    DataBunch.fix_dl DataBunch.one_item DataBunch.save DataBunch.single_dl DataBunch.stats Learner.purge
+    create_cnn_model load_data
     SmoothenValue SmoothenValue.add_value StopAfterNBatches TerminateOnNaNCallback TrackerCallback
     TrackerCallback.get_monitor_value TrainingPhase TrainingPhase.schedule_hp URLs accuracy accuracy_thresh
     annealing_cos annealing_exp annealing_linear annealing_no annealing_poly channel_view cnn_learner conv_layer

@@ -16,6 +16,8 @@ from minifast import (
     OneCycleScheduler,
     OptimWrapper,
     conv_layer,
+    fit_one_cycle,
+    lr_find,
     one_cycle_scheduler,
 )
 
@@ -148,3 +150,12 @@ def test_a_convolution_s_kernel_stride_padding_and_weights() -> None:
     assert conv_layer(3, 8, 5, padding=0)[0].padding == (0, 0)
     with pytest.raises(ValueError, match="`nf` must be at least 1, got 0"):
         conv_layer(3, 0)
+
+
+def test_functions_of_a_learner_take_it_by_name() -> None:
+    learn = toy_learner()
+    assert len(lr_find(learn=learn, num_it=3).lrs) <= 3
+    fit_one_cycle(learn=learn, cyc_len=1)
+    assert len(learn.recorder.nb_batches) == 1
+    with pytest.raises(TypeError, match="missing 1 required positional argument"):
+        lr_find(num_it=3)
