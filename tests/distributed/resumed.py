@@ -2,7 +2,8 @@
 
 ``python resumed.py FOLDER KIND:NAME:STOP ...`` trains a run of a kind under a name until the batch STOP, or to the end
 without one, and writes the outcome of finished runs to ``FOLDER/NAME_SIZE_RANK.pt``. With ``kill`` as STOP, a random
-process kills itself at a random moment, until as many kills as the environment variable KILLS have happened.
+process kills itself at a random moment, until as many kills as the environment variable KILLS have happened. ``cases``
+in place of a run trains the default cases of ``cases.py``.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import cases
 import torch
 from cases import network, samples
 from torch import nn
@@ -23,6 +25,19 @@ from torch.utils.data import DataLoader, TensorDataset
 from minifast import AccumulateScheduler, Callback, DataBunch, Learner, TensorLoader, accuracy, set_seed
 
 SIZE, RANK = os.environ.get("WORLD_SIZE", "1"), os.environ.get("RANK", "0")
+KINDS = ("plain", "accumulated")
+
+
+def each_kind(*runs: str) -> list[str]:
+    return [f"{kind}:{kind} {run}" for kind in KINDS for run in runs]
+
+
+IN_ONE = each_kind("whole by one:", "of one, then two:19")
+IN_TWO = [
+    *each_kind("whole by two:", "of two:19", "of two:", "of two, then one:19", "of one, then two:"),
+    *("random:random whole by two:", "random:random of two:19", "random:random of two:"),
+]
+THEN_IN_ONE = each_kind("of two, then one:")
 
 
 class StoppedError(Exception):
@@ -86,6 +101,9 @@ def learner(kind: str, folder: Path) -> Learner:
 
 def main(folder: Path, *runs: str) -> None:
     for run in runs:
+        if run == "cases":
+            cases.main(str(folder))
+            continue
         kind, name, stop = run.split(":")
         learn = learner(kind, folder)
         try:

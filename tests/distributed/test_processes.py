@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
+import cases
+import resumed
 from cases import CASES, DEFAULT, SLOW
 
 HERE = Path(__file__).parent
@@ -27,26 +30,36 @@ def torchrun(size: int, script: str, *arguments: object, options: tuple[str, ...
     return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=500)
 
 
-def results(folder: Path, size: int, names: list[str]) -> list[dict]:
-    if size == 1:
-        command = [sys.executable, str(HERE / "cases.py"), str(folder), *names]
-        done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=500)
-    else:
-        done = torchrun(size, "cases.py", folder, *names)
-    assert done.returncode == 0, done.stderr[-3000:]
+def results(folder: Path, size: int) -> list[dict]:
     return [torch.load(folder / f"{size}_{rank}.pt", weights_only=False) for rank in range(size)]
+
+
+@cache
+def folder_of_two(base: Path) -> Path:
+    """The files that the default cases and the resumed runs write, in this process and in two that start once."""
+    folder = base / "two"
+    folder.mkdir()
+    cases.main(str(folder), *DEFAULT)
+    resumed.main(folder, *resumed.IN_ONE)
+    done = torchrun(2, "resumed.py", folder, "cases", *resumed.IN_TWO)
+    assert done.returncode == 0, done.stderr[-3000:]
+    resumed.main(folder, *resumed.THEN_IN_ONE)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cases")
-    return results(folder, 1, DEFAULT)[0], results(folder, 2, DEFAULT)
+    folder = folder_of_two(tmp_path_factory.getbasetemp())
+    return results(folder, 1)[0], results(folder, 2)
 
 
 @pytest.fixture(scope="module")
 def one_and_three(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cases")
-    return results(folder, 1, [*CASES])[0], results(folder, 3, [*CASES])
+    folder = tmp_path_factory.mktemp("three")
+    cases.main(str(folder), *CASES)
+    done = torchrun(3, "cases.py", folder, *CASES)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return results(folder, 1)[0], results(folder, 3)
 
 
 def flat(value, path=""):

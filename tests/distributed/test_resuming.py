@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
-from test_processes import HERE, environment, torchrun
-
-KINDS = ("plain", "accumulated")
+from resumed import KINDS
+from test_processes import folder_of_two, torchrun
 
 
 def read(folder, name, size, rank=0):
@@ -18,25 +14,7 @@ def read(folder, name, size, rank=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("resumed")
-
-    def run(size: int, *runs: str) -> None:
-        if size == 1:
-            command = [sys.executable, str(HERE / "resumed.py"), str(folder), *runs]
-            done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
-        else:
-            done = torchrun(size, "resumed.py", folder, *runs)
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    both = lambda *names: [f"{kind}:{kind} {name}" for kind in KINDS for name in names]  # noqa: E731
-    run(1, *both("whole by one:", "of one, then two:19"))
-    run(
-        2,
-        *both("whole by two:", "of two:19", "of two:", "of two, then one:19", "of one, then two:"),
-        *("random:random whole by two:", "random:random of two:19", "random:random of two:"),
-    )
-    run(1, *both("of two, then one:"))
-    return folder
+    return folder_of_two(tmp_path_factory.getbasetemp())
 
 
 def assert_equal(a, b, **tolerance):
