@@ -103,6 +103,12 @@ def pictures(empty_home: Path) -> None:
     generate_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
 
 
+@pytest.fixture
+def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the export for inference, which takes most of the time of a short ``minifast train``."""
+    monkeypatch.setattr(Learner, "export", lambda learn: None)
+
+
 def toy_items(n: int = 60, seed: int = 0) -> TensorDataset:
     """Two classes of ten numbers that a small network can tell apart."""
     generator = torch.Generator().manual_seed(seed)

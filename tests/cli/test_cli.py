@@ -47,6 +47,7 @@ def test_train_writes_model_history_plots_and_options(folder, tmp_path, capsys):
     assert "\r" not in text
 
 
+@pytest.mark.usefixtures("without_export")
 def test_same_seed_same_model(folder, tmp_path):
     for out in ("a", "b"):
         command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--seed", "3"]
@@ -56,6 +57,7 @@ def test_same_seed_same_model(folder, tmp_path):
     assert not (tmp_path / "a" / "lr_find.png").exists()
 
 
+@pytest.mark.usefixtures("without_export")
 def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2"]) == 0
@@ -66,7 +68,7 @@ def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
 def test_torchvision_model_and_sizes(tmp_path):
     for name in ("a", "b"):
         write_images(tmp_path / "data" / name, 10, (40, 30), mode="RGB")
-    command = ["train", str(tmp_path / "data"), "--valid-pct", "0.2", "--size", "32", "--arch", "shufflenet_v2_x0_5"]
+    command = ["train", str(tmp_path / "data"), "--valid-pct", "0.2", "--size", "32", "--arch", "squeezenet1_1"]
     assert cli.main([*command, "--bs", "8", "--epochs", "1", "--lr", "1e-3", "--out", str(tmp_path / "out")]) == 0
 
 
@@ -143,6 +145,7 @@ def test_an_error_names_the_command_lines_own_options(names, size, words, tmp_pa
     assert "size=224" not in error
 
 
+@pytest.mark.usefixtures("without_export")
 def test_results_are_written_after_an_early_end(folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["train", str(folder), "--bs", "16", "--epochs", "60", "--lr", "1e9", "--seed", "1", "--out", str(out)]
@@ -155,6 +158,7 @@ def test_results_are_written_after_an_early_end(folder, tmp_path, capsys):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
+@pytest.mark.usefixtures("without_export")
 def test_an_accuracy_of_chance_prints_advice(folder, tmp_path, capsys):
     command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-12", "--seed", "2"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
@@ -181,6 +185,7 @@ def test_unavailable_devices_and_folders_exit_with_2(arguments, words, folder, c
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_export")
 def test_a_warning_prints_one_line(tmp_path, capsys):
     write_images(tmp_path / "data" / "train" / "a", 4)
     write_images(tmp_path / "data" / "valid" / "a", 4)
@@ -201,6 +206,7 @@ def test_interrupt(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "minifast: interrupted\n"
 
 
+@pytest.mark.usefixtures("without_export")
 def test_without_a_network_generated_images_are_used(folder, tmp_path, monkeypatch, capsys):
     def no_network(*_: object, **__: object) -> Path:
         raise DownloadError("there is no network.")

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import minifast
+from minifast import cli
 from minifast.utils.text import can_write, write_text
 
 ROOT = Path(minifast.__file__).parents[1]
@@ -26,36 +27,69 @@ def place(tmp_path_factory):
             for i in range(n):
                 image = Image.new("RGB", (8, 8), (200 * number, i, 0))
                 image.save(folder / "images" / part / name / f"{i}\xe9.png")
-    run(folder, {}, "train", "images", "--epochs", "1", "--lr", "0.01", "--bs", "8", "--out", "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("MINIFAST_HOME", str(folder / "home"))
+        assert cli.main(["train", "images", "--epochs", "1", "--lr", "0.01", "--bs", "8", "--out", "out"]) == 0
     return folder
 
 
-def run(folder, environment, *arguments):
-    base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    base |= {"PYTHONPATH": str(ROOT), "MINIFAST_HOME": str(folder / "home"), "LC_ALL": "C.UTF-8", **environment}
-    return subprocess.run([sys.executable, "-m", "minifast", *arguments], cwd=folder, env=base, capture_output=True)
+@pytest.fixture
+def run(place, monkeypatch):
+    """Run a command in this process, with streams as PYTHONIOENCODING sets them; return its code and what it wrote."""
+    monkeypatch.chdir(place)
+
+    def run(encoding, *arguments):
+        streams = {
+            name: io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, write_through=True)
+            for name, errors in (("stdout", "strict"), ("stderr", "backslashreplace"))
+        }
+        with monkeypatch.context() as patch:
+            for name, stream in streams.items():
+                patch.setattr(sys, name, stream)
+            code = cli.main(list(arguments))
+        return code, *(stream.buffer.getvalue() for stream in streams.values())
+
+    return run
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "latin-1"}, {}])
-def test_json_has_the_names_in_any_encoding(place, environment):
-    image = f"images/valid/{NAMES[1]}/0\xe9.png"
-    done = run(place, environment, "predict", "out/export.pkl", image, "--json")
-    assert done.returncode == 0, done.stderr
-    (record,) = json.loads(done.stdout.decode(environment.get("PYTHONIOENCODING", "utf-8")))
-    assert record["image"] == image
+IMAGE = f"images/valid/{NAMES[1]}/0\xe9.png"
+
+
+def check_json(text):
+    (record,) = json.loads(text)
+    assert record["image"] == IMAGE
     assert sorted(record["probabilities"]) == sorted(NAMES)
 
 
-@pytest.mark.parametrize("environment", [{"PYTHONIOENCODING": "ascii"}, {"NO_COLOR": "1", "COLUMNS": "20"}])
-def test_tables_and_errors_come_out(place, environment):
-    images = [f"images/valid/{name}/0\xe9.png" for name in NAMES]
-    done = run(place, environment, "predict", "out/export.pkl", *images)
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_json_has_the_names_in_any_encoding(run, encoding):
+    code, out, err = run(encoding, "predict", "out/export.pkl", IMAGE, "--json")
+    assert code == 0, err
+    check_json(out.decode(encoding))
+
+
+def test_json_has_the_names_in_a_process_with_an_encoding_of_its_own(place):
+    base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
+    base |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}
+    command = [sys.executable, "-m", "minifast", "predict", "out/export.pkl", IMAGE, "--json"]
+    done = subprocess.run(command, cwd=place, env=base, capture_output=True)
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 3
-    done = run(place, environment, "train", f"nowhere{NAMES[0]}")
-    assert done.returncode == 2
-    assert b"Traceback" not in done.stderr
-    assert b"nowherek" in done.stderr
+    check_json(done.stdout.decode("ascii"))
+
+
+@pytest.mark.parametrize(("encoding", "environment"), [("ascii", {}), ("utf-8", {"NO_COLOR": "1", "COLUMNS": "20"})])
+def test_tables_and_errors_come_out(run, encoding, environment, monkeypatch):
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    images = [f"images/valid/{name}/0\xe9.png" for name in NAMES]
+    code, out, err = run(encoding, "predict", "out/export.pkl", *images)
+    assert code == 0, err
+    assert len(out.splitlines()) == 3
+    code, _, err = run(encoding, "train", f"nowhere{NAMES[0]}")
+    assert code == 2
+    assert b"Traceback" not in err
+    assert b"nowherek" in err
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", "cp1252"])

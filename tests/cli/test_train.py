@@ -43,6 +43,7 @@ def test_without_a_suggestion_the_training_takes_more_steps_and_then_a_careful_c
     assert 1e-5 < json.loads((out / "options.json").read_text())["lr"] < 1
 
 
+@pytest.mark.usefixtures("without_export")
 def test_a_slow_network_trains_with_the_default(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning_rate, "SECONDS", 0)
     out = tmp_path / "out"
@@ -111,6 +112,7 @@ def test_the_finder_takes_an_epoch_or_ten_seconds(per_step, n_batches, monkeypat
     assert bool(steps) == (int(allowed / per_step) >= 40)
 
 
+@pytest.mark.usefixtures("without_export")
 def test_a_stopped_training_is_resumed_with_its_options(folder, tmp_path, monkeypatch, capsys):
     fit, out = Learner.fit_one_cycle, tmp_path / "stopped"
 
@@ -161,6 +163,7 @@ def test_what_cannot_be_resumed_exits_with_2(content, words, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_export")
 def test_augment_changes_the_training(folder, tmp_path):
     losses = []
     for options in ([], ["--augment"]):

@@ -107,7 +107,7 @@ def main(folder: Path, *runs: str) -> None:
         kind, name, stop = run.split(":")
         learn = learner(kind, folder)
         try:
-            epochs = 5 if "kill" in name else 3
+            epochs = 5 if "kill" in name else 2
             learn.fit_one_cycle(epochs, 0.05, callbacks=Stop(folder, stop), checkpoint=name, every=2)
         except StoppedError:
             continue
