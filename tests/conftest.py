@@ -1,34 +1,46 @@
-"""What the tests share: one thread, an empty home, no display, small data."""
+"""What the tests share: an empty home, no network, no file left behind. What they import from here is in shared.py."""
 
 from __future__ import annotations
 
+import gc
 import ipaddress
+import itertools
 import os
 import socket
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import matplotlib as mpl
-import numpy as np
 import pytest
-import torch
-from PIL import Image
-from torch.utils.data import DataLoader, TensorDataset
-
-from minifast import Callback, DataBunch, Learner, accuracy, simple_ann
-from minifast.data.synthetic import generate_sample
-
-mpl.use("agg")
-torch.set_num_threads(1)  # two threads beside any other load can be many times slower than one
 
 ARCHIVE = "mnist_sample.tgz"
+NUMBERS = itertools.count()
+IN_CHECKOUT = Path(__file__).parents[1] / "models"
+
+
+def __getattr__(name: str) -> object:
+    # The process that distributes the tests imports this file too, and would wait seconds for torch.
+    if name.startswith(("_", "pytest_", "collect_")):  # pytest looks for these
+        raise AttributeError(name)
+    import shared
+
+    return getattr(shared, name)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if not config.getoption("numprocesses", None):  # this process runs tests
+        import shared  # noqa: F401
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # a full collection takes longer than most tests, and finds nothing in what was imported
 
 
 @pytest.fixture(autouse=True)
-def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give each test a home of its own, so that no test reads or leaves anything in the user's."""
-    home = tmp_path / "home"
+    home = tmp_path_factory.getbasetemp() / "homes" / str(next(NUMBERS))
     monkeypatch.setenv("MINIFAST_HOME", str(home))
     return home
 
@@ -64,11 +76,15 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
-def closed_figures():
+def nothing_left():
+    """Close the figures of a test, and fail if it has written models into the checkout."""
+    before = set(IN_CHECKOUT.glob("*"))
     yield
     import matplotlib.pyplot as plt
 
     plt.close("all")
+    new = set(IN_CHECKOUT.glob("*")) - before
+    assert not new, f"A test wrote {new}; give its learner path=tmp_path."
 
 
 def find_archive() -> Path | None:
@@ -100,74 +116,12 @@ def mnist_sample(mnist_archive: Path, tmp_path_factory: pytest.TempPathFactory) 
 @pytest.fixture
 def pictures(empty_home: Path) -> None:
     """Small generated sample data where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
+    from minifast.data.synthetic import generate_sample
+
     generate_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
 
 
 @pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the export for inference, which takes most of the time of a short ``minifast train``."""
-    monkeypatch.setattr(Learner, "export", lambda learn: None)
-
-
-def toy_items(n: int = 60, seed: int = 0) -> TensorDataset:
-    """Two classes of ten numbers that a small network can tell apart."""
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(n) % 2
-    x = torch.randn(n, 10, generator=generator) + y[:, None]
-    return TensorDataset(x, y)
-
-
-def toy_data(n: int = 60, bs: int = 20, shuffle: bool = False) -> DataBunch:
-    """A bunch of toy items from a pair of torch DataLoaders: n / bs batches each."""
-    items = toy_items(n)
-    generator = torch.Generator().manual_seed(1)
-    train_dl = DataLoader(items, bs, shuffle=shuffle, generator=generator if shuffle else None)
-    return DataBunch(train_dl, DataLoader(items, bs), device="cpu")
-
-
-def toy_learner(n: int = 60, bs: int = 20, **kwargs) -> Learner:
-    """A silent learner over toy data, the same one each time."""
-    torch.manual_seed(0)
-    options = {"metrics": [accuracy], "silent": True} | kwargs
-    return Learner(toy_data(n, bs), simple_ann(10, 2, 8), **options)
-
-
-def write_images(folder: Path, n: int, size: tuple[int, int] = (28, 28), mode: str = "L", seed: int = 0) -> None:
-    """Write ``n`` random PNG pictures, ``size`` as (width, height)."""
-    folder.mkdir(parents=True, exist_ok=True)
-    rng = np.random.default_rng(seed)
-    channels = () if mode == "L" else (3,)
-    for i in range(n):
-        pixels = rng.integers(0, 256, (size[1], size[0], *channels), dtype=np.uint8)
-        Image.fromarray(pixels).convert(mode).save(folder / f"{i}.png")
-
-
-class FailsAt(Callback):
-    """Ends a run with an error before a training batch; it has no state of its own."""
-
-    def __init__(self, at: int | None) -> None:
-        self.at = at
-
-    def on_batch_begin(self, iteration, train):
-        if train and iteration == self.at:
-            raise OSError("gone")
-
-    def state_dict(self):
-        return {}
-
-
-def rates_used(learn: Learner) -> tuple[list[list[float]], Callback]:
-    """A list, and a callback that puts the rates of the layer groups into it at each training batch."""
-    used: list[list[float]] = []
-
-    class Notes(Callback):
-        def on_backward_end(self):
-            used.append(learn.opt.read("lr"))
-
-    return used, Notes()
-
-
-def as_html(content: object) -> str:
-    """fastprogress 1.0 shows text, later versions objects that IPython asks for HTML."""
-    to_html = getattr(content, "_repr_html_", None) or getattr(content, "__html__", None)
-    return content if isinstance(content, str) or to_html is None else to_html()
+    monkeypatch.setattr("minifast.learner.learner.Learner.export", lambda learn: None)
