@@ -206,6 +206,7 @@ print(json.dumps({
     "heavy": [name for name in (
         "torchvision", "matplotlib", "fastprogress", "PIL", "pooch", "torchmetrics"
     ) if name in sys.modules],
+    "joined": torch.distributed.is_initialized(),
 }))
 """
 
@@ -215,11 +216,12 @@ def test_importing_brings_nothing_heavy_writes_nothing_and_changes_nothing(tmp_p
     home.mkdir()
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("MINIFAST", "PYTHON"))}
     environment |= {"HOME": str(home), "TMPDIR": str(home), "PYTHONPATH": str(PACKAGE.parent)}
+    environment |= {"RANK": "0", "WORLD_SIZE": "2"}  # not even under torchrun
     done = subprocess.run(
         [sys.executable, "-B", "-W", "error", "-c", LOOK], cwd=home, env=environment, capture_output=True, text=True
     )
     assert done.stderr == ""
-    assert json.loads(done.stdout) == {"changed": [], "deeds": [], "heavy": []}
+    assert json.loads(done.stdout) == {"changed": [], "deeds": [], "heavy": [], "joined": False}
     assert list(home.iterdir()) == []
 
 

@@ -78,70 +78,6 @@ def test_two_processes_give_the_numbers_of_one(make) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_an_error_names_its_run_and_earlier_seeds_are_kept() -> None:
-    def breaks(learn, epochs):
-        if torch.initial_seed() == 5:
-            raise RuntimeError("broken")
-        learn.fit(epochs, 1e-2)
-
-    with pytest.raises(RuntimeError, match="broken") as caught:
-        compare(shared_tensors(), {"a": 1e-2, "b": breaks}, epochs=1, seeds=[5, 6], silent=True, n_jobs=2)
-    if hasattr(caught.value, "__notes__"):  # from Python 3.11 on
-        assert caught.value.__notes__[-1] == "The comparison stopped in the configuration b with seed 5."
-    assert str(caught.value.__cause__).endswith("in breaks\nRuntimeError: broken\n")
-    with pytest.warns(UserWarning, match="stopped in the configuration b with seed 5: RuntimeError: broken"):
-        result = compare(shared_tensors(), {"a": 1e-2, "b": breaks}, epochs=1, seeds=[6, 5, 8], silent=True, n_jobs=2)
-    assert {name: [run.seed for run in runs] for name, runs in result.runs.items()} == {"a": [6], "b": [6]}
-
-
-class NeedsTwoArguments(Exception):  # noqa: N818
-    def __init__(self, one, two):
-        super().__init__(f"{one} {two}")
-
-
-def test_an_error_that_cannot_be_pickled_keeps_its_text() -> None:
-    def breaks(learn, epochs):
-        raise NeedsTwoArguments("first", "second")
-
-    with pytest.raises(MinifastError, match="NeedsTwoArguments: first second"):
-        compare(shared_tensors(), {"a": breaks}, epochs=1, seeds=2, silent=True, n_jobs=2)
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_an_error_in_one_sentence() -> None:
-    def dies(learn, epochs):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    with pytest.raises(MinifastError, match=r"A worker process was killed, .* Use fewer `n_jobs`\."):
-        compare(shared_tensors(), {"a": dies, "b": dies}, epochs=1, seeds=1, silent=True, n_jobs=2)
-
-
-def test_what_cannot_be_pickled_is_named_with_the_way_out() -> None:
-    data = toy_items()
-    data.lock = threading.Lock()
-    learner = shared_tensors()
-    with pytest.raises(
-        TypeError, match=r"`make_learner`, which uses data\.lock of type lock, cannot be sent .* inside"
-    ):
-        compare(lambda: (data, learner())[1], CONFIGURATIONS, n_jobs=2)
-    with pytest.raises(TypeError, match=r"The configuration b, which uses data\.lock of type lock, cannot be sent"):
-        compare(learner, {"a": 1e-2, "b": lambda learn, epochs: data}, n_jobs=2)
-    assert unpicklable(learner, pytest.importorskip("cloudpickle")) is None
-
-
-@pytest.mark.slow
-def test_data_that_each_process_makes_anew_are_noticed() -> None:
-    data = TensorDataBunch.from_arrays(OF_THIS_PROCESS, [0, 1] * 30, seed=0, device="cpu")
-    assert Learner(data, simple_ann(10, 2, 8))
-    with pytest.raises(MinifastError, match=r"gives another model or other data in a worker process, with .* seed 3"):
-        compare(learner_of_this_module, {"a": 1e-2}, epochs=1, seeds=[3, 4], silent=True, n_jobs=2)
-
-
-def learner_of_this_module() -> Learner:
-    data = TensorDataBunch.from_arrays(OF_THIS_PROCESS, [0, 1] * 30, seed=0, device="cpu")
-    return Learner(data, simple_ann(10, 2, 8))
-
-
 def test_each_process_has_its_share_of_the_threads_and_the_settings_of_torch() -> None:
     def threads(output, target):
         return torch.tensor(float(torch.get_num_threads()))
@@ -184,6 +120,79 @@ def test_files_of_runs_at_the_same_time_do_not_meet(tmp_path) -> None:
     assert folders == {"0_one_cycle_seed_0", "0_one_cycle_seed_1", "1_b_seed_0", "1_b_seed_1"}
 
 
+# An error ends the workers, and the next comparison starts others: these tests come after those that share them.
+
+
+class NeedsTwoArguments(Exception):  # noqa: N818
+    """An error that cannot be pickled."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} {two}")
+
+
+def test_an_error_names_its_run_and_keeps_its_text_if_it_cannot_be_pickled() -> None:
+    def breaks(learn, epochs):
+        if torch.initial_seed() == 5:
+            raise NeedsTwoArguments("first", "second")
+        learn.fit(epochs, 1e-2)
+
+    with pytest.raises(MinifastError, match="NeedsTwoArguments: first second") as caught:
+        compare(shared_tensors(), {"a": 1e-2, "b": breaks}, epochs=1, seeds=[5, 6], silent=True, n_jobs=2)
+    if hasattr(caught.value, "__notes__"):  # from Python 3.11 on
+        assert caught.value.__notes__[-1] == "The comparison stopped in the configuration b with seed 5."
+    text = str(caught.value.__cause__)
+    assert "in breaks\n" in text
+    assert text.endswith("NeedsTwoArguments: first second\n")
+
+
+def test_an_error_keeps_its_type_and_the_earlier_seeds() -> None:
+    def breaks(learn, epochs):
+        if torch.initial_seed() == 5:
+            raise RuntimeError("broken")
+        learn.fit(epochs, 1e-2)
+
+    with pytest.warns(UserWarning, match="stopped in the configuration b with seed 5: RuntimeError: broken"):
+        result = compare(shared_tensors(), {"a": 1e-2, "b": breaks}, epochs=1, seeds=[6, 5, 8], silent=True, n_jobs=2)
+    assert {name: [run.seed for run in runs] for name, runs in result.runs.items()} == {"a": [6], "b": [6]}
+    assert type(result.ended_by) is RuntimeError
+    assert str(result.ended_by.__cause__).endswith("in breaks\nRuntimeError: broken\n")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_an_error_in_one_sentence() -> None:
+    def dies(learn, epochs):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(MinifastError, match=r"A worker process was killed, .* Use fewer `n_jobs`\."):
+        compare(shared_tensors(), {"a": dies, "b": dies}, epochs=1, seeds=1, silent=True, n_jobs=2)
+
+
+def test_what_cannot_be_pickled_is_named_with_the_way_out() -> None:
+    data = toy_items()
+    data.lock = threading.Lock()
+    learner = shared_tensors()
+    with pytest.raises(
+        TypeError, match=r"`make_learner`, which uses data\.lock of type lock, cannot be sent .* inside"
+    ):
+        compare(lambda: (data, learner())[1], CONFIGURATIONS, n_jobs=2)
+    with pytest.raises(TypeError, match=r"The configuration b, which uses data\.lock of type lock, cannot be sent"):
+        compare(learner, {"a": 1e-2, "b": lambda learn, epochs: data}, n_jobs=2)
+    assert unpicklable(learner, pytest.importorskip("cloudpickle")) is None
+
+
+@pytest.mark.slow
+def test_data_that_each_process_makes_anew_are_noticed() -> None:
+    data = TensorDataBunch.from_arrays(OF_THIS_PROCESS, [0, 1] * 30, seed=0, device="cpu")
+    assert Learner(data, simple_ann(10, 2, 8))
+    with pytest.raises(MinifastError, match=r"gives another model or other data in a worker process, with .* seed 3"):
+        compare(learner_of_this_module, {"a": 1e-2}, epochs=1, seeds=[3, 4], silent=True, n_jobs=2)
+
+
+def learner_of_this_module() -> Learner:
+    data = TensorDataBunch.from_arrays(OF_THIS_PROCESS, [0, 1] * 30, seed=0, device="cpu")
+    return Learner(data, simple_ann(10, 2, 8))
+
+
 @pytest.mark.parametrize("n_jobs", [0, -2, True, 2.0, "2"])
 def test_invalid_numbers_of_processes(n_jobs) -> None:
     with pytest.raises(ValueError, match="`n_jobs` must be a number of processes, or -1 for one per core, got"):
@@ -210,7 +219,9 @@ SCRIPT = """
 import os, time, torch
 from minifast import *
 from minifast.comparison import compare
+from minifast.training.progress import LineProgress
 torch.set_num_threads(1)
+LineProgress.epochs_done = lambda *_: open("the first seed is done", "w").close()
 x = torch.randn(60, 10)
 data = TensorDataBunch.from_arrays(x, x[:, 0] > 0, seed=3, device="cpu")
 
@@ -234,8 +245,13 @@ def test_ctrl_c_ends_all_processes(to_all, tmp_path) -> None:
     ) as process:  # fmt: skip
         try:
             begin = time.monotonic()
-            while len(pids := list(tmp_path.glob("pid *"))) < 2 and time.monotonic() < begin + 120:
+            # Before that, an interrupt would stop the imports, or fewer runs than expected.
+            while len(list(tmp_path.iterdir())) < 3:
+                assert process.poll() is None, process.communicate()
+                assert time.monotonic() < begin + 300, "the processes did not start"
                 time.sleep(0.1)
+            pids = list(tmp_path.glob("pid *"))
+            assert len(pids) == 2
             begin = time.monotonic()
             (os.killpg if to_all else os.kill)(process.pid, signal.SIGINT)
             out, err = process.communicate(timeout=60)

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from conftest import toy_learner
@@ -80,12 +77,6 @@ def test_processes_that_train_together_start_no_others(monkeypatch):
         count_jobs(2)
     with pytest.raises(MinifastError, match="call it in a single process"):
         launch(print)
-
-
-def test_importing_starts_nothing_even_under_torchrun():
-    script = "import os; os.environ.update(RANK='0', WORLD_SIZE='2'); import minifast, torch.distributed as dist; "
-    script += "assert not dist.is_initialized()"
-    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 def test_the_learner_keeps_what_it_was_told():

@@ -58,21 +58,21 @@ import sys, torch
 from torch.utils.data import DataLoader, TensorDataset
 from minifast import *
 items = TensorDataset(torch.randn(64, 3), torch.randint(2, (64,)))
-learn = Learner(DataBunch(DataLoader(items, 16), DataLoader(items, 16), path={folder!r}), simple_ann(3, 2), silent=True,
-                opt_func={opt_func})
-learn.lr_find()
-learn.fit_one_cycle(1, 1e-2, checkpoint="run")
-learn.save("model")
-learn.load("model")
-print("torch._dynamo" in sys.modules)
+for name, opt_func in (("minifast's", AdamW), ("torch's", torch.optim.SGD)):
+    data = DataBunch(DataLoader(items, 16), DataLoader(items, 16), path={folder!r})
+    learn = Learner(data, simple_ann(3, 2), silent=True, opt_func=opt_func)
+    learn.lr_find()
+    learn.fit_one_cycle(1, 1e-2, checkpoint=name)
+    learn.save("model")
+    learn.load("model")
+    print("torch._dynamo" in sys.modules)
 """
 
 
-@pytest.mark.parametrize("opt_func", ["AdamW", "torch.optim.SGD"])
-def test_training_saving_and_loading_do_not_import_the_compiler(tmp_path, opt_func):
-    program = PROGRAM.format(folder=str(tmp_path), opt_func=opt_func)
+def test_training_saving_and_loading_do_not_import_the_compiler(tmp_path):
+    program = PROGRAM.format(folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False"]
+    assert done.stdout.split() == ["False", "False"]
 
 
 def one_step(opt):
