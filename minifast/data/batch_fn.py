@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def with_batch_fn(data: DataBunch, batch_fn: Callable[[Any], tuple[Any, Any]]) -> DataBunch:
     """Return a copy of a bunch whose batches are what ``batch_fn`` returns; data sets and samplers are shared.
 
-    The default loss, which the targets of the data set determine, is left out.
+    The default loss and the classes that the targets of the data set determine are left out.
     """
     copied = copy.copy(data)
     loaders = {id(loader): copy.copy(loader) for loader in data.dls}  # one loader may serve two parts
@@ -28,8 +28,10 @@ def with_batch_fn(data: DataBunch, batch_fn: Callable[[Any], tuple[Any, Any]]) -
         loader.tfms, loader.batch_fn = list(loader.tfms), batch_fn
     for name in ("train_dl", "valid_dl", "test_dl"):
         setattr(copied, name, loaders.get(id(getattr(data, name))))
-    if data.loss_is_default:
-        copied.loss_func = None
+    if data.loss_is_default or data.labels is not None:
+        copied.loss_func, copied.loss_is_default = None, True
+    if data.labels is not None:  # the classes are those of targets that batch_fn may replace
+        copied.labels = copied.classes = None
     return copied
 
 

@@ -17,6 +17,7 @@ from minifast.data.checks import check_batch, check_devices, check_loader, check
 from minifast.data.creation import LoaderOptions, make_loaders
 from minifast.data.labels import Labels, count_classes, printable, target_text
 from minifast.data.loaders import (
+    BatchFn,
     BatchLoader,
     DeviceDataLoader,
     Target,
@@ -38,8 +39,6 @@ from minifast.utils.tensors import as_pair, map_tensors
 
 if TYPE_CHECKING:
     pass
-
-BatchFn = Callable[[Any], tuple[Any, Any]]
 
 
 class DatasetType(Enum):
@@ -113,8 +112,7 @@ class DataBunch:
         names = classes_of(self.train_ds, target) if classes is None else classes
         self.classes = None if names is None else list(map(printable, names))
         self.loss_is_default = loss_func is None
-        can_default = loss_func is None and batch_fn is None
-        self.loss_func = loss_for(self.train_ds, self.classes) if can_default else loss_func
+        self.loss_func = loss_for(self.train_ds, self.classes) if loss_func is None and batch_fn is None else loss_func
         for loader in self.dls if target is not None or batch_fn is not None else ():
             loader.target, loader.batch_fn = target, batch_fn
         self.norm: Normalize | None = None
@@ -137,6 +135,7 @@ class DataBunch:
         sampler: Any = None,
         epoch_length: int | None = None,
         val_length: int | None = None,
+        classes: Sequence[Any] | None = None,
         **dl_kwargs: Any,
     ) -> DataBunch:
         """Create a bunch from torch data sets.
@@ -144,8 +143,7 @@ class DataBunch:
         Training samples are shuffled, and an incomplete last training batch is dropped.
 
         Args:
-            train_ds: training set: samples ``(x, y)`` or other batches, see ``DataBunch``, with a length and indices,
-                or an ``IterableDataset``, which gives its own order.
+            train_ds: training set with indices, or an ``IterableDataset``, which decides its order itself.
             valid_ds: validation set, or None.
             test_ds: test set, or None.
             path: folder for the learner's files.
@@ -161,13 +159,15 @@ class DataBunch:
             epoch_length: training batches per epoch, for an ``IterableDataset`` without a length. An epoch continues
                 where the last one ended; a data set that ends begins anew.
             val_length: validation batches, for an ``IterableDataset`` without a length; each time the first ones.
+            classes: names of the classes, as for ``DataBunch``.
             dl_kwargs: further arguments for torch's DataLoader, such as ``collate_fn``.
         """
         check_loader_options(f"{cls.__name__}.create", dl_kwargs, cls.create)
         others = {"num_workers": num_workers, **dl_kwargs}
         options = LoaderOptions(bs, val_bs, seed, sampler, epoch_length, val_length, others)
         train_dl, valid_dl, test_dl = make_loaders(train_ds, valid_ds, test_ds, options)
-        return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path, target=target, batch_fn=batch_fn)
+        names: dict[str, Any] = {"classes": classes, "target": target, "batch_fn": batch_fn}
+        return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path, **names)
 
     def _wrapped(self, dl: Any, part: str) -> Any:
         loader = dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)

@@ -18,6 +18,7 @@ from minifast.utils.checks import check_count
 from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
+BatchFn = Callable[[Any], tuple[Any, Any]]  # takes a batch of a loader and returns (inputs, targets)
 Target = str | Sequence[str] | None  # the name of the targets in batches that are dicts, or several
 
 

@@ -18,7 +18,8 @@ from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.model import load_model, model_file, model_state
 from minifast.checkpoint.run import RunCheckpoint
 from minifast.data.batch_fn import with_batch_fn
-from minifast.data.bunch import BatchFn, DataBunch, DatasetType
+from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.loaders import BatchFn
 from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation

@@ -215,3 +215,26 @@ def test_collated_dicts_with_workers_become_keyword_arguments():
     learn = Learner(DataBunch(loader, device="cpu"), Two(), loss_func=nn.CrossEntropyLoss(), silent=True)
     learn.fit(1)
     assert len(learn.recorder.losses) == 2
+
+
+def test_batch_fn_of_class_numbers_forgets_the_labels_of_the_arrays():
+    tokens = torch.randint(5, (40, 7))
+    data = TensorDataBunch.from_arrays(tokens, torch.zeros(40), bs=8, device="cpu")
+    model = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 5))
+
+    class Next(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = model
+
+        def forward(self, x):
+            return self.layers(x).transpose(1, 2)
+
+    def next_token(batch):
+        return batch[0][:, :-1], batch[0][:, 1:]
+
+    with pytest.raises(DataError, match="No loss can be chosen"):
+        Learner(data, Next(), batch_fn=next_token)
+    learn = Learner(data, Next(), loss_func=nn.CrossEntropyLoss(), metrics=[accuracy], batch_fn=next_token, silent=True)
+    learn.fit(1)
+    assert data.labels is not None
