@@ -391,10 +391,10 @@ def test_a_pattern_finds_the_label(tmp_path):
 # --- runs that are kept
 
 
-def test_a_run_with_other_labels_is_another_run(folder):
+def test_a_run_with_other_labels_is_another_run(folder, tmp_path):
     def learner(labels):
         torch.manual_seed(0)
-        return Learner(from_lists(folder, labels), simple_cnn((3, 4, 2)), silent=True)
+        return Learner(from_lists(folder, labels), simple_cnn((3, 4, 2)), path=tmp_path, silent=True)
 
     learner(NAMES).fit(1, checkpoint="run")
     with pytest.raises(Exception, match=r"holds another run: its data has checksum of training samples"):
