@@ -382,8 +382,11 @@ def as_images(x: Any, channels: int = 3) -> Any:
 class Items:
     """Data set of tensors in memory with samples ``(x, y)``; ``data.train_ds`` of a ``TensorLoader``."""
 
+    channels = 3  # of gray images
+
     def __init__(self, x: Any, y: Tensor, classes: Sequence[Any] | None, channels: int = 3) -> None:
-        self.channels = channels  # of gray images
+        if channels != self.channels:  # an attribute more would make another run of a checkpointed one
+            self.channels = channels
         self.x = x
         self.y = y
         self.classes = classes

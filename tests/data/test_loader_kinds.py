@@ -208,7 +208,7 @@ def test_the_old_name_of_to_images_warns():
 
 
 def test_a_training_set_without_a_length_or_without_samples_raises():
-    with pytest.raises(DataError, match=r"^`train_ds` must have a length, .* got Endless"):
+    with pytest.raises(DataError, match=r"^`train_ds`, a Endless, has no length; give the number .*epoch_length=100"):
         DataBunch.create(Endless(), device="cpu")
     with pytest.raises(DataError, match=r"^`train_ds` has no samples"):
         DataBunch.create(TensorDataset(X[:0], Y[:0]), device="cpu")
