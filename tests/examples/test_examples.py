@@ -43,7 +43,7 @@ def test_an_example_runs(script, tmp_path, monkeypatch):
 
 def test_the_table_names_each_script_and_what_it_needs():
     rows = re.findall(r"^\| \[(\w+\.py)\]\(\1\) \| .* \| (?:`(.*)`)? ?\|$", (FOLDER / "README.md").read_text(), re.M)
-    base = {"torch", "torchvision"}
+    base = {"PIL", "torch", "torchvision"}
     assert dict(rows) == {
         script.name: ", ".join(sorted(packages(script) - base)) or "".join(
             name for name in ("wandb", "mlflow", "optuna") if script.stem.startswith(name)
