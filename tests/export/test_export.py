@@ -502,5 +502,5 @@ def test_a_loss_may_name_its_activation():
     raw = learn.get_preds(activ=lambda output: output)[0]
     assert torch.equal(learn.get_preds()[0], raw.sigmoid())
     learn.loss_func.activation = "sigmoyd"
-    with pytest.raises(ValueError, match="must be one of 'softmax', 'exp', 'sigmoid', 'none'"):
+    with pytest.raises(ValueError, match="must be one of 'softmax', 'softmax_last', 'exp', 'sigmoid', 'none'"):
         learn.get_preds()
