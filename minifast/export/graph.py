@@ -221,7 +221,8 @@ def exported(model: nn.Module, inputs: Sequence[Tensor], name: str = "") -> torc
     """
     # torch.export takes a batch size of 1 for a constant.
     inputs = tuple(x if len(x) > 1 else torch.cat([x, x]) for x in inputs)
-    batch, shapes = torch.export.Dim("batch"), torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    shapes = torch.export.ShapesCollection()  # type: ignore[no-untyped-call]
+    batch = torch.export.Dim("batch", max=MOST_SAMPLES)
     for x in inputs:
         shapes[x] = {0: batch}
     try:
@@ -234,6 +235,9 @@ def exported(model: nn.Module, inputs: Sequence[Tensor], name: str = "") -> torc
             f"torch.export cannot trace {name or type(model).__name__}: {reason}. The model must take batches of any "
             f"size, and its control flow must not depend on the values of tensors."
         ) from error
+
+
+MOST_SAMPLES = 2**31 - 1  # of a batch; without a limit, torch 2.6 cannot trace batches of two inputs
 
 
 def trace(model: nn.Module, inputs: Sequence[Tensor], name: str = "") -> Program:

@@ -314,6 +314,6 @@ def wrap(model: nn.Module) -> nn.Module:
     from torch.nn.parallel import DistributedDataParallel
 
     known = inspect.signature(DistributedDataParallel).parameters
-    buffers = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    options: dict[str, Any] = {buffers: False, "init_sync": False}
+    unwanted = ["forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers", "init_sync"]
+    options: dict[str, Any] = {name: False for name in unwanted if name in known}
     return DistributedDataParallel(model, **options)
