@@ -6,6 +6,7 @@ import gc
 import ipaddress
 import itertools
 import os
+import signal
 import socket
 import tarfile
 from collections.abc import Callable
@@ -28,6 +29,8 @@ def __getattr__(name: str) -> object:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts a process in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not config.getoption("numprocesses", None):  # this process runs tests
         import shared  # noqa: F401
 
