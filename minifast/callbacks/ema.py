@@ -32,6 +32,7 @@ class EMACallback(LearnerCallback):
     Source: B. Polyak & A. Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
 
     >>> from minifast import DataBunch, Learner, simple_ann
+    >>> import torch
     >>> batches = [(torch.randn(8, 4), torch.randint(2, (8,)))] * 10
     >>> loss = torch.nn.CrossEntropyLoss()
     >>> learn = Learner(DataBunch(batches, batches, device="cpu"), simple_ann(4, 2), loss_func=loss, silent=True)

@@ -600,7 +600,7 @@ class Learner:
         >>> data = DataBunch([(torch.randn(8, 4), torch.randint(2, (8,)))] * 2, device="cpu", classes=["no", "yes"])
         >>> Learner(data, simple_ann(4, 2)).shard()
         Traceback (most recent call last):
-        minifast.errors.MinifastError: shard() needs several processes that train together; start the script with ...
+        minifast.errors.MinifastError: shard() needs several processes; start the script with torchrun.
         """
         shard(self, blocks)
         return self

@@ -81,9 +81,7 @@ def shard(learn: Learner, blocks: Sequence[nn.Module] | None) -> None:
     """
     group = group_of(learn)
     if group is None:
-        raise MinifastError(
-            "shard() needs several processes that train together; start the script with torchrun, or leave it out."
-        )
+        raise MinifastError("shard() needs several processes; start the script with torchrun.")
     if is_sharded(learn.model):
         raise MinifastError("The model is sharded already; call shard() once, before training.")
     initialize_lazy(learn)

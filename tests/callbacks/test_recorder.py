@@ -455,7 +455,7 @@ def test_a_script_into_a_pipe_without_a_display() -> None:
     env = {name: value for name, value in os.environ.items() if name not in ("MPLBACKEND", "DISPLAY")}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
     folder = Path(os.environ["MINIFAST_HOME"])
-    folder.mkdir()
+    folder.mkdir(parents=True)
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code)], cwd=folder, env=env, capture_output=True, text=True, check=False
     )

@@ -327,7 +327,8 @@ def test_a_finder_over_data_that_end_stops() -> None:
 
     learn = Learner(DataBunch(Once(), None, device="cpu"), simple_ann(10, 2), loss_func=nn.CrossEntropyLoss())
     learn.silent = True
-    result = learn.lr_find(num_it=10)
+    with pytest.warns(UserWarning, match="batches is a list_iterator, whose position lr_find cannot restore"):
+        result = learn.lr_find(num_it=10)
     assert result.stopped == "the data has no more batches"
     assert len(result.lrs) == 3
 

@@ -187,8 +187,9 @@ def test_unavailable_devices_and_folders_exit_with_2(arguments, words, folder, c
 
 @pytest.mark.usefixtures("without_export")
 def test_a_warning_prints_one_line(tmp_path, capsys):
-    write_images(tmp_path / "data" / "train" / "a", 4)
-    write_images(tmp_path / "data" / "valid" / "a", 4)
+    for part in ("train", "valid"):
+        for name in ("a", "b"):
+            write_images(tmp_path / "data" / part / name, 2)
     command = ["train", str(tmp_path / "data"), "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]
     with warnings.catch_warnings():
         warnings.simplefilter("default")
@@ -216,7 +217,9 @@ def test_without_a_network_generated_images_are_used(folder, tmp_path, monkeypat
     assert cli.main(["train", "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 0
     assert "there is no network. Training on generated images" in capsys.readouterr().out
     assert cli.main(["train", "--out", str(tmp_path / "out")]) == 2
-    assert "already has model.pth of another training; give another folder, or remove it." in capsys.readouterr().err
+    assert (
+        "has model.pth of an earlier training; choose another --out, or delete that folder." in capsys.readouterr().err
+    )
     assert cli.main(["train", "cifar", "--out", str(tmp_path / "other")]) == 1
     assert capsys.readouterr().err == "minifast: there is no network.\n"
 

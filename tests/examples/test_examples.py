@@ -25,13 +25,18 @@ def packages(script: Path) -> set[str]:
     return {name.partition(".")[0] for name in names} - OWN
 
 
+def needed(script: Path) -> set[str]:
+    """The packages that a script imports, and the one that the callback in its name imports."""
+    return packages(script) | {name for name in ("wandb", "mlflow", "optuna") if script.stem.startswith(name)}
+
+
 @pytest.mark.filterwarnings("ignore")  # of other packages
 @pytest.mark.parametrize(
     "script",
     [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in SLOW), id=path.stem) for path in SCRIPTS],
 )
 def test_an_example_runs(script, tmp_path, monkeypatch):
-    for package in packages(script):
+    for package in needed(script):
         pytest.importorskip(package)
     for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
         monkeypatch.setenv(f"WANDB_{name}", str(tmp_path))
