@@ -53,8 +53,9 @@ def rows() -> list[Row]:
         learn = learner(hundred)
         return seconds(lambda: learn.fit(1, 1e-3))
 
-    times = interleaved({"bare": lambda: bare(batches), "ours": ours}, rounds=15)
-    finder = interleaved({"train": train_steps, "lr_find": find_lr}, rounds=25)
+    # Fewer rounds vary by a tenth on a shared machine.
+    times = interleaved({"bare": lambda: bare(batches), "ours": ours}, rounds=75)
+    finder = interleaved({"train": train_steps, "lr_find": find_lr}, rounds=75)
     return [
         compare("a step of `fit_one_cycle`, `Linear(10, 2)`, against the bare loop", times, "ours", "bare", 1.08, "µs"),
         compare("`lr_find()` against 100 steps of `fit`, `Linear(10, 2)`", finder, "lr_find", "train", 1.15),

@@ -71,7 +71,9 @@ class LRFinder(ScheduledParameters):
         """Set the first learning rate, and skip validation."""
         self._compared = ShiftedTargets(self.learn.loss_func)
         self._rates = [self.schedules["lr"](i / self.n_batches) for i in range(self.num_it)]
-        self._last_rates = [float(np.asarray(rate).flat[-1]) for rate in self._rates]
+        self._last_rates = [
+            rate if isinstance(rate, float) else float(np.asarray(rate).flat[-1]) for rate in self._rates
+        ]
         self._set(0)  # without the checks of other schedules: both ends are checked
         return {"skip_validate": True}
 

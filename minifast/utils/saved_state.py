@@ -68,8 +68,9 @@ def is_iterator(value: Any) -> bool:
     >>> is_iterator(iter([1])), is_iterator([1])
     (True, False)
     """
-    is_file = isinstance(value, io.IOBase)
-    return (hasattr(type(value), "__next__") and not is_file) or isinstance(value, np.random.SeedSequence)
+    if hasattr(type(value), "__next__"):
+        return not isinstance(value, io.IOBase)
+    return isinstance(value, np.random.SeedSequence)
 
 
 def is_setting(value: Any) -> bool:
