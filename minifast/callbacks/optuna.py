@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class OptunaPruningCallback(TrackerCallback):
-    """Report a value of each epoch to a trial of Optuna, and end the fit when its pruner says so.
+    """Report a value of each epoch to a trial of Optuna, and end the fit when its pruner ends the trial.
 
     Needs Optuna: ``python -m pip install optuna``.
 

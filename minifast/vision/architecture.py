@@ -273,7 +273,7 @@ def fit_to_size(model: nn.Module, size: tuple[int, int]) -> None:
 
 
 def input_size_of(model: nn.Module) -> tuple[int, int] | None:
-    """Return the size of the images that a model was made for, if it says so."""
+    """Return the size of the images that a model was made for, if it states one."""
     config = getattr(model, "pretrained_cfg", None)
     if isinstance(config, dict) and len(config.get("input_size") or ()) == CHANNELS:
         return config["input_size"][1], config["input_size"][2]

@@ -91,7 +91,7 @@ class ImageFiles:
         try:
             image = self._read(self.listing[i][0])
         except UnreadableImageError as error:
-            raise DataError(str(error)) from error  # an error from a worker is told by the name of its class
+            raise DataError(str(error)) from error  # only its class comes back from a worker
         check_same_size(self.reference_size(), self.listing[i][0], image)
         channels = 1 if self.pixels.mask else self.pixels.channels
         return torch.from_numpy(np.broadcast_to(image, (channels, *image.shape[1:])).copy()), self.labels[i]
