@@ -120,7 +120,7 @@ class ModelLoss:
 
     @property
     def is_classification(self) -> bool:
-        """Whether the loss is known to be the cross entropy of class numbers: the model's ``config`` says so."""
+        """Whether the loss is known to be the cross entropy of class numbers, by the model's ``config``."""
         return self.activation == "softmax_last" and not self.next_token
 
     @property

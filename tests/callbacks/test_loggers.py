@@ -16,7 +16,7 @@ NAMES = {"loss/batch", "loss/train", "rate/lr", "rate/mom"}
 
 
 class Rows(RunLogger):
-    """Keeps what it is told."""
+    """Keeps what it gets."""
 
     def __init__(self):
         super().__init__()

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from minifast import AccumulateScheduler, DataBunch, Learner, TensorLoader, accuracy
 from minifast.utils import files
 
-N_BATCHES, EPOCHS = 10, 3
+N_BATCHES, EPOCHS = 10, 5
 
 
 def noisy(batch):

@@ -25,7 +25,7 @@ from minifast import Callback, DataBunch, DatasetType, Learner, MinifastError
 from minifast.hooks import hook_outputs
 
 N, BS = 40, 8
-quick = settings(deadline=None, max_examples=12)
+quick = settings(deadline=None, max_examples=25)
 
 GENERATORS = {
     "torch": lambda: torch.Generator().manual_seed(0),
