@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from minifast.distributed.exchange import from_first
 from minifast.distributed.sharding import like_model, whole
 from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import group_of
 from minifast.training.torch_optimizer import OptimizerStateError
-from minifast.utils import files
+from minifast.utils import files, safetensors_files
+from minifast.utils.checks import shortlist
 from minifast.utils.compiled import plain_name, unwrap_compiled
 
 if TYPE_CHECKING:
@@ -34,7 +36,8 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
     folder = learn.path / learn.model_dir
     if not str(file) or "\0" in str(file) or Path(file).name in ("", ".", ".."):
         raise ValueError(f"`file` must be a file name such as 'model', got {str(file)!r}.")
-    target = folder / f"{str(file).removesuffix('.pth')}.pth"
+    has_suffix = Path(file).suffix == safetensors_files.SUFFIX
+    target = folder / (file if has_suffix else f"{str(file).removesuffix('.pth')}.pth")
     if anywhere and not target.is_file():
         given = Path(file).expanduser()
         existing = [path for path in (folder / given, given) if path.is_file()]
@@ -43,6 +46,18 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
     if not anywhere and not target.resolve().is_relative_to(folder.resolve()):
         raise ValueError(f"{file} is outside of {folder}; give a name, and set `model_dir` to use another folder.")
     return target
+
+
+def save_model(learn: Learner, target: Path | IO[bytes], with_opt: bool | None) -> None:
+    """Write what ``Learner.save`` writes; all processes must call it."""
+    weights_only = safetensors_files.is_safetensors(target)
+    instead = f"a {safetensors_files.SUFFIX} file holds the weights of a model alone; save to a .pth file instead."
+    if weights_only and with_opt:
+        raise ValueError(f"with_opt=True saves the state of the optimizer, but {instead}")
+    state = model_state(learn, not weights_only if with_opt is None else with_opt)
+    if weights_only and has_parts(state):
+        raise ValueError(f"The loss has trained parameters, but {instead}")
+    from_first(lambda: files.write(state, target), group_of(learn))
 
 
 def model_state(learn: Learner, with_opt: bool) -> dict[str, Any]:
@@ -89,10 +104,10 @@ def load_model(
     before = copy.deepcopy((model.state_dict(), loss.state_dict() if loss is not None else {}))
     opt = learn.opt
     try:
-        weights = state["model"] if has_parts(state) else state
-        weights = {plain_name(name): value for name, value in weights.items()}
+        weights = {plain_name(name): value for name, value in weights_in(state, file).items()}
         if all(name.startswith("module.") for name in weights) and not weights.keys() & before[0].keys():
             weights = {name.removeprefix("module."): value for name, value in weights.items()}  # of nn.DataParallel
+        weights = {**weights, **_other_names(model, weights)}
         model.load_state_dict(like_model(weights, model), strict=strict)
         if loss is not None:
             loss.load_state_dict(state["loss"], strict=strict)
@@ -112,3 +127,38 @@ def load_model(
             ) from error
         reason = " ".join(str(error).split())
         raise DataError(f"{file} belongs to another model than this learner's: {reason}") from error
+
+
+def weights_in(state: Any, file: Any) -> dict[str, Any]:
+    """Return the state dict of a model in what a file holds.
+
+    Raises:
+        DataError: it holds none. A dict that has one as an entry, as many training scripts write it, is named.
+    """
+    if has_parts(state):
+        return state["model"]  # type: ignore[no-any-return]
+    if isinstance(state, dict) and (not state or any(isinstance(value, Tensor) for value in state.values())):
+        return state
+    holds = f"a {type(state).__name__}"
+    if isinstance(state, dict):
+        holds = f"a dict with {shortlist(state)}"
+        inner = [name for name, value in state.items() if isinstance(value, dict) and _is_state_dict(value)]
+        if inner:
+            raise DataError(
+                f"{file} holds {holds}, not a state dict of a model; write that alone into a file: "
+                f"torch.save(torch.load({str(file)!r})[{inner[0]!r}], 'weights.pth')"
+            )
+    raise DataError(
+        f"{file} holds {holds}, not a state dict of a model; save one with torch.save(model.state_dict(), …)."
+    )
+
+
+def _is_state_dict(value: dict[Any, Any]) -> bool:
+    return bool(value) and all(isinstance(one, Tensor) for one in value.values())
+
+
+def _other_names(model: nn.Module, weights: dict[str, Any]) -> dict[str, Any]:
+    """Return the values of the tensors of a model that ``weights`` has under another name, such as tied weights."""
+    own = model.state_dict(keep_vars=True)
+    values = {id(tensor): weights[name] for name, tensor in own.items() if name in weights}
+    return {name: values[id(one)] for name, one in own.items() if name not in weights and id(one) in values}

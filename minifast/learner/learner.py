@@ -15,7 +15,7 @@ from minifast.callbacks.gradient_clipping import GradientClipping
 from minifast.callbacks.mixed_precision import MixedPrecision
 from minifast.callbacks.mixup import MixUpCallback
 from minifast.callbacks.recorder import Recorder
-from minifast.checkpoint.model import load_model, model_file, model_state
+from minifast.checkpoint.model import load_model, model_file, save_model
 from minifast.checkpoint.run import RunCheckpoint
 from minifast.data.batch_fn import with_batch_fn
 from minifast.data.bunch import DataBunch, DatasetType
@@ -24,7 +24,6 @@ from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
-from minifast.distributed.exchange import from_first
 from minifast.errors import MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
@@ -43,9 +42,8 @@ from minifast.training.groups import check_groups, freeze_to, group_indices, spl
 from minifast.training.lazy import initialize_lazy
 from minifast.training.loss_choice import choose_loss
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
-from minifast.training.parallel import Parallel, group_of, shard, share_model
+from minifast.training.parallel import Parallel, shard, share_model
 from minifast.training.torch_optimizer import check_opt_func
-from minifast.utils import files
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
@@ -770,15 +768,28 @@ class Learner:
     # --- files
 
     def save(
-        self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool = True
+        self, file: str | Path | IO[bytes], return_path: bool = False, with_opt: bool | None = None
     ) -> Path | IO[bytes] | None:
-        """Save the model, and with ``with_opt`` its optimizer, to ``path/model_dir/{file}.pth`` or an open file.
+        """Save the model and its optimizer to ``path/model_dir/{file}.pth`` or an open file.
 
         The file is written completely or not at all. It holds tensors and plain values only. Of several processes, the
         first writes and the others wait, so all must call this.
+
+        A name that ends in ``.safetensors`` writes the weights and buffers alone, in the format of the package
+        safetensors (``pip install safetensors``), which other libraries read. The state of the optimizer, such as its
+        moving averages, is not in it.
+
+        Args:
+            file: a name, or an open file.
+            return_path: return the path or the open file.
+            with_opt: save the optimizer's state too. By default if the format can hold it.
+
+        Raises:
+            ValueError: the name leads out of the folder; or a ``.safetensors`` file cannot hold what is to be saved:
+                the state of an optimizer or of a loss, complex128, sparse or quantized tensors, values of other types.
         """
-        target, state = model_file(self, file), model_state(self, with_opt)
-        from_first(lambda: files.write(state, target), group_of(self))
+        target = model_file(self, file)
+        save_model(self, target, with_opt)
         return target if return_path else None
 
     def load(
@@ -793,10 +804,12 @@ class Learner:
         """Load what ``save`` wrote and return the learner; no code in the file runs.
 
         Args:
-            file: the name given to ``save``, the path of a file, or an open file.
+            file: the name given to ``save``; the path of a file that ``save`` wrote, or of a state dict, ``.pth`` or
+                ``.safetensors``; or an open file.
             device: the device that reads the file. The model stays where it is.
             strict: require the parameter names of the model.
-            with_opt: load the optimizer too. By default if the file has one.
+            with_opt: load the optimizer's state too. By default if the file has one; otherwise the optimizer stays as
+                it is.
             purge: has no effect; accepted for fastai v1's calls.
             trust: read a file with more than tensors and plain values, which runs the code in it. Use it only for files
                 from someone you trust.
@@ -804,7 +817,8 @@ class Learner:
         Raises:
             FileNotFoundError: there is no such file.
             FileFormatError: the file is incomplete, or holds code.
-            DataError: the file belongs to another model.
+            DataError: the file belongs to another model, or holds no state dict.
+            MinifastError: ``with_opt=True``, and the file has no optimizer state.
         """
         target = model_file(self, file, anywhere=True)
         load_model(self, target, device or self.data.device, strict, with_opt, trust)

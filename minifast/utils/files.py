@@ -20,6 +20,7 @@ from typing import IO, Any
 import torch
 
 from minifast.errors import FileFormatError
+from minifast.utils import safetensors_files
 
 CHUNK = 2**20  # bytes that are read at once to compute a checksum
 
@@ -51,7 +52,9 @@ def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iter
 
 
 def check_writable(file: Path) -> None:
-    """Raise OSError if ``file`` cannot be written; its folder is made if needed."""
+    """Raise OSError if ``file`` cannot be written, ImportError without its package; its folder is made if needed."""
+    if safetensors_files.is_safetensors(file):
+        safetensors_files.package(file)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         if file.is_dir():
@@ -65,8 +68,12 @@ def check_writable(file: Path) -> None:
 
 
 def write(values: Any, file: Path | IO[bytes]) -> None:
-    """Save ``values`` with torch into an open file, or atomically into a path."""
-    if isinstance(file, Path):
+    """Save ``values`` with torch into an open file, or atomically into a path; a state dict to ``.safetensors`` too."""
+    if safetensors_files.is_safetensors(file):
+        safetensors_files.check_storable(values, file)
+        with replacing(file) as temporary:
+            safetensors_files.save(values, temporary)
+    elif isinstance(file, Path):
         with replacing(file) as temporary:
             torch.save(values, temporary)
     else:
@@ -96,6 +103,8 @@ def read(
 ) -> Any:
     """Load what ``write`` saved: tensors and plain values only, so that an untrusted file runs no code.
 
+    A path with the suffix ``.safetensors`` is read as such a file.
+
     Args:
         file: a path or an open file.
         device: the device of the tensors; by default the CPU.
@@ -110,6 +119,8 @@ def read(
         names = sorted(path.stem for path in file.parent.glob(f"*{file.suffix}")) if file.parent.is_dir() else []
         content = f"its folder has {', '.join(names)}" if names else "its folder has no saved models"
         raise FileNotFoundError(f"There is no file {file}; {content}.")
+    if safetensors_files.is_safetensors(file):
+        return safetensors_files.load(file, device)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about files for which an error is raised below

@@ -16,7 +16,7 @@ from urllib.parse import urlparse
 import torch
 from torch import Tensor, nn
 
-from minifast.checkpoint.model import is_with_opt
+from minifast.checkpoint.model import weights_in
 from minifast.data.normalize import Stats
 from minifast.errors import DataError, DownloadError, FileFormatError
 from minifast.utils import files
@@ -172,31 +172,15 @@ def stats_of(model: nn.Module) -> Stats | None:
     return list(config["mean"]), list(config["std"])
 
 
-def _read_state(file: Path) -> Any:
-    if file.suffix != ".safetensors":
-        return files.read(file)
-    try:
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-    except ImportError as error:
-        raise ImportError(f"{file} needs the package safetensors: pip install safetensors") from error
-    if not file.is_file():
-        raise FileNotFoundError(f"There is no file {file}. Check the path.")
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise FileFormatError(f"{file} is damaged, or no safetensors file ({error}). Copy it again.") from error
-
-
 def _load_weights(model: nn.Module, file: Path) -> frozenset[str]:
     """Load the tensors of a file that fit a model; return the names of the others."""
-    state = _read_state(file)
-    if is_with_opt(state):
-        state = state["model"]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise DataError(f"{file} holds no state dict of a model; save one with torch.save(model.state_dict(), …).")
+    state = weights_in(files.read(file), file)
     own = model.state_dict()
-    fitting = {name: value for name, value in state.items() if name in own and own[name].shape == value.shape}
+    fitting = {
+        name: value
+        for name, value in state.items()
+        if name in own and isinstance(value, Tensor) and own[name].shape == value.shape
+    }
     model.load_state_dict(fitting, strict=False)
     counters = "num_batches_tracked"  # files written before 2018 have none
     return frozenset(name for name in own if name not in fitting and not name.endswith(counters))

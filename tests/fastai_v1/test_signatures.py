@@ -114,7 +114,7 @@ SIGNATURES = {
     "Learner.pred_batch": {"ds_type": DatasetType.Valid, "batch": None},
     "Learner.dl": {"ds_type": DatasetType.Valid},
     "Learner.init": {"init": REQUIRED},
-    "Learner.save": {"file": REQUIRED, "return_path": False, "with_opt": True},
+    "Learner.save": {"file": REQUIRED, "return_path": False, "with_opt": None},  # True in fastai v1
     "Learner.load": {"file": REQUIRED, "device": None, "strict": True, "with_opt": None},
     "Learner.summary": {},
     "Learner.clip_grad": {"clip": 0.1},

@@ -722,6 +722,7 @@ def test_code_in_a_file_does_not_run(tmp_path, wrapped) -> None:
     with pytest.raises(FileFormatError, match="can run code"):
         learn.load("x")
     assert not ran.exists()
+    ran.parent.mkdir(exist_ok=True)
     torch.load(file, weights_only=False)
     assert ran.exists(), "the file is as malicious as it is meant to be"
 

@@ -183,6 +183,7 @@ def test_backbone_from_a_safetensors_file(tmp_path):
 
 def test_safetensors_file_without_the_package_names_the_command(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "safetensors", None)
+    (tmp_path / "w.safetensors").touch()
     with pytest.raises(ImportError, match=r"w\.safetensors needs the package safetensors: pip install safetensors$"):
         create_body("resnet18", tmp_path / "w.safetensors")
 
