@@ -126,3 +126,11 @@ def make_model(arch: str, n_classes: int) -> Any:
             f"--arch {arch} is not a classifier of torchvision.{did_you_mean(arch, ['simple_cnn', *names])}"
         )
     return models.get_model(arch, weights=None, num_classes=n_classes)
+
+
+def is_first_process() -> bool:
+    """Return whether this is the only process of the training, or the first of several, which writes the files."""
+    from minifast.distributed.group import current_group
+
+    group = current_group()
+    return group is None or not group.rank

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -175,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: write_text(f"minifast: {message}", stream=sys.stderr)
             check_resume(options)
+            options.command_line = shlex.join(["minifast", *arguments])
             getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         write_text("minifast: interrupted", stream=sys.stderr)

@@ -12,6 +12,7 @@ from minifast.cli.common import (
     UsageError,
     check_model,
     find_data,
+    is_first_process,
     make_data,
     make_model,
     save_figure,
@@ -27,6 +28,7 @@ FEW_STEPS = 100  # after so few optimizer steps, more epochs are the first advic
 
 def train(options: argparse.Namespace) -> None:
     """Find a learning rate, train with the 1cycle policy, and write the results, also after an early end."""
+    begin = time.monotonic()
     resumes = options.resume is not None
     if resumes:
         options = saved_options(options)
@@ -86,11 +88,26 @@ def train(options: argparse.Namespace) -> None:
         write_options(out, record)
         written = [*write_results(out, learn), *written]
         write_text(f"Wrote {', '.join(written)}\nto {out}.")
-    if is_first_process():
-        for file in out.glob(f"{CHECKPOINT}*.checkpoint"):
-            file.unlink()
-    if advice := advise(learn, options):
+        if record["finished"] and is_first_process():
+            for file in out.glob(f"{CHECKPOINT}*.checkpoint"):
+                file.unlink()
+        advice = advise(learn, options) if record["finished"] else ""
+        if "history.csv" in written or not is_first_process():
+            report(out, learn, record, time.monotonic() - begin, advice)
+    if advice:
         write_text(advice)
+
+
+def report(out: Path, learn: Any, record: dict[str, Any], seconds: float, advice: str) -> None:
+    """Write ``report.html`` and print where it is, or why it is not complete; this is not an error."""
+    from minifast.cli.report import write_report
+
+    try:
+        missing = write_report(out, learn, record, seconds, advice)
+    except Exception as error:
+        write_text(f"There is no report.html: {' '.join(str(error).split()) or type(error).__name__}")
+        return
+    write_text("\n".join([f"Open {out / 'report.html'} in a browser to see the results.", *missing]))
 
 
 def saved_options(options: argparse.Namespace) -> argparse.Namespace:
@@ -180,14 +197,6 @@ def write_options(out: Path, record: dict[str, Any]) -> None:
         return
     with replacing(out / "options.json") as file:
         file.write_text(json.dumps(record, indent=2, default=str) + "\n")
-
-
-def is_first_process() -> bool:
-    """Return whether this is the only process of the training, or the first of several, which writes the files."""
-    from minifast.distributed.group import current_group
-
-    group = current_group()
-    return group is None or not group.rank
 
 
 def versions() -> dict[str, str]:

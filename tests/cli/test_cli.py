@@ -20,7 +20,8 @@ from minifast import DownloadError, MinifastError, cli
 from minifast.data import synthetic
 from minifast.schedules import SCHEDULES
 
-RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+FIGURES = {"lr_find.png", "schedule.png", "losses.png"}
+RESULTS = {"model.pth", "export.pkl", "history.csv", "options.json", "report.html", *FIGURES}
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from minifast.cli.train import advise
 from minifast.data import synthetic
 from minifast.finder import FinderResult
 
-RESULTS = {"model.pth", "export.pkl", "history.csv", "lr_find.png", "schedule.png", "losses.png", "options.json"}
+FIGURES = {"lr_find.png", "schedule.png", "losses.png"}
+RESULTS = {"model.pth", "export.pkl", "history.csv", "options.json", "report.html", *FIGURES}
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import time
@@ -44,4 +45,8 @@ def test_the_command_trains_in_two_processes(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.count("training and") == 1
     written = {path.name for path in (tmp_path / "out").iterdir()}
-    assert written >= {"model.pth", "export.pkl", "history.csv", "options.json", "schedule.png"}
+    assert written >= {"model.pth", "export.pkl", "history.csv", "options.json", "schedule.png", "report.html"}
+    page = (tmp_path / "out" / "report.html").read_text()
+    counts = re.search(r"Confusion matrix: \d+ of (\d+) images are right", page)
+    assert counts is not None
+    assert f"and {counts[1]} validation images" in done.stdout
