@@ -20,7 +20,7 @@ from minifast.checkpoint import version_0_1
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.model import model_file
 from minifast.checkpoint.run_state import FORMAT, RunState, describe_ranks, of_rank, with_ranks
-from minifast.data.resume import RemainingBatches
+from minifast.data.resume import saves_own_state
 from minifast.distributed.exchange import agree, from_first
 from minifast.distributed.sharding import is_sharded, load_shards, remove_shards, save_shards, take_shards
 from minifast.errors import CallbackError, MinifastError
@@ -252,6 +252,7 @@ class Checkpointer(LearnerCallback):
         """Store the data order at the start of the epoch, or resume in the middle of an epoch."""
         if self._saved is None:
             self._note_position()
+            self._state.rest = self._run.remaining if saves_own_state(self.learn.data.train_dl) else None
             return
         saved, self._saved = self._saved, None
         # Undo what other callbacks did in this event; the table shows the recorder's rows already.
@@ -261,7 +262,8 @@ class Checkpointer(LearnerCallback):
         self._state.stop_training = saved["stop_training"]
         set_rng_states(saved["random_at_epoch"])
         on_start = partial(self._run.restore_batch, saved)
-        self._state.rest = lambda loader: RemainingBatches(loader, saved["num_batch"], on_start)
+        own = saved.get("loader")
+        self._state.rest = partial(self._run.remaining, done=saved["num_batch"], on_start=on_start, state=own)
 
     def _note_position(self) -> None:
         self._position, self._random_at_epoch = self._run.position(), get_rng_states()
@@ -319,6 +321,7 @@ class Checkpointer(LearnerCallback):
             "stop_training": state.stop_training or finished,
             "position": self._position,
             "random_at_epoch": self._random_at_epoch,
+            "loader": self._run.state_in_epoch(num_batch),
             "callbacks": states,
             **self._run.collect(),
         }

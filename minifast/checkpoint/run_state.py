@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.data import DataLoader
 
-from minifast.data.resume import load_loader_state
+from minifast.data.resume import RemainingBatches, load_loader_state
 from minifast.distributed.exchange import gather
 from minifast.distributed.group import Group
 from minifast.distributed.sharding import like_model
@@ -84,10 +84,20 @@ class RunState:
         self._with_callbacks = {**self._roots, "callbacks": list(callbacks)}
         self._not_callbacks = not_owned(learn, [*self._roots.values(), *callbacks])
         self._before = single_values(self._roots, LOADERS, self._stop)
+        self._remaining: RemainingBatches | None = None  # of the epoch
 
     def position(self) -> dict[str, Any]:
         """Return the state of the loaders and what they use."""
         return saved_state(self._data, LOADERS, self._stop, self._before)
+
+    def remaining(self, loader: Any, **arguments: Any) -> RemainingBatches:
+        """Return the batches of an epoch, see ``RemainingBatches``."""
+        self._remaining = RemainingBatches(loader, **arguments)
+        return self._remaining
+
+    def state_in_epoch(self, num_batch: int) -> dict[str, Any] | None:
+        """Return the state that the training loader itself saves after a number of batches; None if it does not."""
+        return self._remaining.own_state(num_batch) if num_batch and self._remaining is not None else None
 
     def collect(self) -> dict[str, Any]:
         """Return the state as tensors and plain values."""

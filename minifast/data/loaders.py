@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from minifast.data.order import order_of, resolve_seed
+from minifast.data.resume import batches_before
 from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
@@ -20,7 +21,6 @@ from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_n
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
 BatchFn = Callable[[Any], tuple[Any, Any]]  # takes a batch of a loader and returns (inputs, targets)
 Target = str | Sequence[str] | None  # the name of the targets in batches that are dicts, or several
-
 
 LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the same name
     *("dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
@@ -182,7 +182,7 @@ class DeviceDataLoader(BatchLoader):
 
         Earlier batches are read and dropped; then ``on_start`` is called.
         """
-        expected, n = len(self.dl) if self.part == "training" else None, 0
+        expected, n = len(self.dl) if self.part == "training" else None, batches_before(self.dl)
         try:
             batches = iter(self.dl)
             while n < first and (batch := next(batches, None)) is not None:
