@@ -6,19 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from minifast import plotting
 from minifast.data.bunch import DatasetType
 from minifast.data.resume import load_loader_state, loader_state, preserve_loader
 from minifast.errors import DataError
-from minifast.losses import activation_name
+from minifast.losses import activation_name, is_cross_entropy, is_loss, loss_weight
 from minifast.metrics.confusion import PairCounts
-from minifast.metrics.loss_options import threshold_of
+from minifast.metrics.loss_options import loss_options, threshold_of
+from minifast.model_loss import ModelLoss
 from minifast.utils.checks import check_count
 from minifast.utils.public import public_class
 from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.shapes import binary_targets
+from minifast.utils.shapes import binary_targets, is_counted, match_classes, predict_classes
 from minifast.utils.tensors import count_samples
 from minifast.utils.text import text_table, write_text
 
@@ -92,7 +94,7 @@ class Interpretation:
                 "The batches have outputs of different shapes, which have no common loss per sample; use get_preds, "
                 "which returns a list with one tensor per batch."
             )
-        losses = losses.reshape(len(preds), -1).mean(dim=1)
+        losses = per_sample(learn.loss_func, losses, y_true)
         return cls(learn, preds, y_true, losses, ds_type, **cls._options(learn, activ))
 
     @classmethod
@@ -141,22 +143,42 @@ class Interpretation:
         return loader_state(self.learn.data.dl(self.ds_type)), get_rng_states()
 
 
+def per_sample(loss_func: Any, losses: Tensor, targets: Tensor) -> Tensor:
+    """Return the loss of each sample ``(n,)``; of several targets the mean, for cross entropy as it takes it.
+
+    >>> targets = torch.tensor([[1, -100], [0, 1]])
+    >>> per_sample(torch.nn.CrossEntropyLoss(), torch.tensor([[4.0, 0.0], [1.0, 2.0]]), targets)
+    tensor([4.0000, 1.5000])
+    """
+    n = len(targets)
+    losses = losses.reshape(n, -1)
+    is_of_classes = is_cross_entropy(loss_func) or is_loss(loss_func, nn.NLLLoss, functional.nll_loss)
+    if losses.shape[1] == 1 or not (is_of_classes or isinstance(loss_func, ModelLoss)):
+        return losses.mean(dim=1)
+    weights = torch.tensor([float(loss_weight(loss_func, targets[i : i + 1])) for i in range(n)])
+    return losses.sum(dim=1) / weights.masked_fill(weights == 0, 1.0)
+
+
 @public_class()
 class ClassificationInterpretation(Interpretation):
     """Interpret a classifier: its top losses, its confusion matrix, and the classes it confuses most.
 
-    A single output per sample is that of two classes; ``preds`` then becomes the probabilities of both, ``(n, 2)``.
+    A single output per sample is that of two classes; ``preds`` then becomes the probabilities of both, ``(n, 2)``. The
+    classes of pixels or of the positions of a sequence are counted one by one in the confusion matrix; those that the
+    loss ignores are left out.
 
     Args:
         learn: the learner.
-        preds: predictions ``(n, classes)``, or ``(n,)`` or ``(n, 1)`` for two classes.
-        y_true: class numbers ``(n,)`` or ``(n, 1)``; floats 0 and 1 are allowed for a single output.
+        preds: predictions ``(n, classes)``, or ``(n,)`` or ``(n, 1)`` for two classes; for several targets per sample
+            ``(n, classes, ...)`` or ``(n, ..., classes)``.
+        y_true: class numbers ``(n,)`` or ``(n, 1)``, or ``(n, ...)``; floats 0 and 1 are allowed for a single output.
         losses: the loss of each sample, ``(n,)``.
         ds_type: the part of the data. Default: the validation set.
         threshold: the single prediction above which class 1 is predicted. Default: what follows from the loss.
 
     Attributes:
-        pred_class: the predicted class numbers ``(n,)``.
+        pred_class: the predicted class numbers ``(n,)`` or ``(n, ...)``.
+        counted: True for the targets that the loss does not ignore.
         classes: the names of the classes.
 
     Raises:
@@ -180,6 +202,10 @@ class ClassificationInterpretation(Interpretation):
         threshold: float | None = None,
     ) -> None:
         super().__init__(learn, preds, y_true, losses, ds_type)
+        self._several = preds.ndim > 2 and preds.numel() > len(preds)
+        if self._several:
+            self._set_positions(threshold)
+            return
         if preds.numel() == len(preds) == y_true.numel():
             threshold = threshold_of(learn.loss_func) if threshold is None else threshold
             chosen = (preds.flatten() > threshold).long()
@@ -196,13 +222,33 @@ class ClassificationInterpretation(Interpretation):
             )
         self.y_true = y_true.flatten()
         self.pred_class = chosen
-        classes = range(preds.shape[1]) if learn.data.classes is None else learn.data.classes
-        if len(classes) != preds.shape[1]:
+        self.counted = is_counted(self.y_true, loss_options(learn.loss_func).get("ignore_index", -100))
+        self._set_classes(preds.shape[1])
+
+    def _set_classes(self, n: int) -> None:
+        classes = range(n) if self.learn.data.classes is None else self.learn.data.classes
+        if len(classes) != n:
             raise DataError(
-                f"The data have {len(classes)} classes and the model {preds.shape[1]} outputs; give the last layer "
+                f"The data have {len(classes)} classes and the model {n} outputs; give the last layer "
                 f"{len(classes)} outputs."
             )
         self.classes = [str(name) for name in classes]
+
+    def _set_positions(self, threshold: float | None) -> None:
+        """Set the classes of samples with several targets each."""
+        options = loss_options(self.learn.loss_func)
+        axis, ignored = options.get("axis"), options.get("ignore_index", -100)
+        single = match_classes(self.preds, self.y_true, axis)[0].shape[-1] == 1
+        if self.y_true.is_floating_point() and not single:
+            raise DataError(
+                f"The targets are {self.y_true.dtype} of the shape {tuple(self.y_true.shape)}; a classifier needs "
+                f"class numbers. Use Interpretation, which accepts any targets."
+            )
+        if threshold is None:
+            threshold = threshold_of(self.learn.loss_func) if single else 0.0
+        found = predict_classes(self.preds, self.y_true, threshold, ignored, axis)
+        self.pred_class, self.y_true, self.counted, n_classes = found
+        self._set_classes(n_classes)
 
     def confusion_matrix(self, slice_size: int = 1) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the counts ``[actual, predicted]``, ``(classes, classes)``.
@@ -219,7 +265,7 @@ class ClassificationInterpretation(Interpretation):
 
     def _counts(self) -> PairCounts:
         counts = PairCounts(len(self.classes))
-        counts.add(self.pred_class, self.y_true)
+        counts.add(self.pred_class[self.counted], self.y_true[self.counted])
         return counts
 
     def plot_confusion_matrix(
@@ -292,7 +338,7 @@ class ClassificationInterpretation(Interpretation):
         """Show the samples with the largest losses, or the smallest: images in a figure, others in a printed table.
 
         The title of each image is the predicted class, the actual class, the loss and the probability of the actual
-        class.
+        class; for several targets per sample, the loss and the fraction of them that is predicted correctly.
 
         Args:
             k: the number of samples.
@@ -307,16 +353,21 @@ class ClassificationInterpretation(Interpretation):
         losses, indices = self.top_losses(k, largest)
         inputs = self.inputs(indices)
         rows = []
+        parts = ["loss", "accuracy"] if self._several else ["prediction", "actual", "loss", "probability"]
         for loss, i in zip(losses.tolist(), indices.tolist(), strict=True):
+            if self._several:
+                right = (self.pred_class[i] == self.y_true[i])[self.counted[i]]
+                rows.append([f"{loss:.2f}", f"{right.float().mean():.2f}"])
+                continue
             actual = int(self.y_true[i])
             names = [self.classes[int(self.pred_class[i])], self.classes[actual]]
             rows.append([*names, f"{loss:.2f}", f"{self.preds[i, actual]:.2f}"])
         images = self.learn.data.to_images(torch.stack(inputs)) if isinstance(inputs[0], Tensor) else None
         if images is None:
             numbered = [[str(i), *row] for i, row in zip(indices.tolist(), rows, strict=True)]
-            write_text(text_table([["sample", "prediction", "actual", "loss", "probability"], *numbered]))
+            write_text(text_table([["sample", *parts], *numbered]))
             return None
-        titles = [f"{predicted}\n{actual}\n{loss} / {share}" for predicted, actual, loss, share in rows]
-        heading = "prediction\nactual\nloss / probability" if show_text else ""
+        heading, *titles = ["\n".join([*words[:-2], " / ".join(words[-2:])]) for words in (parts, *rows)]
+        heading = heading if show_text else ""
         figure = plotting.plot_images(images, titles, figsize, heading=heading)
         return plotting.finish(figure.axes, return_fig)

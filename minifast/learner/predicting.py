@@ -16,7 +16,15 @@ from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.data.showing import is_mask
 from minifast.errors import DataError
-from minifast.losses import activation_name, activation_of, is_cross_entropy, is_loss, sample_losses
+from minifast.losses import (
+    ACTIVATIONS,
+    activation_name,
+    activation_of,
+    is_cross_entropy,
+    is_loss,
+    sample_losses,
+    unwrap_loss,
+)
 from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.metrics.loss_options import threshold_of
 from minifast.training import loop
@@ -128,7 +136,7 @@ def get_preds(
         raise DataError("There is no batch to predict; give data with at least one sample.")
     counts = collector.counts
     outputs, targets = concatenate(collector.outputs, counts), concatenate(collector.targets, counts)
-    predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
+    predictions = map_tensors(activation_for(learn, outputs, targets) if activ is None else activ, outputs)
     if not with_loss:
         return [predictions, targets]
     # The outputs and targets are on the CPU, and the loss may have tensors such as class weights.
@@ -141,6 +149,25 @@ def get_preds(
         return [predictions, targets, concatenate([sample_losses(loss_func, *batch) for batch in batches], counts)]
 
 
+def activation_for(learn: Learner, outputs: Any, targets: Any) -> Callable[[Tensor], Tensor]:
+    """Return the function that turns outputs into predictions, by the loss and the dimension of the classes."""
+    return ACTIVATIONS["softmax_last"] if has_classes_last(learn, outputs, targets) else activation_of(learn.loss_func)
+
+
+def has_classes_last(learn: Learner, outputs: Any, targets: Any = None) -> bool:
+    """Return whether outputs are ``(n, ..., classes)`` for a cross entropy of the user's own, which permutes them.
+
+    Without targets, as for a single sample, the number of classes in the data tells it.
+    """
+    loss = unwrap_loss(learn.loss_func)
+    own = isinstance(loss, nn.CrossEntropyLoss) and type(loss).forward is not nn.CrossEntropyLoss.forward
+    if not own or hasattr(loss, "activation") or not isinstance(outputs, Tensor) or outputs.ndim < 3:
+        return False
+    if isinstance(targets, Tensor):
+        return targets.shape in (outputs.shape[:-1], (*outputs.shape[:-1], 1))
+    return learn.data.c == outputs.shape[-1] != outputs.shape[1]
+
+
 def pred_batch(
     learn: Learner,
     ds_type: DatasetType = DatasetType.Valid,
@@ -148,10 +175,10 @@ def pred_batch(
     activ: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
     """Return the predictions of one batch."""
-    x, _ = learn.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
+    x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
     with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model), torch.no_grad():
         outputs = learn.output_of(to_device(x, learn.data.device))
-        predictions = map_tensors(activation_of(learn.loss_func) if activ is None else activ, outputs)
+        predictions = map_tensors(activation_for(learn, outputs, y) if activ is None else activ, outputs)
     return to_device(predictions, torch.device("cpu"))
 
 
@@ -161,12 +188,13 @@ def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
     classes, loss_func = learn.data.classes, learn.loss_func
     if not isinstance(output, Tensor) or output.ndim > 1:
         if isinstance(output, Tensor) and is_cross_entropy(loss_func):
-            if classes is not None and len(output) != len(classes):
+            last = output.ndim == 2 and has_classes_last(learn, output[None])
+            if classes is not None and output.shape[-1 if last else 0] != len(classes):
                 raise DataError(
                     f"The model gives outputs of the shape {tuple(output.shape)} for the sample, but the data have "
                     f"{len(classes)} classes; pass one sample without a dimension for the batch, such as batch[0]."
                 )
-            number = output.argmax(dim=0)  # of each position
+            number = output.argmax(dim=-1 if last else 0)  # of each position
             return number, number, output
         return output, output, output
     if classes is None:

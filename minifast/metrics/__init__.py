@@ -4,7 +4,15 @@ Loss functions live in ``minifast.losses``; plots of what a model gets wrong liv
 """
 
 from minifast.metrics.confusion import ConfusionMatrix, FBeta, KappaScore, MatthewsCorreff, Precision, Recall
-from minifast.metrics.functions import accuracy, accuracy_thresh, dice, error_rate, fbeta, top_k_accuracy
+from minifast.metrics.functions import (
+    accuracy,
+    accuracy_thresh,
+    dice,
+    error_rate,
+    fbeta,
+    foreground_acc,
+    top_k_accuracy,
+)
 from minifast.metrics.ranking import AUROC, auc_roc_score
 from minifast.metrics.regression import (
     RMSE,
@@ -47,6 +55,7 @@ __all__ = [
     "exp_rmspe",
     "explained_variance",
     "fbeta",
+    "foreground_acc",
     "mae",
     "mean_absolute_error",
     "mean_squared_error",

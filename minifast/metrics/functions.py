@@ -135,6 +135,43 @@ def top_k_accuracy(
     return (best & counted).sum() / counted.sum().clamp(min=1)
 
 
+def count_foreground(
+    input: Tensor, targs: Tensor, void_code: int = 0, ignore_index: int = -100, **options: Any
+) -> Tensor:
+    """Return how many targets of a batch count and are not ``void_code``."""
+    return (is_counted(targs, ignore_index) & is_counted(targs, void_code)).sum()
+
+
+@mark(higher_is_better=True, count=count_foreground, loss_options=("ignore_index", "axis"))
+def foreground_acc(
+    input: Tensor, targs: Tensor, void_code: int = 0, ignore_index: int = -100, axis: int | None = None
+) -> Tensor:
+    """Return the accuracy of the targets that are not background, for masks for example.
+
+    As a metric of a learner, ``ignore_index`` and ``axis`` are those of the loss. Batches are weighted by the number of
+    targets that count.
+
+    Args:
+        input: outputs, see ``accuracy``.
+        targs: class numbers, see ``accuracy``.
+        void_code: the class number of the background, whose targets do not count. Default: 0.
+        ignore_index: targets of this value do not count either. Default: -100.
+        axis: the dimension of the classes, 1 or the last, where both fit the targets. Default: the last.
+
+    Raises:
+        DataError: if the shapes do not fit.
+
+    >>> import torch
+    >>> masks = torch.tensor([[[0, 0], [1, 2]]])
+    >>> outputs = torch.tensor([[[[9.0, 9.0], [9.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]], [[0.0, 0.0], [0.0, 9.0]]]])
+    >>> accuracy(outputs, masks), foreground_acc(outputs, masks)
+    (tensor(0.7500), tensor(0.5000))
+    """
+    predicted, actual, counted, _ = predict_classes(input, targs, 0.0, ignore_index, axis)
+    counted = counted & is_counted(actual, void_code)
+    return ((predicted == actual) & counted).sum() / counted.sum().clamp(min=1)
+
+
 @mark(higher_is_better=True, count=count_numbers)
 def accuracy_thresh(y_pred: Tensor, y_true: Tensor, thresh: float = 0.5, sigmoid: bool = True) -> Tensor:
     """Return the fraction of labels that are predicted correctly, for samples with any number of labels.

@@ -50,8 +50,8 @@ FASTAI = """
     SmoothenValue SmoothenValue.add_value StopAfterNBatches TerminateOnNaNCallback TrackerCallback
     TrackerCallback.get_monitor_value TrainingPhase TrainingPhase.schedule_hp URLs accuracy accuracy_thresh
     annealing_cos annealing_exp annealing_linear annealing_no annealing_poly channel_view cnn_learner conv_layer
-    denormalize error_rate exp_rmspe explained_variance fbeta fit fit_one_cycle get_image_files hook_output
-    hook_outputs load_learner loss_batch lr_find mean_absolute_error mean_squared_error
+    denormalize error_rate exp_rmspe explained_variance fbeta fit fit_one_cycle foreground_acc get_image_files
+    hook_output hook_outputs load_learner loss_batch lr_find mean_absolute_error mean_squared_error
     mean_squared_logarithmic_error model_sizes model_summary normalize normalize_funcs num_features_model
     one_cycle_scheduler r2_score root_mean_squared_error simple_cnn top_k_accuracy untar_data validate
 """
