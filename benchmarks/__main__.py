@@ -19,6 +19,7 @@ MEASURED = {
     "streaming": "reading images that do not fit in memory",
     "scaling": "time per batch as the data grow",
     "memory": "peak memory",
+    "frozen": "a frozen backbone",
     "compare": "several runs of compare at the same time",
     "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",

@@ -38,6 +38,7 @@ from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
+from minifast.training.features import FrozenFeatures
 from minifast.training.groups import check_groups, freeze_to, group_indices, split_model, spread
 from minifast.training.lazy import initialize_lazy
 from minifast.training.loss_choice import choose_loss
@@ -107,6 +108,9 @@ class Learner:
             default each process normalizes its share by itself.
         batch_fn: a function that takes a batch of the loaders, on the device, and returns ``(inputs, targets)``, for
             batches of any kind. The learner then works on a copy of ``data``, which has no default loss.
+        precompute: in a fit of several epochs, compute the outputs of frozen first layers only once for each sample,
+            where that changes nothing but rounding: the model is a Sequential, the data are in memory and not
+            augmented, and no hook watches the frozen layers. A line says so. False computes them in each epoch.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -126,6 +130,8 @@ class Learner:
     distributed: bool = True
     sync_bn: bool = False
     parallel: Parallel | None = None  # during a run over several processes
+    precompute: bool = True
+    features: FrozenFeatures | None = None  # during a run whose first layers are frozen
 
     def __init__(
         self,
@@ -146,6 +152,7 @@ class Learner:
         distributed: bool = True,
         sync_bn: bool = False,
         batch_fn: BatchFn | None = None,
+        precompute: bool = True,
     ) -> None:
         check_data(data)
         if not isinstance(model, nn.Module):
@@ -170,6 +177,7 @@ class Learner:
         self.callbacks = check_callbacks(as_list(callbacks))
         self.distributed = distributed
         self.sync_bn = sync_bn
+        self.precompute = precompute
         self.parallel = None
         share_model(self)
         groups = [self.model] if layer_groups is None else map(unwrap_compiled, layer_groups)
@@ -631,7 +639,7 @@ class Learner:
             inputs: the inputs of a batch.
             targets: its targets, which only a model that returns its own loss gets; None in predictions.
         """
-        model = self.model if self.parallel is None else self.parallel.model_for_pass()
+        model = self.features or self.model if self.parallel is None else self.parallel.model_for_pass()
         if self.precision is None:
             return forward(model, self.loss_func, inputs, targets, self.model)
         with self.in_precision():

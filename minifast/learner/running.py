@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import warnings
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from minifast.training.batch_checks import OTHER_CAUSES, check_arguments, explai
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, LearnerCallback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
+from minifast.training.features import precomputed
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import Parallel, group_of
@@ -289,7 +289,7 @@ def run(learn: Learner, epochs: int, callbacks: Sequence[Callback], recorder: Re
     if any(parameter.grad is not None for parameter in trained_parameters(learn)):
         learn.opt.zero_grad()  # gradients that an earlier run accumulated without a step
     try:
-        with parallel or contextlib.nullcontext():
+        with parallel or precomputed(learn, state):
             loop.fit(learn, dispatcher)
     except BaseException as error:
         if state.last_input is None:
