@@ -81,8 +81,7 @@ def with_targets(batch: Any, target: Target = None) -> Any:
 
 def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """Return a batch of uint8 images as floats in [0, 1]."""
-    x, y = batch
-    return as_images(x), y
+    return as_images(batch[0]), batch[1]
 
 
 def scaled_gray(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
@@ -153,6 +152,8 @@ class DeviceDataLoader(BatchLoader):
     [(2, 3)]
     """
 
+    keeps_empty = False  # also batches of a DataBunch without samples
+
     def __init__(self, dl: Any, device: torch.device | str | None = None, tfms: list[Transform] | None = None) -> None:
         super().__init__(device, tfms)
         self.dl = dl
@@ -220,9 +221,8 @@ class DeviceDataLoader(BatchLoader):
 
     def _prepared(self, batch: Any) -> Any:
         """Return a batch on the device after all transforms."""
-        if self.may_lack_targets and self.batch_fn is None:
-            batch = with_targets(batch, self.target)
-        batch = to_device(batch, self.device)
+        lacks_targets = self.may_lack_targets and self.batch_fn is None
+        batch = to_device(with_targets(batch, self.target) if lacks_targets else batch, self.device)
         if self.part is not None:
             batch = self.as_pair(batch, self.part)
         return self.transformed(batch)
@@ -231,7 +231,7 @@ class DeviceDataLoader(BatchLoader):
         """Return whether a batch of a DataBunch has no samples, by its first tensor."""
         while isinstance(batch, (tuple, list, Mapping)) and batch:
             batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-        return self.part is not None and isinstance(batch, Tensor) and batch.ndim > 0 and not batch.shape[0]
+        return self.part is not None and not self.keeps_empty and isinstance(batch, Tensor) and batch.shape[:1] == (0,)
 
     @property
     def batch_size(self) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils.data import DataLoader, IterableDataset, Sampler
 
-from minifast.data.loaders import DeviceDataLoader, TensorLoader, with_targets
+from minifast.data.loaders import DeviceDataLoader, TensorLoader, to_device, with_targets
+from minifast.data.stream import EpochStream
 from minifast.distributed.exchange import as_first, check_same, gather, is_list_of_samples, share_of, shares
 from minifast.distributed.group import Group
 from minifast.errors import DataError
 from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.tensors import count_samples, map_tensors
+from minifast.utils.tensors import count_samples, is_plain, map_tensors
 
 
 class Shards:
@@ -46,7 +47,7 @@ class Shards:
         loader = self.loader
         if isinstance(loader, TensorLoader):
             return self._of_tensors(loader)
-        inner = loader.dl if isinstance(loader, DeviceDataLoader) else loader
+        inner = unwrap_loader(loader)
         if is_sharded(inner, self.group.size):
             return self._as_they_are(loader)
         if isinstance(inner, DataLoader):
@@ -76,11 +77,7 @@ class Shards:
 
     def _of_data_loader(self, loader: DeviceDataLoader, inner: DataLoader[Any]) -> Iterator[Any]:
         """Yield batches of a DataLoader that reads the samples of this process only."""
-        if inner not in _twins:
-            # A DataLoader forbids to set its batch sampler, but its copy shares all other settings.
-            _twins[inner] = copy.copy(inner)
-            vars(_twins[inner]).update(_iterator=None)
-        twin = _twins[inner]
+        twin = _twin_of(inner)
         sampler = ShareSampler(inner.batch_sampler, self.group)
         if twin._iterator is None:
             vars(twin)["batch_sampler"] = sampler
@@ -91,7 +88,7 @@ class Shards:
             seed = int(torch.empty((), dtype=torch.int64).random_(generator=inner.generator).item())
             vars(twin)["generator"] = torch.Generator().manual_seed((seed + self.group.rank) % 2**63)
         copied = copy.copy(loader)
-        copied.dl, copied.part = twin, None  # a share without samples must not be skipped
+        copied.dl, copied.keeps_empty = twin, True  # a share without samples must not be skipped
         for i, batch in enumerate(copied.batches(self.first, self.on_start), self.first):
             self.counts = shares(sampler.sizes[i], self.group.size)
             yield batch
@@ -100,8 +97,11 @@ class Shards:
         """Yield the rows of this process of batches that all processes read."""
         is_ours = isinstance(loader, DeviceDataLoader)
         copied = copy.copy(loader) if is_ours else DeviceDataLoader(inner, getattr(loader, "device", "cpu"))
-        cut = _Cut(self, inner, copied)
-        copied.dl = cut
+        if isinstance(inner, DataLoader) and inner.batch_sampler is None:  # its samples are whole batches
+            inner = _twin_of(inner)
+            vars(inner)["sampler"] = SameSampler(inner.sampler)
+        copied.dl = _Cut(self, inner, copy.copy(copied))
+        copied.batch_fn = None  # it has made the pairs that are cut
         yield from copied.batches(self.first, self.on_start)
 
     def _as_they_are(self, loader: Any) -> Iterator[Any]:
@@ -120,7 +120,27 @@ class Shards:
             yield last
 
 
-class ShareSampler(Sampler[Any]):
+class SameSampler(Sampler[Any]):
+    """Yield what another sampler yields in process 0."""
+
+    def __init__(self, whole: Any) -> None:
+        self.whole = whole
+
+    def __len__(self) -> int:
+        return len(self.whole)
+
+    def __iter__(self) -> Iterator[Any]:
+        with as_first(get_rng_states, set_rng_states):
+            samples = list(self.whole)
+        check_same(
+            {"the order of the samples": hashlib.sha256(pickle.dumps(samples)).hexdigest()[:16]},
+            "Seed the sampler with the same number in each process; or let it give each process its own samples, and "
+            "set its attribute `sharded = True`.",
+        )
+        yield from samples
+
+
+class ShareSampler(SameSampler):
     """Yield of each batch of another batch sampler the share of this process.
 
     The batches are sampled with the random generators of process 0.
@@ -130,21 +150,12 @@ class ShareSampler(Sampler[Any]):
     """
 
     def __init__(self, whole: Any, group: Group) -> None:
-        self.whole = whole
+        super().__init__(whole)
         self.group = group
         self.sizes: list[int] = []
 
-    def __len__(self) -> int:
-        return len(self.whole)
-
     def __iter__(self) -> Iterator[Any]:
-        with as_first(get_rng_states, set_rng_states):
-            batches = [list(batch) for batch in self.whole]
-        check_same(
-            {"the order of the samples": hashlib.sha256(pickle.dumps(batches)).hexdigest()[:16]},
-            "Seed the sampler with the same number in each process; or let it give each process its own samples, and "
-            "set its attribute `sharded = True`.",
-        )
+        batches = list(map(list, super().__iter__()))
         self.sizes[:] = map(len, batches)
         for batch in batches:
             yield batch[share_of(len(batch), self.group.rank, self.group.size)]
@@ -153,8 +164,16 @@ class ShareSampler(Sampler[Any]):
 _twins: WeakKeyDictionary[DataLoader[Any], DataLoader[Any]] = WeakKeyDictionary()
 
 
+def _twin_of(loader: DataLoader[Any]) -> DataLoader[Any]:
+    """Return a copy of a DataLoader, always the same one, which shares all settings but can get another sampler."""
+    if loader not in _twins:
+        _twins[loader] = copy.copy(loader)
+        vars(_twins[loader]).update(_iterator=None)
+    return _twins[loader]
+
+
 class _Cut:
-    """Batches of any iterable, cut to the rows of this process."""
+    """Batches of any iterable, as pairs cut to the rows of this process."""
 
     def __init__(self, shards: Shards, batches: Any, loader: DeviceDataLoader) -> None:
         self.shards = shards
@@ -165,8 +184,8 @@ class _Cut:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
+        loader = self.loader
         for i, batch in enumerate(self.batches):
-            loader = self.loader
             lacks = loader.may_lack_targets and loader.batch_fn is None
             whole = with_targets(batch, loader.target) if lacks else batch
             if not i:
@@ -175,11 +194,18 @@ class _Cut:
                     "Let all processes read the same batches; or if each reads its own, set the attribute "
                     "`sharded = True` of the loader.",
                 )
+            if loader.batch_fn is not None:  # it takes batches on the device
+                whole = to_device(whole, loader.device)
             x, y = loader.as_pair(whole, loader.part or "training")
             n = count_samples(y, x)
             self.shards.counts = shares(n, self.shards.group.size)
-            whole = dict(whole) if isinstance(whole, Mapping) else whole
-            yield _rows_of(whole, self.shards._share(n), n, is_batch=True)
+            yield tuple(_rows_of(values, self.shards._share(n), n) for values in (x, y))
+
+
+def unwrap_loader(loader: Any) -> Any:
+    """Return the loader inside those of minifast, such as a torch DataLoader."""
+    inner = loader.dl if isinstance(loader, DeviceDataLoader) else loader
+    return inner.loader if isinstance(inner, EpochStream) else inner
 
 
 def is_sharded(loader: Any, size: int) -> bool:
@@ -188,7 +214,7 @@ def is_sharded(loader: Any, size: int) -> bool:
     It does so by a DistributedSampler or another sampler with the attribute ``num_replicas``, or says it with the
     attribute ``sharded = True`` of the loader, its samplers or its data set.
     """
-    loader = getattr(loader, "dl", loader) if isinstance(loader, DeviceDataLoader) else loader
+    loader = unwrap_loader(loader)
     parts = [loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
     parts.append(getattr(parts[2], "sampler", None))
     return any(getattr(part, "sharded", None) is True or getattr(part, "num_replicas", None) == size for part in parts)
@@ -198,20 +224,30 @@ def _is_pair(batch: Any) -> bool:
     return isinstance(batch, (tuple, list)) and len(batch) == 2
 
 
-def _rows_of(values: Any, rows: slice, n: int, is_batch: bool = False) -> Any:
+def _rows_of(values: Any, rows: slice, n: int) -> Any:
     """Return the rows of a batch of ``n`` samples in tensors and in lists with one value for each sample."""
     if isinstance(values, PackedSequence):
         raise DataError(
             "A PackedSequence cannot be split over processes; pack the sequences in collate_fn of a torch DataLoader, "
             "which then packs the share of each process, or in the model."
         )
-    if not is_batch and is_list_of_samples(values, n):
+    if is_list_of_samples(values, n):
         return values[rows]
     if type(values) is dict:
         return {name: _rows_of(value, rows, n) for name, value in values.items()}
     if type(values) in (list, tuple):
         return type(values)(_rows_of(value, rows, n) for value in values)
-    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values)
+    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values, _unsplit)
+
+
+def _unsplit(value: Any) -> Any:
+    if is_plain(value):
+        return value
+    raise DataError(
+        f"The batches hold a {type(value).__name__}, which cannot be split over processes. Use a torch DataLoader "
+        f"whose collate_fn makes it, so that each process makes its own; or pass `batch_fn`, a function that returns "
+        f"tensors."
+    )
 
 
 def _checksum(batch: Any) -> str:

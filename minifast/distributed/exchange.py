@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from minifast.distributed.group import Group, current_group
 from minifast.errors import MinifastError
-from minifast.utils.tensors import first_dimension, map_tensors
+from minifast.utils.tensors import first_dimension, is_plain, map_tensors
 
 T = TypeVar("T")
 BUCKET = 25 * 2**20  # bytes that are exchanged at once, as DistributedDataParallel does
@@ -222,7 +222,16 @@ def _map_leaves(of_tensor: Callable[[Tensor], Any], of_samples: Callable[[Any], 
         return type(values)(_map_leaves(of_tensor, of_samples, value, n) for value in values)
     if type(values) is dict:
         return {name: _map_leaves(of_tensor, of_samples, value, n) for name, value in values.items()}
-    return map_tensors(of_tensor, values)
+    return map_tensors(of_tensor, values, _refuse_objects)
+
+
+def _refuse_objects(value: Any) -> Any:
+    if is_plain(value):
+        return value
+    raise MinifastError(
+        f"The outputs or targets hold a {type(value).__name__}, which several processes cannot gather; use tensors, "
+        f"tuples and dicts, and make the object from them in the loss and the metrics."
+    )
 
 
 def is_list_of_samples(values: Any, n: int) -> bool:

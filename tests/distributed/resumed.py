@@ -2,12 +2,13 @@
 
 ``python resumed.py FOLDER KIND:NAME:STOP ...`` trains a run of a kind under a name until the batch STOP, or to the end
 without one, and writes the outcome of finished runs to ``FOLDER/NAME_SIZE_RANK.pt``. With ``kill`` as STOP, a random
-process kills itself at a random moment, until as many kills as the environment variable KILLS have happened. ``cases``
-in place of a run trains the default cases of ``cases.py``.
+process kills itself at a random moment, until as many kills as the environment variable KILLS have happened. In place
+of a run, ``cases`` and ``features`` train the default cases of these modules, and ``all features`` every feature.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import signal
@@ -17,6 +18,7 @@ from functools import partial
 from pathlib import Path
 
 import cases
+import features
 import torch
 from cases import network, samples
 from torch import nn
@@ -104,6 +106,9 @@ def main(folder: Path, *runs: str) -> None:
         if run == "cases":
             cases.main(str(folder))
             continue
+        if run.endswith("features"):
+            features.main(folder, *(features.CASES if run.startswith("all") else ()))
+            continue
         kind, name, stop = run.split(":")
         learn = learner(kind, folder)
         try:
@@ -124,4 +129,5 @@ def main(folder: Path, *runs: str) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    gc.freeze()  # each fit collects garbage, which takes long where many modules are imported
     main(Path(sys.argv[1]), *sys.argv[2:])

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import toy_learner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minifast import Learner, MinifastError
+from minifast import DataError, Learner, MinifastError
 from minifast.comparison.processes import count_jobs
 from minifast.data.shards import _rows_of
 from minifast.distributed import launch
-from minifast.distributed.exchange import from_first, share_of, shares
+from minifast.distributed.exchange import from_first, gather_rows, share_of, shares
 from minifast.distributed.group import Group, _State, _state, current_group
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 
@@ -34,6 +36,14 @@ def test_rows_are_taken_of_tensors_and_of_lists_with_a_value_for_each_sample():
     assert x["a"].tolist() == [1, 2]
     assert x["scale"] == 1
     assert y == ["x", "y"]
+
+
+def test_objects_that_no_process_can_split_or_gather_are_refused():
+    batch = {"graph": SimpleNamespace(nodes=torch.arange(4)), "name": "a"}
+    with pytest.raises(DataError, match=r"hold a SimpleNamespace, .* pass `batch_fn`"):
+        _rows_of(batch, slice(1, 3), 4)
+    with pytest.raises(MinifastError, match="hold a Normal, which several processes cannot gather; use tensors"):
+        gather_rows((torch.distributions.Normal(0.0, 1.0), torch.arange(4)), 4, True, Group(0, 2))
 
 
 def test_random_generators_of_another_process_follow_from_the_state_and_the_rank():

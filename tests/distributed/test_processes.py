@@ -13,10 +13,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
+import features
 import resumed
 from cases import CASES, DEFAULT, SLOW
 
 HERE = Path(__file__).parent
+TOLERANCE = {"/half precision": (1e-2, 1e-3), "/single precision": (1e-5, 1e-6)}  # else float64
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -30,8 +32,8 @@ def torchrun(size: int, script: str, *arguments: object, options: tuple[str, ...
     return subprocess.run(command, env=environment(**more), capture_output=True, text=True, timeout=500)
 
 
-def results(folder: Path, size: int) -> list[dict]:
-    return [torch.load(folder / f"{size}_{rank}.pt", weights_only=False) for rank in range(size)]
+def results(folder: Path, size: int, prefix: str = "") -> list[dict]:
+    return [torch.load(folder / f"{prefix}{size}_{rank}.pt", weights_only=False) for rank in range(size)]
 
 
 @cache
@@ -40,8 +42,9 @@ def folder_of_two(base: Path) -> Path:
     folder = base / "two"
     folder.mkdir()
     cases.main(str(folder), *DEFAULT)
+    features.main(folder)
     resumed.main(folder, *resumed.IN_ONE)
-    done = torchrun(2, "resumed.py", folder, "cases", *resumed.IN_TWO)
+    done = torchrun(2, "resumed.py", folder, "cases", "features", *resumed.IN_TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed.main(folder, *resumed.THEN_IN_ONE)
     return folder
@@ -86,7 +89,8 @@ def check(name: str, one: dict, several: list[dict]) -> None:
             assert value == first[path], path
         elif value.is_floating_point():
             assert value.shape == first[path].shape, path
-            torch.testing.assert_close(first[path], value, rtol=1e-10, atol=1e-12)
+            rtol, atol = next((limits for name, limits in TOLERANCE.items() if path.startswith(name)), (1e-10, 1e-12))
+            torch.testing.assert_close(first[path], value, rtol=rtol, atol=atol)
         else:
             assert torch.equal(value, first[path]), path
 
