@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -20,6 +21,7 @@ from minifast.distributed.exchange import (
     average_gradients,
     broadcast,
     broadcast_tensors,
+    gather,
     gather_rows,
 )
 from minifast.distributed.group import Group, current_group, guarded
@@ -32,7 +34,7 @@ from minifast.training.groups import loss_module
 from minifast.training.lazy import initialize_lazy
 from minifast.training.state import State
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
-from minifast.utils.tensors import count_samples, first_dimension
+from minifast.utils.tensors import count_samples, first_dimension, map_tensors
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
 # What a callback may return that all processes must know.
 FLAGS = ("stop_epoch", "stop_training", "skip_bwd", "skip_step", "skip_zero", "skip_validate")
 NUMBERS = ("epoch", "n_epochs")
+VALUES = ("last_metrics", "on_nan")
 
 
 def group_of(learn: Learner) -> Group | None:
@@ -207,11 +210,20 @@ class Parallel:
         changes = call()
         returned = changes if isinstance(changes, dict) else {}
         names = (*FLAGS, *NUMBERS)
-        votes = agree([int(returned[name]) + 1 if name in returned else 0 for name in names])
+        votes = agree(
+            [
+                *(int(returned[name]) + 1 if name in returned else 0 for name in names),
+                *(int(name in returned) for name in VALUES),
+            ]
+        )
         if not any(votes):
             return changes
-        agreed = {name: vote - 1 for name, vote in zip(names, votes, strict=True) if vote}
-        return {**returned, **{name: bool(value) if name in FLAGS else value for name, value in agreed.items()}}
+        agreed = {name: vote - 1 for name, vote in zip(names, votes, strict=False) if vote}
+        agreed = {name: bool(value) if name in FLAGS else value for name, value in agreed.items()}
+        if any(votes[len(names) :]):  # those of the first process that returned some
+            own = {name: map_tensors(Tensor.cpu, returned[name]) for name in VALUES if name in returned}
+            agreed |= next(values for values in gather(own) if values)
+        return {**returned, **agreed}
 
     def gather(self) -> None:
         """Replace outputs and targets of this process's share by those of the whole batch."""
@@ -240,30 +252,51 @@ class Parallel:
 
     def after_backward(self, skip_bwd: bool, skip_step: bool) -> None:
         """Average the gradients that DistributedDataParallel does not, and share the buffers of process 0."""
-        broadcast_tensors([*self.learn.model.buffers()])
-        if skip_step if self.accumulates else skip_bwd:
-            return
         model, loss = self.learn.model, loss_module(self.learn.loss_func)
         own = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        ids = set(map(id, own))
-        others = [p for p in loss.parameters() if id(p) not in ids and p.requires_grad] if loss is not None else []
-        if self._sharded:
-            average_gradients(others)
-            return
         unused = [parameter for parameter in own if parameter.grad is None]
-        if self._wrapped is None:
-            average_gradients([*own, *others])
-            if self._all_used is None and not self.accumulates:
-                self._all_used = not any(agree([bool(unused)]))
-            return
-        if unused:
+        averages = not (skip_step if self.accumulates else skip_bwd)
+        if averages and unused and self._wrapped is not None:  # other processes may wait for its gradient
             names = [name for name, parameter in model.named_parameters() if parameter is unused[0]]
             raise MinifastError(
                 f"The parameter {names[0]} has no gradient in this batch, but it had one before: the model does not "
                 f"use it in each batch. Several processes need a gradient in all batches or in none; where it is not "
                 f"used, add 0 times its sum to the output."
             )
-        average_gradients(others)
+        broadcast_tensors([*model.buffers()])
+        if not averages:
+            return
+        ids = set(map(id, own))
+        others = [p for p in loss.parameters() if id(p) not in ids and p.requires_grad] if loss is not None else []
+        if self._sharded or self._wrapped is not None:
+            average_gradients(others)
+            return
+        average_gradients([*own, *others])
+        if self._all_used is None and not self.accumulates:
+            self._all_used = not any(agree([bool(unused)]))
+
+    def check_weights(self) -> None:
+        """Check that the processes still have the same weights.
+
+        Raises:
+            MinifastError: a parameter differs.
+        """
+        if self._sharded:
+            return
+        named = {name: p.detach() for name, p in self.learn.model.named_parameters() if p.numel()}
+        sums = [torch.stack([p.double().sum(), p.double().abs().sum()]) for p in named.values()]
+        values = torch.stack([numbers.cpu() for numbers in sums]).tolist()
+        first, *others = gather(values)
+        for rank, theirs in enumerate(others, 1):
+            for name, (total, size), (other, _) in zip(named, first, theirs, strict=True):
+                # Devices of different kinds may round differently.
+                if not abs(total - other) <= 1e-4 * size and math.isfinite(size):
+                    raise MinifastError(
+                        f"The parameter {name} differs in process 0 and process {rank} at the end of epoch "
+                        f"{self.state.epoch}: a callback, the optimizer or the model changed it at random or in one "
+                        f"process only. Let each process change it alike: with random numbers from a generator "
+                        f"that is seeded alike, torch.Generator().manual_seed(0), and not under `if rank == 0`."
+                    )
 
 
 class _WholeLoss(torch.autograd.Function):
@@ -305,6 +338,10 @@ class GradientAverager(Callback):
     def on_backward_end(self, skip_bwd: bool, skip_step: bool) -> None:
         """Average the gradients."""
         self._parallel.after_backward(skip_bwd, skip_step)
+
+    def on_epoch_end(self) -> None:
+        """Check that the steps were the same."""
+        self._parallel.check_weights()
 
 
 def wrap(model: nn.Module) -> nn.Module:

@@ -31,6 +31,7 @@ from torch.utils.data import (
 from minifast import (
     AUROC,
     AccumulateScheduler,
+    Callback,
     ConfusionMatrix,
     DataBunch,
     EarlyStoppingCallback,
@@ -51,6 +52,7 @@ from minifast import (
     tabular_learner,
     vision_learner,
 )
+from minifast.training import EVENTS
 
 RANK, SIZE = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
 FOLDER = Path()
@@ -145,7 +147,8 @@ class Named(Dataset):
         self.mask = (torch.rand(shape, generator=generator) < 0.8).double()
         self.y = self.x[..., :2] * 2 if kind == "number" else (self.x[..., 0] > 0).long() + (self.x[..., 1] > 0)
         if kind != "number":
-            self.y[torch.rand(shape, generator=generator) < 0.3] = -100
+            ignored = torch.rand(shape, generator=generator) < 0.3
+            self.y[ignored if kind != "class" or n % 16 != 1 else []] = -100  # a last batch of one must count
 
     def __len__(self):
         return len(self.x)
@@ -483,6 +486,57 @@ def grouped(n: int) -> Learner:
     return learner(arrays(n)).split(lambda model: [model[2]])
 
 
+CHANGES = {"epoch": 1, "n_epochs": 4, "on_nan": "ignore"}
+
+
+def decision(event: str, name: str) -> Callback:
+    """A callback that returns a change once, in the last process only."""
+    is_done = RANK < SIZE - 1
+
+    def method(self, epoch, last_metrics=None):
+        nonlocal is_done
+        if is_done or (epoch != 1 and event != "on_train_begin"):
+            return None
+        is_done = True
+        more = [value + 1 for value in last_metrics or []]
+        return {name: more if name == "last_metrics" else CHANGES.get(name, True)}
+
+    return type("Decision", (Callback,), {event: method})()
+
+
+def decided_by_one(n: int) -> dict:
+    """What a run is like where one process stops or skips something, by each event and field."""
+    outcomes = {}
+    for event, spec in EVENTS.items():
+        for name in spec.may_return:
+            if name.startswith("last_") and name != "last_metrics":
+                continue  # each process has a share of its own
+            set_seed(3)
+            learn = learner(arrays(n, bs=20), silent=True, callbacks=[decision(event, name)])
+            recorder = learn.fit(3, 0.05)
+            outcomes[f"{event}, {name}"] = {
+                "weights": dict(learn.model.state_dict()),
+                "losses": recorder.raw_losses,
+                "metrics": recorder.metrics,
+                "rows": [row[:-1] for row in recorder.rows],
+            }
+    return outcomes
+
+
+class Rarely(nn.Module):
+    """Uses a parameter for some samples only, so that it gets a gradient in some batches and processes only."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.body, self.more = network(), nn.Parameter(torch.ones(3, dtype=torch.float64))
+        self.least = samples(n)[0][:, 0].topk(4).values[-1].item()  # three samples of the training set
+
+    def forward(self, x):
+        chosen = x[:, 0] > self.least
+        output = self.body(x)
+        return torch.where(chosen[:, None], output * self.more, output) if chosen.any() else output
+
+
 NUMBERS = (63, 64, 65, 129)
 FEATURES: dict[str, Callable[[int], dict]] = {
     "loss of the model, classes": lambda n: trained(lambda: own_loss(n, "class")),
@@ -622,6 +676,11 @@ FEATURES: dict[str, Callable[[int], dict]] = {
         lambda: learner(arrays(n), opt_func=Averaged, wd=0.0), lambda learn: learn.fit(2, 0.05)
     ),
     "LBFGS": lbfgs,
+    "parameter of some processes": lambda n: trained(lambda: learner(arrays(n), Rarely(n))),
+    "parameter of some processes, accumulated": lambda n: trained(
+        lambda: learner(arrays(n, bs=8), Rarely(n), callback_fns=[partial(AccumulateScheduler, n_step=3)])
+    ),
+    "decisions of one process": decided_by_one,
     "callbacks that watch metrics": saved_by_callbacks,
     "predictions": interpreted,
 }  # fmt: skip
@@ -640,14 +699,19 @@ def rounded(outcome: dict, precision: str = "half") -> dict:
     }
 
 
-CASES = {f"{name}, {n} samples": partial(case, n) for name, case in FEATURES.items() for n in NUMBERS}
+ONCE = ("decisions of one process", "vision_learner", "LBFGS")  # long, or the same for any number
+CASES = {
+    f"{name}, {n} samples": partial(case, n)
+    for name, case in FEATURES.items()
+    for n in (NUMBERS if name not in ONCE else NUMBERS[:1])
+}
 QUICK = (
     *("loss of the model, tokens", "loss of the model, accumulated and clipped", "dict, named target", "objects"),
     *("batch_fn of a DataLoader", "batch_fn of objects in a list", "weights of samples", "stream of this process"),
     *("stream of all", "WeightedRandomSampler", "batches as samples", "several arrays", "segmentation", "mixup"),
-    *("fp16, accumulated and clipped", "optimizer with modes", "LBFGS", "predictions"),
+    *("parameter of some processes", "fp16, accumulated and clipped", "optimizer with modes", "LBFGS", "predictions"),
 )
-DEFAULT = [f"{name}, {NUMBERS[i % len(NUMBERS)]} samples" for i, name in enumerate(QUICK)]
+DEFAULT = [f"{name}, {NUMBERS[0 if name in ONCE else i % len(NUMBERS)]} samples" for i, name in enumerate(QUICK)]
 
 
 def main(folder: Path, *names: str) -> None:

@@ -12,20 +12,54 @@ from test_processes import HERE, environment, torchrun
 
 from minifast.training import EVENTS
 
-WHERE = ("on_batch_end",)
-SLOW = ("loader", "before", "worker", "after", *(event for event in EVENTS if event != "on_batch_end"))
+QUICK = ("on_batch_end",)
+SLOW = (
+    *(event for event in EVENTS if event not in QUICK),
+    *("loader", "worker", "loss", "metric", "step", "scheduler", "validation", "preds", "before", "after"),
+)
+SECONDS = 30  # after the failure
 
 
-@pytest.mark.parametrize("where", [*WHERE, *(pytest.param(where, marks=pytest.mark.slow) for where in SLOW)])
-def test_an_error_in_one_process_ends_all_and_names_process_and_cause(where):
-    start = time.monotonic()
-    done = torchrun(2, "failing.py", where)
-    assert time.monotonic() - start < 60  # most of it is the start
+def ended(tmp_path, size: int, rank: int, where: str):
+    """The end of processes of which one fails, with the seconds that it took them to end."""
+    file = tmp_path / "failed"
+    done = torchrun(size, "failing.py", file, rank, where)
     assert done.returncode != 0
+    return done, time.time() - file.stat().st_mtime
+
+
+@pytest.mark.parametrize("where", [*QUICK, *(pytest.param(where, marks=pytest.mark.slow) for where in SLOW)])
+def test_an_error_in_one_process_ends_all_and_names_process_and_cause(where, tmp_path):
+    size, rank = (3, 2) if where in ("loader", "metric", "on_epoch_end") else (2, len(where) % 2)
+    done, seconds = ended(tmp_path, size, rank, where)
+    assert seconds < SECONDS
     assert f"ValueError: broken in {where}" in done.stderr
     if where != "before":  # nothing of minifast was used yet, so only torchrun names the process
-        assert "the error above is of process 1 of 2" in done.stderr
+        assert f"the error above is of process {rank} of {size}" in done.stderr
     assert done.stderr.count("Traceback (most recent call last)") <= 3 + (where == "worker")  # of it, and torchrun's
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", range(3))
+def test_a_killed_process_ends_all(rank, tmp_path):
+    done, seconds = ended(tmp_path, 3, rank, "kill")
+    assert seconds < SECONDS
+    assert f"rank      : {rank} (local_rank: {rank})\n  exitcode  : -9" in done.stderr.rpartition("Root Cause")[2]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize(
+    ("where", "message"),
+    [
+        ("unused", "MinifastError: The parameter more has no gradient in this batch, but it had one before"),
+        ("changed", "MinifastError: The parameter more differs in process 0 and process 1 at the end of epoch 0"),
+    ],
+)
+def test_steps_that_would_differ_between_processes_end_all_with_advice(where, message, rank, tmp_path):
+    done, seconds = ended(tmp_path, 2, rank, where)
+    assert seconds < SECONDS
+    assert message in done.stderr
 
 
 @pytest.mark.slow

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
-from pathlib import Path
-
 import features
 import pytest
 from test_processes import check, folder_of_two, results, torchrun
@@ -16,14 +13,18 @@ def two(tmp_path_factory):
     return results(folder, 1, "features_")[0], results(folder, 2, "features_")
 
 
-@cache
-def trained_by(size: int, base: Path) -> tuple[dict, list[dict]]:
-    folder = base / f"all features of {size}"
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def every_feature(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("features")
     features.main(folder, *features.CASES)
-    done = torchrun(size, "resumed.py", folder, "all features")
+    return folder
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def one_and_several(request, every_feature):
+    done = torchrun(request.param, "resumed.py", every_feature, "all features")
     assert done.returncode == 0, done.stderr[-3000:]
-    return results(folder, 1, "features_")[0], results(folder, size, "features_")
+    return results(every_feature, 1, "features_")[0], results(every_feature, request.param, "features_")
 
 
 @pytest.mark.parametrize("name", features.DEFAULT)
@@ -32,7 +33,6 @@ def test_two_processes_train_and_find_as_one(name, two):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("name", features.CASES)
-def test_features_do_not_depend_on_the_number_of_processes(name, size, tmp_path_factory):
-    check(name, *trained_by(size, tmp_path_factory.getbasetemp()))
+def test_features_do_not_depend_on_the_number_of_processes(name, one_and_several):
+    check(name, *one_and_several)
