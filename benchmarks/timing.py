@@ -33,6 +33,13 @@ def seconds(run: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
+def cpu_seconds(run: Callable[[], object]) -> float:
+    """Return the CPU seconds that ``run`` takes, of all threads: the time that it would take on one core."""
+    begin = time.process_time()
+    run()
+    return time.process_time() - begin
+
+
 def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Call each of ``runs`` once per round, after one warm-up round, and return their results by name.
 

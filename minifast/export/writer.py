@@ -95,7 +95,8 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
         "torch": str(torch.__version__),
         "pictures": list(inputs[0].shape[2:]) if isinstance(learn.data, ImageDataBunch) else None,  # the image size
         "resize": getattr(learn.data, "resize", None),
-        "pixels": list(learn.data.pixels) if isinstance(learn.data, ImageDataBunch) else None,
+        "pixels": list(learn.data.pixels[:3]) if isinstance(learn.data, ImageDataBunch) else None,
+        "exact": learn.data.pixels.exact if isinstance(learn.data, ImageDataBunch) else None,
         "table": learn.data.encoder.plain() if isinstance(learn.data, TabularDataBunch) else None,
         "classes": None if classes is None else [name if is_plain(name) else str(name) for name in classes],
         "loss": describe_loss(learn.loss_func),

@@ -78,8 +78,9 @@ def load_learner(
     data_class = ImageDataBunch if size is not None else DataBunch if encoder is None else TabularDataBunch
     loss_func = build_loss(content["loss"])
     resize = content.get("resize") or "crop"
-    channels, value_range, _ = content.get("pixels") or Pixels()
-    pixels = Pixels(channels, None if value_range is None else tuple(value_range))
+    channels, value_range, _ = content.get("pixels") or Pixels()[:3]
+    exact = content.get("exact", True)  # a file without it is of a model that was trained on exact pixels
+    pixels = Pixels(channels, None if value_range is None else tuple(value_range), exact=bool(exact))
     if encoder is not None and hasattr(test, "columns"):
         test_dl: Any = TensorLoader(encoder.encode(test, warn=True), torch.zeros(len(test)), bs, device=device)
     else:

@@ -6,10 +6,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minifast.data.images.resizing import resize_image
+from minifast.data.images.resizing import ON_ITS_SIDE, decode_smaller, resize_image
 from minifast.errors import DataError
 
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the PIL transpose that undoes it
+DRAFTED = ("JPEG", "MPO")  # formats that decode at a fraction of their size
 DEEP = 65535  # the largest value of 16 bits
 BYTE = 255  # the largest value of 8 bits
 
@@ -26,11 +27,13 @@ class Pixels(NamedTuple):
         value_range: the values of images with more than 8 bits per channel that become black and white. None for 0 and
             65535, or for floats 0 and 1.
         mask: the pixels are the class numbers of a mask, and stay as they are.
+        exact: decode JPEG files in full before they are resized, see ``decode_smaller``.
     """
 
     channels: int = 3
     value_range: tuple[float, float] | None = None
     mask: bool = False
+    exact: bool = False
 
     def __str__(self) -> str:
         return "" if self == COLOR else repr(tuple(self))
@@ -39,9 +42,12 @@ class Pixels(NamedTuple):
 COLOR = Pixels()
 
 
-def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels, name: str) -> np.ndarray[Any, Any]:
+def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels, name: Any) -> np.ndarray[Any, Any]:
     """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
-    image.load()  # first, because some formats store the orientation after the pixels
+    box = None
+    if size is not None and not (pixels.exact or pixels.mask) and image.format in DRAFTED:
+        box = decode_smaller(image, size, resize, _orientation(image))
+    image.load()  # before the orientation, because some formats store it after the pixels
     orientation = _orientation(image)
     if pixels.mask:
         image = _class_numbers(image, name)
@@ -52,12 +58,14 @@ def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixe
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if size is not None:
-        image = resize_image(image, size, resize, nearest=pixels.mask)
-    array = np.asarray(image)
-    return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        image = resize_image(image, size, resize, nearest=pixels.mask, box=box)
+    array = np.frombuffer(image.tobytes(), np.uint8)  # a tenth of the time of a tiny image less than by np.asarray
+    if image.mode == "L":
+        return array.reshape(1, image.height, image.width)
+    return array.reshape(image.height, image.width, 3).transpose(2, 0, 1)
 
 
-def _eight_bits(image: Any, value_range: tuple[float, float] | None, name: str) -> Any:
+def _eight_bits(image: Any, value_range: tuple[float, float] | None, name: Any) -> Any:
     """Return an image in mode L or RGB."""
     if image.mode.startswith(("I", "F")):
         return _scaled(image, value_range, name)
@@ -66,7 +74,7 @@ def _eight_bits(image: Any, value_range: tuple[float, float] | None, name: str) 
     return image.convert("L" if image.mode == "1" else "RGB")  # transparent pixels keep their color
 
 
-def _scaled(image: Any, value_range: tuple[float, float] | None, name: str) -> Any:
+def _scaled(image: Any, value_range: tuple[float, float] | None, name: Any) -> Any:
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
@@ -82,7 +90,7 @@ def _scaled(image: Any, value_range: tuple[float, float] | None, name: str) -> A
     return Image.fromarray(np.rint((values - low) / (high - low) * BYTE).clip(0, BYTE).astype(np.uint8))
 
 
-def _class_numbers(image: Any, name: str) -> Any:
+def _class_numbers(image: Any, name: Any) -> Any:
     """Return a mask as an image in mode L whose pixels are its values, or the indices of its palette."""
     from PIL import Image
 
@@ -134,7 +142,7 @@ def upright_size(file: str) -> tuple[int, int] | None:
     try:
         with Image.open(file) as image:
             width, height = image.size
-            return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+            return (height, width) if _orientation(image) in ON_ITS_SIDE else (width, height)
     except Exception:  # decoding it raises the error
         return None
 

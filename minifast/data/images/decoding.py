@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from minifast.data.images import cache
-from minifast.data.images.conversion import COLOR, Pixels, UnreadableImageError, to_array
+from minifast.data.images.conversion import COLOR, DRAFTED, Pixels, UnreadableImageError, to_array
 from minifast.data.images.listing import list_images
 from minifast.data.images.resizing import METHODS
 from minifast.errors import DataError
@@ -121,7 +121,9 @@ class ImageFiles:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return digest(repr((self.listing, self.size, "upright")))  # change the word when decoding changes
+        is_full = self.size is None or self.pixels.exact or self.pixels.mask
+        way = "upright" if is_full else "upright, JPEG smaller"  # change the words when decoding changes
+        return digest(repr((self.listing, self.size, way)))
 
     @cached_property
     def _pixels(self) -> Tensor | None:
@@ -209,9 +211,9 @@ def read_image(
 
     try:
         if isinstance(file, Image.Image):
-            return to_array(file, size, resize, pixels, "The image")
-        with Image.open(file if hasattr(file, "read") else _content(file)) as image:
-            return to_array(image, size, resize, pixels, str(file))
+            return to_array(_opened_again(file), size, resize, pixels, "The image")
+        image = Image.open(file if hasattr(file, "read") else _content(file))  # which has no descriptor to close
+        return to_array(image, size, resize, pixels, file)
     except DataError:
         raise
     except FileNotFoundError as error:
@@ -224,6 +226,21 @@ def read_image(
         raise UnreadableImageError(
             f"{file} is not a readable image, or it is truncated. Replace or remove it."
         ) from error
+
+
+def _opened_again(image: Any) -> Any:
+    """Return a JPEG image that is not decoded yet as another one, which may be decoded smaller.
+
+    So a path and ``Image.open(path)`` give the same pixels. The caller's image is decoded in full and closes its file.
+    """
+    from PIL import Image
+
+    if image.format not in DRAFTED or not image.tile or image.decoderconfig or image.tell():
+        return image
+    image.fp.seek(0)
+    again = Image.open(io.BytesIO(image.fp.read()))
+    image.load()
+    return again
 
 
 def read_listed(
@@ -330,15 +347,17 @@ def decode(
         images[i] = image
         on_decoded(images, i + 1)
 
+    store(0, first)
     if threads == 1:
-        for i, name in enumerate(names):
-            store(i, read_listed(name, size, resize, pixels))
+        for i in range(1, len(names)):
+            store(i, read_listed(names[i], size, resize, pixels))
     else:
         with ThreadPoolExecutor(threads) as pool:
             try:
                 # The threads also reorder the pixels: channels first takes ten times as long as a plain copy.
-                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size, resize, pixels)), names)
-                for i, image in enumerate(decoded):
+                rest = names[1:]
+                decoded = pool.map(lambda name: np.ascontiguousarray(read_listed(name, size, resize, pixels)), rest)
+                for i, image in enumerate(decoded, 1):
                     store(i, image)
             except BaseException:
                 pool.shutdown(cancel_futures=True)

@@ -16,7 +16,7 @@ from minifast.data.images.conversion import Pixels, upright_size
 from minifast.data.images.decoding import ImageFiles, Size
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import list_images
-from minifast.data.images.sources import LoaderOptions, make_pixels, split, stat_files, subfolder
+from minifast.data.images.sources import LoaderOptions, split, stat_files, subfolder, take_pixels
 from minifast.data.order import resolve_seed
 from minifast.errors import DataError
 from minifast.utils.checks import add_note, check_folder, check_once, shortlist
@@ -172,7 +172,7 @@ class SegmentationDataBunch(ImageDataBunch):
             mask_values: the value of each class in the masks, such as ``[0, 255]``; by default 0, 1, 2, ...
             ignore: the value of pixels that the loss and the metrics leave out.
             options: as for ``ImageDataBunch.from_folder``: ``test``, ``size``, ``bs``, ``val_bs``, ``num_workers``,
-                ``device``, ``memory``, ``ds_tfms``, ``resize``, ``channels`` and ``value_range``.
+                ``device``, ``memory``, ``ds_tfms``, ``resize``, ``channels``, ``value_range`` and ``exact``.
 
         Returns:
             A bunch with cross entropy as its loss.
@@ -222,7 +222,7 @@ class SegmentationDataBunch(ImageDataBunch):
                 add_note(error, f"`label_func` was called with {file}.")
                 raise
         remaining: dict[str, Any] = {**options}
-        pixels = make_pixels(remaining.pop("channels", 3), remaining.pop("value_range", None))
+        pixels = take_pixels(remaining)
         size, resize = remaining.pop("size", None), options.get("resize", "crop")
         masks = ImageFiles(f"{path.absolute()} masks", size, resize, Pixels(mask=True))
         masks.add(stat_files(targets, path), 0)

@@ -42,6 +42,7 @@ class LoaderOptions(TypedDict, total=False):
     resize: str
     channels: int
     value_range: tuple[float, float] | None
+    exact: bool
 
 
 class ImageOptions(LoaderOptions, total=False):
@@ -54,11 +55,18 @@ class ImageOptions(LoaderOptions, total=False):
 Parts = list[tuple[ImageFiles, list[int] | None]]  # training, validation and maybe test files; None stands for all rows
 
 
-def make_pixels(channels: Any, value_range: Any) -> Pixels:
-    """Return what the pixels become, if both arguments are allowed."""
+def make_pixels(channels: Any = 3, value_range: Any = None, exact: Any = False) -> Pixels:
+    """Return what the pixels become, if the arguments are allowed."""
     if channels not in (1, 3):
         raise ValueError(f"`channels` must be 3 for color or 1 for gray, got {channels!r}.")
-    return Pixels(channels, check_value_range(value_range))
+    if exact not in (True, False):
+        raise ValueError(f"`exact` must be True or False, got {exact!r}.")
+    return Pixels(channels, check_value_range(value_range), exact=bool(exact))
+
+
+def take_pixels(options: dict[str, Any]) -> Pixels:
+    """Remove the options that say what the pixels become, and return them."""
+    return make_pixels(**{name: options.pop(name) for name in ("channels", "value_range", "exact") if name in options})
 
 
 def warn_if_dark(files: ImageFiles) -> None:
