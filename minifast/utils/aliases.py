@@ -56,6 +56,32 @@ def _translate(aliases: dict[str, str], warn: bool) -> Callable[[Callable[P, R]]
     return decorate
 
 
+def under_name(name: str, function: Callable[P, R]) -> Callable[P, R]:
+    """Return a function under another name, which errors about its arguments have too.
+
+    >>> def fit(epochs):
+    ...     return epochs
+    >>> under_name("train", fit)(n=1)
+    Traceback (most recent call last):
+    TypeError: train() got an unexpected keyword argument 'n'
+    """
+
+    @wraps(function)
+    def renamed(*args: P.args, **kwargs: P.kwargs) -> R:
+        __tracebackhide__ = True
+        try:
+            return function(*args, **kwargs)
+        except TypeError as error:
+            text = str(error)
+            if text.startswith(function.__name__):
+                error.args = (name + text.removeprefix(function.__name__),)
+            raise
+
+    renamed.__name__ = renamed.__qualname__ = name
+    renamed.__doc__ = f"Do what ``{function.__name__}`` does, under another name."
+    return renamed
+
+
 def deprecated_attribute(old: str, new: str) -> Any:
     """Return a property that reads and sets the attribute ``new`` under its ``old`` name, with a warning."""
 

@@ -12,7 +12,7 @@ from minifast.data.normalize import Stats
 from minifast.errors import DataError
 from minifast.learner.learner import Learner, check_data
 from minifast.models import initialize
-from minifast.utils.aliases import accept_aliases
+from minifast.utils.aliases import accept_aliases, under_name
 from minifast.utils.checks import check_word
 from minifast.utils.public import check_keywords, public
 from minifast.utils.text import write_text
@@ -121,7 +121,7 @@ def vision_learner(
     return learn
 
 
-cnn_learner = vision_learner  # its name in fastai v1
+cnn_learner = under_name("cnn_learner", vision_learner)  # as in fastai v1
 
 
 def _shape_of_images(data: DataBunch) -> tuple[int, ...]:

@@ -9,7 +9,16 @@ import pytest
 import torch
 from torch import nn
 
-from minifast import DataBunch, DataError, DownloadError, FileFormatError, load_learner, models, vision_learner
+from minifast import (
+    DataBunch,
+    DataError,
+    DownloadError,
+    FileFormatError,
+    cnn_learner,
+    load_learner,
+    models,
+    vision_learner,
+)
 from minifast.data.normalize import imagenet_stats
 from minifast.vision.architecture import adapt_channels, fit_to_size
 from minifast.vision.body import block_starts, create_body
@@ -140,6 +149,20 @@ def test_names_of_torchvision_are_its_functions():
         create_body("resnet81", pretrained=False)
     with pytest.raises(TypeError, match=r"vision_learner got `arch` and `base_arch`"):
         vision_learner(make_data(), base_arch="resnet18", arch="resnet18")
+
+
+@pytest.mark.parametrize("create", [vision_learner, cnn_learner])
+def test_errors_about_arguments_name_the_function_that_was_called(create):
+    name = create.__name__
+    data = make_data()
+    with pytest.raises(TypeError, match=rf"^{name} has no argument `metricss`\. Did you mean `metrics`\?"):
+        create(data, "resnet18", pretrained=False, metricss=[])
+    with pytest.raises(TypeError, match=rf"^{name} got `arch` and `base_arch`"):
+        create(data, base_arch="resnet18", arch="resnet18")
+    with pytest.raises(TypeError, match=rf"^{name}\(\) missing 1 required positional argument: 'base_arch'"):
+        create(data)
+    with pytest.raises(TypeError, match=rf"^{name}\(\) got multiple values for argument 'data'"):
+        create(data, "resnet18", data=data)
 
 
 def test_name_that_only_timm_may_have_asks_for_timm(monkeypatch):

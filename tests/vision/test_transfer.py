@@ -287,7 +287,7 @@ def test_backbone_with_weights_from_a_file(weights, tmp_path):
             DataError,
             r"has no (bn1\.running_var|conv1\.weight) of shape \(.*, which the backbone of resnet18 needs",
         ),
-        ({"epoch": 3}, DataError, "holds no state dict of a model"),
+        ({"epoch": 3}, DataError, "holds a dict with .*, not a state dict of a model"),
         (nn.Linear(1, 1), FileFormatError, "holds more than tensors and plain values"),
         (None, FileNotFoundError, "There is no file"),
     ],

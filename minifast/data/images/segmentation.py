@@ -238,5 +238,21 @@ class SegmentationDataBunch(ImageDataBunch):
         return data
 
 
+def _refuse(name: str) -> Any:
+    def refuse(cls: type, *arguments: Any, **options: Any) -> Any:
+        """Raise a TypeError: the method of ``ImageDataBunch`` labels whole images."""
+        raise TypeError(
+            f"{cls.__name__}.{name} would label whole images, but a mask labels each pixel. Use from_folder, or "
+            f"from_label_func(path, files, function, codes), whose function returns the mask of a file."
+        )
+
+    refuse.__name__ = name
+    return classmethod(refuse)
+
+
+for _name in ("from_lists", "from_csv", "from_df", "from_name_func", "from_name_re"):
+    setattr(SegmentationDataBunch, _name, _refuse(_name))
+
+
 def _stem(file: str | Path, folder: Path) -> Path:
     return Path(file).relative_to(folder).with_suffix("")

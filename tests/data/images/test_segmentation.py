@@ -234,3 +234,9 @@ def test_masks_that_do_not_fit_raise_before_training(tmp_path, spoil, message):
 def test_arguments_of_masks_are_checked(tmp_path, arguments, message):
     with pytest.raises(ValueError, match=message):
         bunch(write(tmp_path / "data"), **arguments)
+
+
+@pytest.mark.parametrize("name", ["from_lists", "from_csv", "from_df", "from_name_func", "from_name_re"])
+def test_labels_of_whole_images_are_refused(name, tmp_path):
+    with pytest.raises(TypeError, match=rf"^SegmentationDataBunch\.{name} would label whole images, but a mask"):
+        getattr(SegmentationDataBunch, name)(tmp_path, ["a.png"], codes=["a", "b"])
