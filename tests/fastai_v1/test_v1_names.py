@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import toy_data, toy_learner
+from conftest import toy_data, toy_learner, write_images
 from torch import nn
+from torch.utils.data import DataLoader
 
 from minifast import (
     AdamW,
     Callback,
     DataError,
     DatasetType,
+    DeviceDataLoader,
+    ImageDataBunch,
     Learner,
     OneCycleScheduler,
     OptimWrapper,
     conv_layer,
+    create_body,
+    create_head,
     fit_one_cycle,
+    get_transforms,
     lr_find,
+    models,
+    num_features_model,
     one_cycle_scheduler,
+    simple_cnn,
 )
 
 # --- one_cycle_scheduler
@@ -159,3 +168,41 @@ def test_functions_of_a_learner_take_it_by_name() -> None:
     assert len(learn.recorder.nb_batches) == 1
     with pytest.raises(TypeError, match="missing 1 required positional argument"):
         lr_find(num_it=3)
+
+
+# --- what is left out: the ways out that the migration page names
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_the_training_set_in_order_without_augmentation(memory, tmp_path) -> None:
+    for name in ("train", "valid"):
+        for label in ("a", "b"):
+            write_images(tmp_path / name / label, 5, seed=len(name + label))
+    data = ImageDataBunch.from_folder(
+        tmp_path, bs=4, device="cpu", seed=0, ds_tfms=get_transforms(), memory=memory, num_workers=0
+    ).normalize()
+    learn = Learner(data, simple_cnn((3, 4, 2)), silent=True)
+    loader = DataLoader(data.train_ds, 3)
+    data.test_dl = data.adapt(loader)
+    predictions, targets = learn.get_preds(DatasetType.Test)
+    assert targets.tolist() == [0] * 5 + [1] * 5
+    plain = [learn.predict(file)[2] for file in data.train_ds.items]
+    assert torch.allclose(predictions, torch.stack(plain), atol=1e-5)
+    loss = nn.functional.nll_loss(torch.stack(plain).log(), targets).item()
+    assert learn.validate(loader)[0] == pytest.approx(loss, abs=1e-5)
+
+
+def test_a_model_of_backbone_and_head() -> None:
+    body = create_body(models.resnet18, False)
+    model = nn.Sequential(body, create_head(2 * num_features_model(body), 3)).eval()
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 3)
+
+
+def test_one_sample_as_a_batch_and_a_loader_of_its_own() -> None:
+    learn = toy_learner()
+    x = learn.data.valid_ds[0][0]
+    assert torch.equal(learn.data.encode(x), x[None])
+    loader = DeviceDataLoader(DataLoader(learn.data.valid_ds, 7), device="cpu")
+    assert [len(batch) for batch, _ in loader] == [7] * 8 + [4]
+    learn.silent = True
+    assert learn.validate(loader)[0] == pytest.approx(learn.validate()[0])
