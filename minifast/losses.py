@@ -262,9 +262,9 @@ def is_summed(loss_func: Any) -> bool:
 def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = None) -> tuple[float, float] | None:
     """Return the loss of a batch and the loss that its two parts add up to, where the two differ; else None.
 
-    The parts, weighted by ``loss_weight``, are a third of the batch and the rest, one sample and the rest, or the single
-    samples (of a large batch 64 parts). Where the losses differ, the weight of ``loss_func`` is not known: a mean over
-    batches then depends on the batch size. Returns None too where the loss fails on a part.
+    The parts, weighted by ``loss_weight``, are a third of the batch and the rest, one sample and the rest, or the
+    single samples (of a large batch 64 parts). Where the losses differ, the weight of ``loss_func`` is not known: a
+    mean over batches then depends on the batch size. Returns None too where the loss fails on a part.
 
     >>> outputs, targets = torch.arange(6.0), torch.zeros(6)
     >>> batch_size_effect(nn.MSELoss(), outputs, targets) is None
