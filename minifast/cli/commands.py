@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from minifast.cli.common import UsageError, find_data, make_data, make_model, save_figure, use_file_backend
+from minifast.cli.common import UsageError, check_arch, find_data, make_data, make_model, save_figure, use_file_backend
 from minifast.cli.environment import cache as cache
 from minifast.cli.environment import env as env
 from minifast.cli.predict import predict as predict
@@ -25,6 +25,7 @@ def compare(options: argparse.Namespace) -> None:
     configurations = {name: SCHEDULES[check_schedule(name, "--schedules")].of(options.lr) for name in options.schedules}
     if len(configurations) < 2:
         raise UsageError("--schedules needs two or more different schedules to compare.")
+    check_arch(options.arch)
     folder = find_data(options.data)
     use_file_backend()
     data = make_data(folder, options, 0)

@@ -36,26 +36,29 @@ def use_file_backend() -> None:
 
 def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
     """Return the images of a folder with the options' split, size and batch size."""
-    from minifast.data.images.augment import get_transforms
     from minifast.data.images.image_bunch import ImageDataBunch
 
-    data = ImageDataBunch.from_folder(
-        folder,
-        valid_pct=options.valid_pct,
-        seed=seed,
-        size=options.size,
-        bs=options.bs,
-        device=check_device(options.device),
-        ds_tfms=get_transforms() if options.augment else None,
-        resize=options.resize,
-        on_bad_image=options.on_bad_image,
-    )
+    data = ImageDataBunch.from_folder(folder, valid_pct=options.valid_pct, seed=seed, **data_options(options))
     if data.classes is not None and len(data.classes) == 1:
         raise UsageError(
             f"{folder} has images of one class only, {data.classes[0]}; give a folder of images for each of two or "
             f"more classes."
         )
     return data
+
+
+def data_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of ``ImageDataBunch`` that do not depend on where the labels are."""
+    from minifast.data.images.augment import get_transforms
+
+    return {
+        "size": options.size,
+        "bs": options.bs,
+        "device": check_device(options.device),
+        "ds_tfms": get_transforms() if options.augment else None,
+        "resize": options.resize,
+        "on_bad_image": options.on_bad_image,
+    }
 
 
 def check_device(name: str | None) -> str | None:
@@ -76,6 +79,8 @@ def find_data(data: str) -> Path:
 
     if Path(data).is_dir():
         return Path(data)
+    if Path(data).is_file():
+        raise UsageError(f"{data} is a file; give the folder of the images. A file of labels comes after --csv.")
     names = {name.lower(): address for name, address in vars(URLs).items() if name.isupper()}
     if data.lower() not in names:
         raise UsageError(f"{data} is neither a folder nor the name of a data set.{did_you_mean(data.lower(), names)}")
@@ -112,20 +117,32 @@ def check_model(learn: Any, arch: str) -> None:
         raise UsageError(f"--arch {arch} gives several outputs in training, which needs Python; try another --arch.")
 
 
-def make_model(arch: str, n_classes: int) -> Any:
-    """Return an untrained model for images of ``n_classes`` classes."""
-    from minifast.models import simple_cnn
-
+def check_arch(arch: str) -> None:
+    """Raise an error, before any work, if there is no network of that name."""
     if arch == "simple_cnn":
-        return simple_cnn((3, 16, 16, n_classes))
-    from torchvision import models
+        return
+    from minifast.vision.architecture import find_function
 
-    names = models.list_models(module=models)
-    if arch not in names:
-        raise UsageError(
-            f"--arch {arch} is not a classifier of torchvision.{did_you_mean(arch, ['simple_cnn', *names])}"
-        )
-    return models.get_model(arch, weights=None, num_classes=n_classes)
+    try:
+        find_function(arch)
+    except ValueError as error:
+        own = did_you_mean(arch, ["simple_cnn"])
+        raise UsageError(f"--arch: there is no {arch}.{own}" if own else f"--arch: {error}") from error
+
+
+def make_model(arch: str, n_outputs: int, kind: str = "class") -> Any:
+    """Return an untrained network for images of ``n_outputs`` classes, or with as many labels of another kind."""
+    from torch import nn
+
+    from minifast.models import simple_cnn
+    from minifast.vision.architecture import find_function
+
+    if arch != "simple_cnn":
+        return find_function(arch)[0](num_classes=n_outputs)
+    if kind == "class":
+        return simple_cnn((3, 16, 16, n_outputs))
+    # The outputs of simple_cnn are never negative: of labels, none could be improbable.
+    return nn.Sequential(*simple_cnn((3, 16, 16, 16)), nn.Linear(16, n_outputs))
 
 
 def is_first_process() -> bool:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 
 from minifast.errors import MinifastError
@@ -19,6 +17,8 @@ OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "tensorboard", "torchmetrics", 
 
 def env(_: argparse.Namespace) -> None:
     """Print the versions, devices and folders that a bug report needs; works if torch is missing or broken."""
+    import platform
+
     from minifast import __file__, __version__
 
     rows = [("minifast", f"{__version__} in {Path(str(__file__)).parent}")]
@@ -30,6 +30,8 @@ def env(_: argparse.Namespace) -> None:
 
 def version(package: str) -> str:
     """Return the version of an installed package."""
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

@@ -13,19 +13,19 @@ SECONDS = 10.0  # that the finder may take, also where an epoch is shorter
 START_LR = 1e-6
 
 
-def choose_lr(learn: Any) -> tuple[float, Any, str]:
+def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str]:
     """Return a learning rate, the figure of the curve or None, and where the learning rate is from.
 
     The finder takes at most as long as one epoch, or ``SECONDS`` if that is longer: with slow networks and small sets
     it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes half
-    of what the curve shows; then the default.
+    of what the curve shows; then ``default``, or that of ``fit_one_cycle``.
     """
     from minifast.distributed.exchange import broadcast
     from minifast.errors import MinifastError
     from minifast.finder.rules import combine_rules, read_rules
     from minifast.learner.fitting import DEFAULT_LR
 
-    default: float = DEFAULT_LR.stop
+    default = DEFAULT_LR.stop if default is None else default
     per_step = broadcast(seconds_per_step(learn))  # several processes must make the same number of steps
     allowed = max(SECONDS, per_step * len(learn.data.train_dl))
     result, last = None, ""

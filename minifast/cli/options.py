@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import re
 import shlex
 import sys
 import warnings
@@ -16,6 +17,43 @@ from minifast.cli.common import DEFAULT_DATA, UsageError
 from minifast.errors import MinifastError
 from minifast.utils.text import write_text
 
+CODES = "Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 interrupted."
+EXAMPLES = {
+    "train": """Examples:
+  minifast train my_images --size 128
+  minifast train my_images --size 224 --pretrained --epochs 3
+  minifast train my_images --size 128 --csv labels.csv --label-delim ' '
+  minifast train --resume runs/2026-01-31_12-00-00
+""",
+    "predict": """Examples:
+  minifast predict results photo.jpg
+  minifast predict results photos 'more/*.png' --csv predictions.csv
+""",
+    "compare": """Examples:
+  minifast compare my_images --size 64
+  minifast compare my_images --size 64 --schedules constant one_cycle --seeds 5
+""",
+    "schedule": """Examples:
+  minifast schedule one_cycle --lr 5e-2 --epochs 2
+  minifast schedule --list
+""",
+    "env": """Example:
+  minifast env
+""",
+    "cache": """Examples:
+  minifast cache
+  minifast cache --clear
+""",
+}
+
+
+class Formatter(argparse.HelpFormatter):
+    """Fill the paragraphs of a text, and keep the lines of examples, which begin with two spaces."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "\n".join(line if line.startswith("  ") else super(Formatter, self)._fill_text(line, width, indent)
+                         for line in text.splitlines())  # fmt: skip
+
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
@@ -26,15 +64,34 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"minifast {__version__}")
     subparsers = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    codes = "Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 interrupted."
     add = subparsers.add_parser(
         "train",
+        formatter_class=Formatter,
         help="find a learning rate, train, and save the model and its plots",
         description="Find a learning rate, train on images with the 1cycle policy, print the metrics of each epoch, "
         "and save the model, the history and the plots.",
-        epilog=f"Without a network and a copy of the default data, small generated images are used. {codes}",
+        epilog=f"{EXAMPLES['train']}\nWithout a network and a copy of the default data, small generated images are "
+        f"used. {CODES}",
     ).add_argument
     _add_training_options(add)
+    add("--arch", metavar="NAME",
+        help="simple_cnn, or a network of torchvision or timm such as resnet18 (default: simple_cnn, or resnet18 with "
+        "--pretrained)")  # fmt: skip
+    add("--pretrained", action="store_true",
+        help="fine-tune pretrained weights, which are downloaded once: the new head for one epoch, then all layers for "
+        "--epochs; the images are normalized as the weights expect")  # fmt: skip
+    add("--weights", type=Path, metavar="FILE",
+        help="fine-tune the weights in this file (.pth or .safetensors), without a download")  # fmt: skip
+    add("--csv", type=Path, metavar="FILE",
+        help="take the labels from this CSV file: names or integers are classes, numbers with a decimal point are "
+        "regression targets; DATA is the folder of the images")  # fmt: skip
+    add("--fn-col", metavar="COLUMN",
+        help="the CSV file's column of file names: its name, or its number from 0 (default: 0)")  # fmt: skip
+    add("--label-col", metavar="COLUMN", help="the column of labels: its name, or its number from 0 (default: 1)")
+    add(
+        "--label-delim", metavar="TEXT", help="an image has several labels in its cell, separated by TEXT (multi-label)"
+    )
+    add("--suffix", metavar="TEXT", help="text to add to the file names in the CSV file, such as .jpg")
     add("--lr", type=_lr, default="auto", metavar="LR",
         help="the maximum learning rate, such as 5e-2; auto (the default) looks for one first")  # fmt: skip
     add("--seed", type=int, metavar="N", help="the random seed (default: a random one, saved in options.json)")
@@ -46,9 +103,10 @@ def parser() -> argparse.ArgumentParser:
         help="continue the interrupted training in this results folder, with its options")  # fmt: skip
     add = subparsers.add_parser(
         "predict",
+        formatter_class=Formatter,
         help="predict the class of images with a trained model",
         description="Print the class of each image and its probability. Reading the model's file runs no code in it.",
-        epilog=codes,
+        epilog=f"{EXAMPLES['predict']}\n{CODES}",
     ).add_argument
     add("model", type=Path, metavar="MODEL", help="a results folder of train, or a file of learn.export")
     add("images", nargs="+", metavar="IMAGES",
@@ -58,12 +116,15 @@ def parser() -> argparse.ArgumentParser:
     add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(
         "compare",
+        formatter_class=Formatter,
         help="compare learning rate schedules over several seeds",
         description="Train with several schedules over the same seeds, print a table and whether the difference "
         "between the best two is more than noise, and save a plot of learning rates and losses.",
-        epilog=codes,
+        epilog=f"{EXAMPLES['compare']}\n{CODES}",
     ).add_argument
     _add_training_options(add)
+    add("--arch", default="simple_cnn", metavar="NAME",
+        help="simple_cnn (the default), or an untrained network of torchvision or timm such as resnet18")  # fmt: skip
     add("--lr", type=_number, default=5e-2, metavar="LR", help="the maximum learning rate (default: 5e-2)")
     add("--schedules", nargs="+", metavar="NAME", default=["constant", "step", "exponential", "one_cycle"],
         help="names from minifast schedule --list (default: constant step exponential one_cycle)")  # fmt: skip
@@ -74,9 +135,10 @@ def parser() -> argparse.ArgumentParser:
         help="the file of the plot: .png, .pdf or .svg (default: comparison.png)")  # fmt: skip
     add = subparsers.add_parser(
         "schedule",
+        formatter_class=Formatter,
         help="plot a learning rate schedule",
         description="Plot the learning rate and momentum of a schedule over the epochs, without training.",
-        epilog=codes,
+        epilog=f"{EXAMPLES['schedule']}\n{CODES}",
     ).add_argument
     add("name", nargs="?", metavar="NAME", help="the schedule's name, such as one_cycle")
     add("--list", action="store_true", help="list all schedules")
@@ -86,15 +148,17 @@ def parser() -> argparse.ArgumentParser:
         help="the file of the plot: .png, .pdf or .svg (default: schedule.png)")  # fmt: skip
     subparsers.add_parser(
         "env",
+        formatter_class=Formatter,
         help="print versions, devices and folders, for a bug report",
         description="Print the versions of Python and of the packages, the devices, and minifast's folders.",
-        epilog=codes,
+        epilog=f"{EXAMPLES['env']}\n{CODES}",
     )
     add = subparsers.add_parser(
         "cache",
+        formatter_class=Formatter,
         help="print the size of the cache of decoded images, or clear it",
         description="Print where the cache of decoded images is and how large. Downloaded data are not part of it.",
-        epilog=codes,
+        epilog=f"{EXAMPLES['cache']}\n{CODES}",
     ).add_argument
     add("--clear", action="store_true", help="remove the cached images, without a question")
     for command in subparsers.choices.values():
@@ -111,8 +175,6 @@ def _add_training_options(add: Callable[..., object]) -> None:
     )
     add("--bs", type=_count, default=64, metavar="N", help="the batch size (default: 64)")
     add("--wd", type=_decay, default=1e-2, metavar="X", help="weight decay (default: 0.01)")
-    add("--arch", default="simple_cnn", metavar="NAME",
-        help="simple_cnn (the default), or an untrained classifier of torchvision such as resnet18")  # fmt: skip
     add(
         "--size",
         type=_count,
@@ -120,7 +182,8 @@ def _add_training_options(add: Callable[..., object]) -> None:
         help="resize and crop the images to N x N pixels (needed for images of different sizes)",
     )
     add("--valid-pct", type=_fraction, metavar="X",
-        help="use this fraction of the images for validation, if there is no folder valid")  # fmt: skip
+        help="use this fraction of the images for validation, if there is no folder valid (default with "
+        "--csv: 0.2)")  # fmt: skip
     add("--resize", choices=("crop", "squish", "pad"), default="crop",
         help="how images of another aspect ratio get the --size: cut the center (the default), change the aspect "
         "ratio, or mirror the borders")  # fmt: skip
@@ -187,10 +250,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug:
             raise
-        message = error.cli_message if isinstance(error, MinifastError) else str(error)
+        message = own_words(error.cli_message if isinstance(error, MinifastError) else str(error), options)
         write_text(f"minifast: {' '.join(message.split()) or type(error).__name__}", stream=sys.stderr)
         return 1
     return 0
+
+
+def own_words(message: str, options: argparse.Namespace) -> str:
+    """Return a message of the library with the command's options in place of the arguments of Python that they set."""
+    return re.sub(
+        r"`(\w+)`", lambda name: f"--{name[1].replace('_', '-')}" if hasattr(options, name[1]) else name[0], message
+    )
 
 
 def check_resume(options: argparse.Namespace) -> None:

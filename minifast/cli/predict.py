@@ -9,12 +9,14 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import DataError, MinifastError
 from minifast.utils.checks import shortlist
 from minifast.utils.text import can_write, is_terminal, text_table, write_text
+
+MOST_COUNTS = 10  # classes in the line after --csv
 
 
 def predict(options: argparse.Namespace) -> None:
@@ -28,11 +30,8 @@ def predict(options: argparse.Namespace) -> None:
 
     device = check_device(options.device)
     learn = load_learner(model, test=images, device=device)
-    if learn.data.classes is None:
-        raise MinifastError(f"The model in {model} has no classes; predict with load_learner in Python.")
-    classes = [str(name) for name in learn.data.classes]
     try:
-        predictions = predict_images(learn, quiet=options.json)
+        outputs = predict_images(learn, options)
     except DataError:
         bad = verify_images(images)
         if not bad:
@@ -42,30 +41,76 @@ def predict(options: argparse.Namespace) -> None:
         left_out = f"Left out {len(bad)} of {len(images)} images, which cannot be decoded: {shortlist(bad, 10)}."
         write_text(left_out, stream=sys.stderr)
         images = [image for image in images if image not in bad]
-        predictions = predict_images(load_learner(model, test=images, device=device), quiet=options.json)
-    names = [str(path) for path in images]
-    best = [(names[i], classes[int(row.argmax())], float(row.max())) for i, row in enumerate(predictions)]
+        outputs = predict_images(load_learner(model, test=images, device=device), options)
+    found = [as_prediction(learn, str(image), output) for image, output in zip(images, outputs, strict=True)]
     if options.csv is not None:
-        write_csv(options.csv, best, classes, predictions.tolist())
-        counts = ", ".join(f"{name} {n} times" for name, n in Counter(name for _, name, _ in best).most_common())
-        write_text(f"Wrote the predictions of {len(best)} images to {options.csv}: {counts}.", stream=sys.stderr)
+        write_csv(options.csv, found)
+        counts = Counter(name for prediction in found for name in prediction.names or ["none"])
+        summary = f": {', '.join(f'{name} {n} times' for name, n in counts.most_common(MOST_COUNTS))}"
+        is_number = found[0].kind == "prediction"
+        text = f"Wrote the predictions of {len(found)} images to {options.csv}{'' if is_number else summary}."
+        write_text(text, stream=sys.stderr)
     if options.json:
-        records = [
-            {
-                "image": name,
-                "class": category,
-                "probability": probability,
-                "probabilities": dict(zip(classes, row, strict=True)),
-            }
-            for (name, category, probability), row in zip(best, predictions.tolist(), strict=True)
-        ]
+        records = [prediction.as_json() for prediction in found]
         text = json.dumps(records, indent=2, ensure_ascii=False)
         write_text(text if can_write(text) else json.dumps(records, indent=2))  # an escape of JSON, not of Python
-    elif options.csv is None and len(names) == 1 and Path(options.images[0]).is_file():
-        write_text(f"{best[0][1]}  {best[0][2]:.4f}")
+    elif options.csv is None and len(found) == 1 and Path(options.images[0]).is_file():
+        write_text("  ".join(found[0].cells()))
     elif options.csv is None:
-        rows = [(name, category, f"{probability:.4f}") for name, category, probability in best]
-        write_text(text_table([("image", "class", "probability"), *rows], right=2))
+        header = ["image", found[0].kind, *(["probability"] if found[0].kind != "prediction" else [])]
+        write_text(text_table([header, *([prediction.image, *prediction.cells()] for prediction in found)], right=2))
+
+
+class Prediction(NamedTuple):
+    """The prediction of one image.
+
+    Attributes:
+        image: the name of its file.
+        kind: ``"class"``, ``"classes"`` (multi-label) or ``"prediction"`` (regression).
+        names: the predicted classes.
+        values: the probability of each predicted class, or the numbers of a regression.
+        probabilities: those of all classes.
+    """
+
+    image: str
+    kind: str
+    names: list[str]
+    values: list[float]
+    probabilities: dict[str, float]
+
+    def cells(self) -> list[str]:
+        """Return the prediction as it is printed: classes and their probabilities, or numbers."""
+        values = ", ".join(f"{value:.4g}" if self.kind == "prediction" else f"{value:.4f}" for value in self.values)
+        return [values] if self.kind == "prediction" else [", ".join(self.names) or "none", values]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the prediction as an object of JSON."""
+        if self.kind == "prediction":
+            return {"image": self.image, "prediction": self.values if len(self.values) > 1 else self.values[0]}
+        if self.kind == "classes":
+            return {"image": self.image, "classes": self.names, "probabilities": self.probabilities}
+        chosen = {"class": self.names[0], "probability": self.values[0]}
+        return {"image": self.image, **chosen, "probabilities": self.probabilities}
+
+
+def as_prediction(learn: Any, image: str, output: Any) -> Prediction:
+    """Return the prediction of one image, as ``learn.predict`` chooses it."""
+    from minifast.learner.predicting import decide
+
+    chosen, index, output = decide(learn, output)
+    if learn.data.classes is None:
+        if index is not output:
+            raise MinifastError("The model has classes without names; predict with load_learner in Python.")
+        return Prediction(image, "prediction", [], output.flatten().tolist(), {})
+    values = output.flatten().tolist()
+    if len(values) == 1 < len(learn.data.classes):  # of the second of two classes, after a sigmoid
+        if not 0 <= values[0] <= 1:
+            raise MinifastError("The model gives no probabilities; predict with load_learner in Python.")
+        values = [1 - values[0], values[0]]
+    probabilities = dict(zip(map(str, learn.data.classes), values, strict=True))
+    names = list(map(str, chosen)) if isinstance(chosen, list) else [str(chosen)]
+    kind = "classes" if isinstance(chosen, list) else "class"
+    return Prediction(image, kind, names, [probabilities[name] for name in names], probabilities)
 
 
 def find_export(path: Path) -> Path:
@@ -106,14 +151,18 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
     return images
 
 
-def predict_images(learn: Any, quiet: bool) -> Any:
-    """Return the predictions of the test set, ``(images, classes)``, with a bar on a terminal for several batches."""
+def predict_images(learn: Any, options: argparse.Namespace) -> Any:
+    """Return the predictions of the test set, one row per image, and show the progress of several batches.
+
+    A terminal shows a bar. Where stdout gets nothing else, as with ``--csv``, a line follows every 30 seconds.
+    """
     import torch
 
     from minifast.training.progress import make_bar
 
     loader = learn.data.test_dl
-    bar = make_bar(silent=quiet or len(loader) < 2 or not is_terminal(sys.stdout))
+    has_place = is_terminal(sys.stdout) or options.csv is not None
+    bar = make_bar(silent=options.json or len(loader) < 2 or not has_place)
     bar.what = "Predictions"
     bar.start(1)
     try:
@@ -132,11 +181,19 @@ def check_csv(out: Path) -> None:
         raise UsageError(f"--csv {error.strerror}.") from error
 
 
-def write_csv(
-    out: Path, best: Sequence[tuple[str, str, float]], classes: Sequence[str], probabilities: Sequence[Sequence[float]]
-) -> None:
-    """Write a row per image: its name, class, the probability of it, and those of all classes."""
+def write_csv(out: Path, found: Sequence[Prediction]) -> None:
+    """Write a row per image: its name, class, the probability of it, and those of all classes; or its numbers."""
     from minifast.utils.files import write_rows
 
-    header = ["image", "class", "probability", *(f"probability of {name}" for name in classes)]
-    write_rows([header, *([*first, *row] for first, row in zip(best, probabilities, strict=True))], out)
+    first = found[0]
+    if first.kind == "prediction":
+        numbers = [f"prediction {i}" for i in range(len(first.values))] if len(first.values) > 1 else ["prediction"]
+        write_rows([["image", *numbers], *([each.image, *each.values] for each in found)], out)
+        return
+    header = ["image", first.kind, *(["probability"] if first.kind == "class" else [])]
+    header += [f"probability of {name}" for name in first.probabilities]
+    rows = []
+    for each in found:
+        chosen = [each.names[0], each.values[0]] if each.kind == "class" else [", ".join(each.names)]
+        rows.append([each.image, *chosen, *each.probabilities.values()])
+    write_rows([header, *rows], out)

@@ -12,6 +12,7 @@ from string import Template
 from typing import Any
 
 from minifast.cli.common import is_first_process
+from minifast.cli.learner import epoch_rows, fits_of, kind_of
 from minifast.plotting import shorten
 from minifast.utils.text import cell, clock
 
@@ -136,35 +137,30 @@ def result_of(learn: Any, record: dict[str, Any], seconds: float, advice: str) -
     values: dict[str, object] = {name: cell(value) for name, value in last.items() if name != "time"}
     if not record["finished"]:
         values["state"] = "not finished: the training was stopped or ended with an error"
-    in_epochs = sum(row[-1] for run in fits_of(learn) for row in run.rows)
+    in_epochs = sum(row[-1] for row in epoch_rows(learn)[1:])
     values["date"] = time.strftime("%Y-%m-%d %H:%M")
     values["time"] = f"{clock(seconds)} in all, {clock(in_epochs)} of it in the epochs below (minutes:seconds)"
     values["images"] = f"{len(learn.data.train_ds)} for training, {len(learn.data.valid_ds)} for validation"
     return {**values, "next": advice} if advice else values
 
 
-def fits_of(learn: Any) -> list[Any]:
-    """Return the records of the training, without those of the learning rate finder."""
-    return [run for run in learn.history if run.finder_result is None and run.nb_batches and not run.silent]
-
-
 def epochs(learn: Any) -> str:
     """Return a table of the losses and metrics of each epoch."""
-    tables = []
-    for run in fits_of(learn):
-        rows = [[*map(cell, row[:-1]), clock(row[-1])] for row in run.rows]
-        tables.append(table("Losses, metrics and duration of each epoch", [run.names, *rows]))
-    return "\n".join(tables)
+    header, *rows = epoch_rows(learn)
+    caption = "Losses, metrics and duration of each epoch"
+    caption += "; in the first one, only the new head is trained" if len(fits_of(learn)) > 1 else ""
+    return table(caption, [header, *([*map(cell, row[:-1]), clock(row[-1])] for row in rows)])
 
 
 def plots(learn: Any, out: Path) -> str:
     """Return the plots of the losses, the schedule and the learning rate finder."""
     figures = []
-    for run in fits_of(learn):
-        best = min(((loss, i) for i, loss in enumerate(run.val_losses) if loss is not None), default=None)
-        lowest = "" if best is None else f"; the lowest validation loss is {best[0]:.4g}, after epoch {best[1]}"
-        figures.append(plot(run.plot_losses, f"Losses: the training loss ends at {run.losses[-1]:.4g}{lowest}."))
-        figures.append(plot(run.plot_lr, f"Learning rate: up to {max(run.lrs):.2g}, in {len(run.lrs)} steps."))
+    for name, run in fits_of(learn):
+        of = f" ({name})" if name else ""
+        best = min((loss for loss in run.val_losses if loss is not None), default=None)
+        lowest = "" if best is None else f"; the lowest validation loss is {best:.4g}"
+        figures.append(plot(run.plot_losses, f"Losses{of}: the training loss ends at {run.losses[-1]:.4g}{lowest}."))
+        figures.append(plot(run.plot_lr, f"Learning rate{of}: up to {max(run.lrs):.2g}, in {len(run.lrs)} steps."))
     if (out / "lr_find.png").is_file():
         caption = "Learning rate finder: the loss while the learning rate rises."
         finders = [run.finder_result for run in learn.history if run.finder_result]
@@ -199,7 +195,7 @@ def errors(learn: Any) -> str:
     """Return the confusion matrix of a classifier, and the images with the highest losses."""
     from minifast.diagnostics.interpretation import ClassificationInterpretation, Interpretation
 
-    is_classifier = learn.data.classes is not None and (learn.data.labels is None or learn.data.labels.kind == "class")
+    is_classifier = kind_of(learn.data) == "class"
     found = (ClassificationInterpretation if is_classifier else Interpretation).from_learner(learn)
     return (matrix(found) if is_classifier else "") + top_losses(learn, found)
 

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from minifast.cli.common import (
-    UsageError,
-    check_model,
-    find_data,
-    is_first_process,
-    make_data,
-    make_model,
-    save_figure,
-    use_file_backend,
+from minifast.cli.common import UsageError, find_data, is_first_process, save_figure, use_file_backend
+from minifast.cli.learner import (
+    FINE_TUNE_LR,
+    check_options,
+    describe,
+    epoch_rows,
+    fit,
+    fits_of,
+    kind_of,
+    make_learner,
+    read_data,
 )
 from minifast.cli.learning_rate import choose_lr
 from minifast.errors import MinifastError
@@ -37,48 +40,44 @@ def train(options: argparse.Namespace) -> None:
         raise UsageError("--out is the current folder; give another folder for the results.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
-    existing = [name for name in ("model.pth", "history.csv", f"{CHECKPOINT}.checkpoint") if (out / name).exists()]
+    results = ("model.pth", "history.csv", f"{CHECKPOINT}.checkpoint", f"{CHECKPOINT}_head.checkpoint")
+    existing = [name for name in results if (out / name).exists()]
     if existing and not resumes:
         raise UsageError(
             f"--out {out} has {existing[0]} of an earlier training; choose another --out, or delete that folder."
         )
+    check_options(options)
     folder = find_data(options.data)
     use_file_backend()
 
     import torch
 
     from minifast.distributed.exchange import broadcast
-    from minifast.learner.learner import Learner
-    from minifast.metrics.functions import accuracy
 
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     out, seed = broadcast((out, seed))  # of several processes, those of the first
     torch.manual_seed(seed)
-    data = make_data(folder, options, seed)
-    model = make_model(options.arch, data.c or 0)
-    learn = Learner(data, model, metrics=[accuracy], wd=options.wd, path=out, model_dir=".")
-    if options.arch != "simple_cnn":
-        check_model(learn, options.arch)
+    data = read_data(folder, options, seed)
+    learn = make_learner(data, options, out)
     try:
         out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
-    write_text(f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images of {data.c} classes.")
+    write_text(describe(data))
     record = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "resume")}
     record |= {"data": str(folder.absolute()), "out": str(out), "device": str(data.device), "seed": seed}
     record |= {"lr_option": options.lr, "classes": data.classes, "versions": versions(), "finished": False}
     written = ["options.json"]
     try:
         if options.lr == "auto":
-            record["lr"], figure, reason = choose_lr(learn)
+            record["lr"], figure, reason = choose_lr(learn, FINE_TUNE_LR if options.pretrained else None)
             if figure is not None:
                 if is_first_process():
                     save_figure(figure, out / "lr_find.png")
                 written.insert(0, "lr_find.png")
             write_text(f"Training with a maximum learning rate of {record['lr']:.2g}, {reason}.")
         write_options(out, record)  # before the training, so that --resume finds them
-        checkpoint = CHECKPOINT if options.checkpoint else None
-        learn.fit_one_cycle(options.epochs, record["lr"], checkpoint=checkpoint, every="60s" if checkpoint else None)
+        fit(learn, options, record["lr"], CHECKPOINT if options.checkpoint else None)
         record["finished"] = True
     except KeyboardInterrupt:
         if options.checkpoint:
@@ -138,6 +137,8 @@ def advise(learn: Any, options: argparse.Namespace) -> str:
     few += f": try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
     few += f" or a smaller --bs than {options.bs}"
     score, chance = recorder.metrics[-1][0], 1 / (data.c or 1)
+    if kind_of(data) != "class":
+        return f"{few}." if steps < FEW_STEPS else ""
     train_loss, valid_loss = recorder.losses[-1], recorder.val_losses[-1]
     if score < 1.05 * chance:
         start = f"An accuracy of {score:.3f} is no better than chance."
@@ -177,16 +178,36 @@ def write_results(out: Path, learn: Any) -> list[str]:
     written = ["model.pth", *export_model(learn)]
     if not is_first_process():
         return written
-    rows = [[*row[:-1], round(row[-1], 3)] for row in recorder.rows]
-    write_rows([recorder.names, *rows], out / "history.csv")
-    figures = {
-        "schedule.png": recorder.plot_lr(show_moms=True, return_fig=True),
-        "losses.png": recorder.plot_losses(return_fig=True),
-    }
+    header, *rows = epoch_rows(learn)
+    write_rows([header, *([*row[:-1], round(row[-1], 3)] for row in rows)], out / "history.csv")
+    figures = {"schedule.png": draw_schedule(fits_of(learn)), "losses.png": draw_losses(fits_of(learn))}
     for name, figure in figures.items():
         save_figure(figure, out / name)
         plt.close(figure)
     return [*written, "history.csv", *figures]
+
+
+def draw_losses(fits: Sequence[tuple[str, Any]]) -> Any:
+    """Return a figure with the losses of each fit."""
+    from minifast import plotting
+
+    axes = plotting.axes_for(None, len(fits))
+    for ax, (name, recorder) in zip(axes, fits, strict=True):
+        recorder.plot_losses(ax=ax)
+        ax.set_title(name)
+    return axes[0].figure
+
+
+def draw_schedule(fits: Sequence[tuple[str, Any]]) -> Any:
+    """Return a figure with the learning rate and the momentum of each fit."""
+    from minifast import plotting
+
+    axes = plotting.axes_for(None, 2 * len(fits))
+    for i, (name, recorder) in enumerate(fits):
+        recorder.plot_lr(show_moms=True, ax=axes[2 * i : 2 * i + 2])
+        if name:
+            axes[2 * i].set_title(name)
+    return axes[0].figure
 
 
 def write_options(out: Path, record: dict[str, Any]) -> None:

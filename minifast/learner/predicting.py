@@ -185,6 +185,11 @@ def pred_batch(
 def predict(learn: Learner, item: Any) -> tuple[Any, Any, Any]:
     """Predict one sample."""
     output = map_tensors(lambda values: values[0], learn.pred_batch(batch=(learn.data.encode(item), None)))
+    return decide(learn, output)
+
+
+def decide(learn: Learner, output: Any) -> tuple[Any, Any, Any]:
+    """Return what ``Learner.predict`` returns for the predictions of one sample."""
     classes, loss_func = learn.data.classes, learn.loss_func
     if not isinstance(output, Tensor) or output.ndim > 1:
         if isinstance(output, Tensor) and is_cross_entropy(loss_func):

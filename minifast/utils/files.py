@@ -132,8 +132,10 @@ def read(
             raise FileFormatError(f"{file} was not saved by torch, or is damaged.") from error
         raise FileFormatError(
             f"{file} holds more than tensors and plain values, or was not saved by torch; it was not loaded, because "
-            f"reading such a file can run code. Write it again with learn.save or learn.export; or, if you know who "
-            f"made it, load it with trust=True, which runs the code in it."
+            f"reading such a file can run code.",
+            hint="Write it again with learn.save or learn.export; or, if you know who made it, load it with "
+            "trust=True, which runs the code in it.",
+            cli_hint="Give a file that minifast wrote, or a state dict that torch.save wrote.",
         ) from error
     except (AttributeError, ImportError) as error:
         if "minifast." in str(error):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import inspect
 import pickle
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from minifast.utils.checks import did_you_mean
 
 Arch = Callable[..., nn.Module] | str | nn.Module
 AUXILIARY = ("AuxLogits", "aux1", "aux2")  # classifiers of torchvision's Inception networks that only train
+HASH_DIGITS = 8  # at the end of the names of torchvision's files
 CHANNELS = 3  # of the images that pretrained weights were trained on
 
 
@@ -53,7 +55,8 @@ def load_architecture(arch: Arch, pretrained: Any, channels: int = CHANNELS) -> 
             loaded = Architecture(_create_model(function, name, None), name)
     if isinstance(pretrained, (str, Path)):
         missing = _load_weights(loaded.model, Path(pretrained).expanduser())
-        loaded = loaded._replace(missing=missing, stats=None)
+        stats = None if isinstance(arch, nn.Module) else stats_of_published(function, Path(pretrained).expanduser())
+        loaded = loaded._replace(missing=missing, stats=stats)
     for part in AUXILIARY:
         if isinstance(getattr(loaded.model, part, None), nn.Module):
             setattr(loaded.model, part, None)
@@ -143,11 +146,11 @@ def _create_pretrained(arch: Callable[..., nn.Module], name: str, pretrained: An
             ) from error
         raise DownloadError(
             f"The weights of {name} cannot be downloaded from {pretrained.url} ({reason}). Put a copy of that file at "
-            f"{file} and call again; or give pretrained=FILE, or pretrained=False for random weights."
+            f"{file} and",
+            hint="call again; or give pretrained=FILE, or pretrained=False for random weights.",
+            cli_hint="run the command again; or give a copy with --weights FILE, or leave --pretrained out.",
         ) from error
-    transforms = pretrained.transforms()
-    stats = [getattr(transforms, part, None) for part in ("mean", "std")]
-    return model, name, None if None in stats else tuple(stats)
+    return model, name, stats_of_transforms(pretrained.transforms())
 
 
 def _create_by_flag(arch: Callable[..., nn.Module], name: str, pretrained: Any) -> nn.Module:
@@ -159,9 +162,38 @@ def _create_by_flag(arch: Callable[..., nn.Module], name: str, pretrained: Any) 
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DownloadError(
-            f"The weights of {name} cannot be loaded by timm ({reason}). Give pretrained=FILE with a file of weights, "
-            f"or pretrained=False for random weights."
+            f"The weights of {name} cannot be loaded by timm ({reason}).",
+            hint="Give pretrained=FILE with a file of weights, or pretrained=False for random weights.",
+            cli_hint="Give a file of weights with --weights FILE, or leave --pretrained out.",
         ) from error
+
+
+def stats_of_transforms(transforms: Any) -> Stats | None:
+    """Return the means and standard deviations in the transforms of torchvision's weights; None if there are none."""
+    mean, std = (getattr(transforms, part, None) for part in ("mean", "std"))
+    return None if mean is None or std is None else (list(mean), list(std))
+
+
+def stats_of_published(arch: Any, file: Path) -> Stats | None:
+    """Return the statistics for a file of weights if it is a copy of one that torchvision publishes for ``arch``.
+
+    The names of these files end with the first eight digits of their SHA-256 hash, so a renamed copy is known too.
+    """
+    from torchvision.models import get_model_weights
+
+    try:
+        published = list(get_model_weights(arch))
+    except (ValueError, TypeError):  # not a network of torchvision
+        return None
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while chunk := stream.read(files.CHUNK):
+            digest.update(chunk)
+    for weights in published:
+        start = Path(urlparse(weights.url).path).stem.rpartition("-")[2]
+        if len(start) == HASH_DIGITS and digest.hexdigest().startswith(start):
+            return stats_of_transforms(weights.transforms())
+    return None
 
 
 def stats_of(model: nn.Module) -> Stats | None:

@@ -97,7 +97,9 @@ def load_body(arch: Arch, pretrained: Any, cut: Cut, shape: Sequence[int]) -> Bo
         sizes = made_for or PROBE_SHAPE[2:]
         raise DataError(
             f"{name} does not take images of shape {shape_text(shape)}, those of the data ({error}); resize them, such "
-            f"as size={sizes[0] if sizes[0] == sizes[1] else sizes}, or use another model."
+            f"as",
+            hint=f"size={sizes[0] if sizes[0] == sizes[1] else sizes}, or use another model.",
+            cli_hint=f"--size {max(sizes)}, or use another --arch.",
         ) from error
     body = cut_model(model, cut, name, (2, *shape))
     check_complete(body, architecture, pretrained)

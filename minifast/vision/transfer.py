@@ -143,7 +143,8 @@ def normalize_for_weights(data: DataBunch, stats: Stats | None) -> str:
     if stats is None:
         return (
             "The normalization that these weights expect is unknown, so the data stay unchanged. If the weights were "
-            "trained on normalized images, call data.normalize(...) with the same means and standard deviations first."
+            "trained on normalized images, call data.normalize(...) in Python with the same means and standard "
+            "deviations first."
         )
     x, _ = data.one_batch(cpu=False)
     low, high = float(x.min()), float(x.max())

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import itertools
 import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import time
@@ -101,7 +104,7 @@ def test_invalid_arguments_exit_with_2(arguments, words, capsys):
         (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
         (
             ["FOLDER", "--arch", "resnet81"],
-            "--arch resnet81 is not a classifier of torchvision. Did you mean resnet18?",
+            "--arch: torchvision has no model 'resnet81'. Did you mean resnet18? For the models of timm, run",
         ),
         (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
     ],
@@ -237,6 +240,30 @@ def test_module_and_help(capsys, monkeypatch):
     for option in ("--epochs", "--lr", "--bs", "--arch", "--seed", "--out", "--debug", "Exit codes"):
         assert option in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["train", "predict", "compare", "schedule", "env", "cache"])
+@pytest.mark.parametrize("columns", ["40", "80"])
+def test_the_help_of_a_command_has_examples_that_can_be_parsed(command, columns, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    text = capsys.readouterr().out
+    examples = re.findall(r"^  minifast (.*)", text.partition("Example")[2], re.MULTILINE)
+    assert examples
+    for example in examples:
+        assert cli.parser().parse_args(shlex.split(example)).command == command
+    lines = text.partition("\n\n")[2].splitlines()  # below the usage
+    others = [line for line in lines if not line.startswith("  minifast")]
+    assert max(map(len, others)) <= int(columns)
+
+
+def test_help_starts_without_torch_and_other_heavy_packages():
+    code = "import sys; from minifast import cli; cli.main(['train', '--help'])"
+    code = f"import atexit, sys; atexit.register(lambda: print(sorted(sys.modules), file=sys.stderr)); {code}"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(ast.literal_eval(done.stderr))
+    assert not loaded & {"torch", "torchvision", "numpy", "matplotlib", "PIL", "pandas", "timm", "requests"}
 
 
 @pytest.mark.slow

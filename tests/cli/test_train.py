@@ -190,7 +190,7 @@ def test_augment_changes_the_training(folder, tmp_path):
 )
 def test_advice_fits_what_happened(accuracy, losses, steps, augment, words):
     recorder = SimpleNamespace(metrics=[[accuracy]], nb_batches=[steps], losses=losses, val_losses=[0.3])
-    learn = SimpleNamespace(recorder=recorder, data=SimpleNamespace(c=2))
+    learn = SimpleNamespace(recorder=recorder, data=SimpleNamespace(c=2, labels=None))
     advice = advise(learn, SimpleNamespace(epochs=2, bs=64, lr="auto", augment=augment))
     assert words in advice
     assert bool(words) == bool(advice)

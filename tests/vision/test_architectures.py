@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -228,6 +230,24 @@ def test_statistics_of_a_timm_config_normalize_the_data():
     gray = make_data(channels=1)
     vision_learner(gray, model, silent=True)
     assert gray.norm.mean.item() == pytest.approx(sum(imagenet_stats[0]) / 3)
+
+
+def test_a_copy_of_published_weights_is_recognized_by_its_content(monkeypatch, tmp_path):
+    torch.manual_seed(0)
+    file = tmp_path / "renamed.pth"
+    torch.save(models.resnet18().state_dict(), file)
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    transforms = SimpleNamespace(mean=imagenet_stats[0], std=imagenet_stats[1])
+    others = [SimpleNamespace(url=url, transforms=dict) for url in ("a/b-00000000.pth", "a/b.pth", "a/b-.pth")]
+    published = SimpleNamespace(url=f"a/resnet18-{digest[:8]}.pth", transforms=lambda: transforms)
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda arch: [*others, published])
+    data = make_data()
+    vision_learner(data, "resnet18", pretrained=file, silent=True)
+    assert data.norm.mean.flatten().tolist() == pytest.approx(imagenet_stats[0])
+    monkeypatch.setattr("torchvision.models.get_model_weights", lambda arch: others)
+    data = make_data()
+    vision_learner(data, "resnet18", pretrained=file, silent=True)
+    assert data.norm is None
 
 
 # --- fine_tune

@@ -263,7 +263,7 @@ class ImageDataBunch(DataBunch):
         names = column(df, fn_col, "fn_col")
         for i, name in enumerate(names):
             if not isinstance(name, (str, int, Path)):
-                raise DataError(f"Row {i} of the table must hold a file name, got {name!r}.")
+                raise DataError(f"Row {i} of the table must hold a file name, got {name!r}.", cli_hint="Give --fn-col.")
         labels: list[Any]
         if not isinstance(label_col, (int, str)):
             columns = [column(df, which, "label_col") for which in label_col]

@@ -111,7 +111,11 @@ def stat_files(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, 
             missing.append(file)
     if missing:
         more = f", and {len(missing) - 1} more of {len(files)} are missing" if len(missing) > 1 else ""
-        raise DataError(f"There is no file {missing[0]}{more}. Check the folder and the suffix.")
+        raise DataError(
+            f"There is no file {missing[0]}{more}.",
+            hint="Check the folder and the suffix.",
+            cli_hint="Check DATA, the folder of the images, and the suffix, which --suffix adds.",
+        )
     if not listing:
         raise DataError("The list of files is empty. Give at least two images, such as get_image_files(path).")
     name, times = Counter(name for name, _, _ in listing).most_common(1)[0]
