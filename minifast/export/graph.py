@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast.errors import DataError, FileFormatError, MinifastError
+from minifast.utils.compat import drop_misnamed_guards
 from minifast.utils.text import shape_text
 
 # A program computes sizes with these functions; all other steps are torch's core operators.
@@ -227,7 +228,9 @@ def exported(model: nn.Module, inputs: Sequence[Tensor], name: str = "") -> torc
         shapes[x] = {0: batch}
     try:
         with torch_is_quiet():
-            return torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+            drop_misnamed_guards(program)
+            return program
     except Exception as error:  # torch and the model can raise anything while they are traced
         reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         reason = reason.partition(" For more information")[0].strip().rstrip(".!")

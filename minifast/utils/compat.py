@@ -34,3 +34,13 @@ def with_later_settings(settings: dict[str, Any], optimizer: Any) -> dict[str, A
     if isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW)):
         return {"decoupled_weight_decay": isinstance(optimizer, torch.optim.AdamW), **settings}
     return settings
+
+
+def drop_misnamed_guards(program: Any) -> None:
+    """Drop the checks of a traced program that name variable arguments in a way that torch 2.9 cannot resolve.
+
+    They raise a NameError when the program is decomposed or called. torch 2.6 makes no such checks, and torch 2.12
+    resolves them. The function can go with torch 2.11.
+    """
+    if torch.__version__ < "2.12":
+        getattr(program, "_guards_code", []).clear()

@@ -124,7 +124,8 @@ def test_hooks_of_all_optimizers_are_called():
 
 
 def test_a_profiler_sees_the_step():
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+    # acc_events, because torch 2.12 warns without it
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], acc_events=True) as profile:
         one_step(adam())
     assert "Optimizer.step#Adam.step" in {event.key for event in profile.key_averages()}
 
