@@ -85,6 +85,9 @@ class LearningRateScheduler(LearnerCallback):
 class TorchScheduler(LearnerCallback):
     """Step any torch scheduler after each optimizer step or after each epoch.
 
+    A scheduler of timm steps by what it counts itself, epochs or updates, whatever ``by`` says, and applies the
+    ``lr_scale`` of timm's layer-wise decay.
+
     When the fit ends, the optimizer's hyperparameters are as before the fit. A torch scheduler counts its own steps, so
     it starts from its beginning in a fit with a ``start_epoch``.
 
@@ -107,8 +110,29 @@ class TorchScheduler(LearnerCallback):
         self.make = check_callable("make", make)
         self.by = check_word("by", by, ("batch", "epoch"))
         self.scheduler: Any = None
+        self._is_timm = False
         self._added: tuple[dict[str, Any], list[set[str]]] | None = None
         self._stepped = False
+        self._updates = 0  # optimizer steps in this fit
+
+    def _make(self, opt: Any) -> Any:
+        """Return the scheduler; one of timm gets learning rates without the scales that it multiplies them by."""
+        before = [{"lr": group["lr"]} for group in opt.param_groups]
+        scheduler, self._is_timm = self.make(opt), False
+        if not (callable(getattr(scheduler, "step_update", None)) and hasattr(scheduler, "update_groups")):
+            return scheduler
+        self._is_timm = True
+        if not any("lr_scale" in group for group in opt.param_groups):
+            return scheduler
+        plain = [rate["lr"] / group.get("lr_scale", 1.0) for rate, group in zip(before, opt.param_groups, strict=True)]
+        for group, lr in zip(opt.param_groups, plain, strict=True):
+            group["lr"] = lr
+            group.pop("initial_lr", None)
+        scheduler = self.make(opt)
+        for group, lr in zip(opt.param_groups, plain, strict=True):
+            if group["lr"] == lr:  # without a warm-up, it sets none before its first step
+                group["lr"] = lr * group.get("lr_scale", 1.0)
+        return scheduler
 
     def on_train_begin(self, skip_validate: bool) -> None:
         """Create the scheduler."""
@@ -116,15 +140,18 @@ class TorchScheduler(LearnerCallback):
         self.controls = ("lr", "mom")  # some of torch's cycle the momentum too
         attributes, keys = dict(vars(opt)), [set(group) for group in opt.param_groups]
         try:
-            self.scheduler = self.make(opt)
+            self._updates = 0
+            self.scheduler = self._make(opt)
         finally:
             # Only what the scheduler added: the optimizer may add attributes of its own during the fit.
             names = {*vars(opt)} - {*attributes} | {"step", "_opt_called"}
             added = [{*group} - before for group, before in zip(opt.param_groups, keys, strict=True)]
             self._added = {name: attributes.get(name) for name in names}, added
         self._needs_valid_loss = "metrics" in inspect.signature(self.scheduler.step).parameters
+        if self._is_timm:
+            self._needs_valid_loss = type(self.scheduler).__name__.startswith("Plateau")
         name = type(self.scheduler).__name__
-        if self._needs_valid_loss and self.by == "batch":
+        if self._needs_valid_loss and self.by == "batch" and not self._is_timm:
             raise ValueError(f"{name} monitors the validation loss, which is computed once per epoch; give by='epoch'.")
         if self._needs_valid_loss and (skip_validate or not self.learn.data.valid_dl):
             raise ValueError(
@@ -142,13 +169,20 @@ class TorchScheduler(LearnerCallback):
 
     def on_batch_end(self, train: bool) -> None:
         """Step the scheduler if the optimizer made a step."""
-        if train and self.by == "batch" and self._stepped:
+        if train and self._stepped and self._is_timm:
+            self._updates += 1
+            self.scheduler.step_update(self._updates)
+            self._check()
+        elif train and self.by == "batch" and self._stepped:
             self.scheduler.step()
             self._check()
 
-    def on_epoch_end(self, last_metrics: list[Any]) -> None:
+    def on_epoch_end(self, last_metrics: list[Any], epoch: int) -> None:
         """Step the scheduler."""
-        if self.by == "epoch" and not (self._needs_valid_loss and last_metrics[0] is None):
+        if self._is_timm:
+            self.scheduler.step(epoch + 1, last_metrics[0])
+            self._check()
+        elif self.by == "epoch" and not (self._needs_valid_loss and last_metrics[0] is None):
             self.scheduler.step(*(last_metrics[:1] if self._needs_valid_loss else ()))
             self._check()
 
@@ -173,7 +207,8 @@ class TorchScheduler(LearnerCallback):
             return {}
         state = _plain(self.scheduler.state_dict())
         plain = {name: value for name, value in state.items() if is_plain(value)}
-        return {"kind": type(self.scheduler).__name__, "by": self.by, "scheduler": plain}
+        counted = {"updates": self._updates} if self._is_timm else {}
+        return {"kind": type(self.scheduler).__name__, "by": self.by, "scheduler": plain, **counted}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the scheduler's state.
@@ -190,6 +225,7 @@ class TorchScheduler(LearnerCallback):
             raise MinifastError(
                 f"The checkpointed run stepped {kind} by {state['by']!r}, but here it is by {self.by!r}."
             )
+        self._updates = state.get("updates", 0)
         self.scheduler.load_state_dict(dict(state["scheduler"]))  # a copy, because torch removes entries
 
 

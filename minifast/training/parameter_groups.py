@@ -83,6 +83,8 @@ def layout_of(
                 f"`opt_func` gives parameter group {i} the learning rate {rate:g}, whatever `lr` it is called with; "
                 f'make it a multiple, such as {{"params": ..., "lr": 0.1 * lr}}, so that schedules can scale it.'
             )
+    # timm's layer-wise decay, which timm's own schedulers multiply the learning rate by.
+    rates = [rate * float(group.get("lr_scale", 1.0)) for rate, group in zip(rates, opt.param_groups, strict=True)]
     groups: list[list[int]] = [[] for _ in layer_groups]
     shared = []
     for i, group in enumerate(opt.param_groups):
@@ -92,6 +94,17 @@ def layout_of(
     for indices in groups:
         indices.sort(key=lambda i: rates[i] == 0)  # the layer group's values are read from the first
     return Layout(groups, [True] * len(rates), [rate / lr for rate in rates], shared)
+
+
+def check_rates(opt: torch.optim.Optimizer) -> None:
+    """Raise a ValueError if a parameter group has no number as its learning rate."""
+    for group in opt.param_groups:
+        if group.get("lr", 0.0) is None:
+            raise ValueError(
+                f"`opt_func` makes an optimizer {type(opt).__name__} with lr=None, which chooses its learning rate "
+                f"itself; the fit sets it, so make one that takes it, such as transformers' Adafactor(parameters, "
+                f"lr=lr, scale_parameter=False, relative_step=False)."
+            )
 
 
 def momentum_key(group: dict[str, Any]) -> str | None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from conftest import FailsAt, toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minifast import Callback, DataBunch, Learner
+from minifast import Callback, DataBunch, Learner, TorchScheduler
 
 torch.set_num_threads(1)
 
@@ -293,3 +294,103 @@ def test_callbacks_that_change_gradients_cannot_follow_a_closure() -> None:
     assert_same(before, state(learn))
     with pytest.raises(ValueError, match="takes no weight decay"):
         learner(model(), torch.optim.LBFGS, wd=0.1).fit(1, 0.1)
+
+
+# --- groups and schedulers of timm
+
+
+class Scaled(torch.optim.SGD):
+    """SGD with the groups of timm's layer-wise decay: the scale of each stands beside its learning rate."""
+
+    def __init__(self, model: nn.Module, lr: float) -> None:
+        scales = [0.25, 1.0]
+        groups = [{"params": part.parameters(), "lr_scale": s} for part, s in zip(model[::2], scales, strict=True)]
+        super().__init__(groups, lr=lr)
+
+
+def two_layers() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(10, 4), nn.ReLU(), nn.Linear(4, 2))
+
+
+def by_hand(model: nn.Module, lr: float, make=None) -> nn.Module:
+    """Train two epochs in a loop of its own; ``make`` returns the function that steps a scheduler."""
+    opt = Scaled(model, lr)
+    for group in opt.param_groups:
+        group["lr"] = lr * group["lr_scale"] if make is None else lr
+    step, updates = (lambda epoch, updates, ends: None) if make is None else make(opt), 0
+    for epoch in range(2):
+        batches = list(toy_data().train_dl)
+        for i, (x, y) in enumerate(batches):
+            nn.functional.cross_entropy(model(x), y).backward()
+            opt.step()
+            opt.zero_grad()
+            updates += 1
+            step(epoch, updates, i == len(batches) - 1)
+    return model
+
+
+def equal(a: nn.Module, b: nn.Module) -> bool:
+    return all(map(torch.equal, a.parameters(), b.parameters()))
+
+
+def test_the_scale_of_a_group_multiplies_its_learning_rate() -> None:
+    model = two_layers()
+    learn = Learner(toy_data(), model, opt_func=lambda parameters, lr: Scaled(model, lr), silent=True)
+    learn.fit(2, 0.1)
+    assert equal(model, by_hand(two_layers(), 0.1))
+    assert [group["lr"] for group in learn.opt.opt.param_groups] == [0.025, 0.1]
+    learn.fit_one_cycle(1, 0.2)
+    assert max(learn.recorder.lrs) == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("in_epochs", [False, True])
+@pytest.mark.parametrize("warmup", [0, 1])
+def test_a_scheduler_of_timm_equals_a_loop_with_it(in_epochs, warmup) -> None:
+    scheduler = pytest.importorskip("timm.scheduler", reason="its schedulers are in timm")
+    options = {"t_initial": 2 if in_epochs else 6, "lr_min": 1e-3, "t_in_epochs": in_epochs}
+    options |= {"warmup_t": warmup, "warmup_lr_init": 1e-2}
+
+    def make(opt):
+        own = scheduler.CosineLRScheduler(opt, **options)
+        if not warmup:  # timm sets no scaled learning rate before the first step
+            own.update_groups(own.base_values)
+
+        def step(epoch, updates, ends):
+            own.step_update(updates)
+            if ends:
+                own.step(epoch + 1)
+
+        return step
+
+    model = two_layers()
+    schedule = TorchScheduler(lambda opt: scheduler.CosineLRScheduler(opt, **options))
+    learn = Learner(toy_data(), model, opt_func=lambda parameters, lr: Scaled(model, lr), silent=True)
+    learn.fit(2, 0.1, callbacks=[schedule])
+    assert equal(model, by_hand(two_layers(), 0.1, make))
+    assert len({round(lr, 6) for lr in learn.recorder.lrs}) > 1
+
+
+def test_a_run_with_a_scheduler_of_timm_resumes(tmp_path) -> None:
+    scheduler = pytest.importorskip("timm.scheduler", reason="its schedulers are in timm")
+
+    def fit(at: int | None, checkpoint: str | None) -> nn.Module:
+        model = two_layers()
+        learn = Learner(toy_data(), model, opt_func=torch.optim.SGD, path=tmp_path, silent=True)
+        schedule = TorchScheduler(lambda opt: scheduler.CosineLRScheduler(opt, 6, t_in_epochs=False))
+        learn.fit(2, 0.1, checkpoint=checkpoint, every=checkpoint and 1, callbacks=[schedule, FailsAt(at)])
+        return model
+
+    with pytest.raises(OSError, match="gone"):
+        fit(4, "run")
+    assert equal(fit(None, "run"), fit(None, None))
+
+
+def test_an_optimizer_that_chooses_its_learning_rate_is_refused() -> None:
+    class Relative(torch.optim.SGD):
+        def __init__(self, params, lr):
+            super().__init__(params, lr=lr)
+            self.param_groups[0]["lr"] = None
+
+    with pytest.raises(ValueError, match=r"makes an optimizer Relative with lr=None, which chooses its learning rate"):
+        Learner(toy_data(), two_layers(), opt_func=Relative, silent=True).fit(1)
