@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import pickle as pickles
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_
 from minifast.training.parallel import group_of
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
-from minifast.utils.checks import import_optional
+from minifast.utils.checks import check_count, import_optional
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.tensors import as_arguments, is_plain
 from minifast.utils.walk import deep_copy
@@ -146,7 +147,13 @@ def to_pt2(learn: Learner, file: str | Path | IO[bytes]) -> torch.export.Exporte
     return program
 
 
-def to_onnx(learn: Learner, file: str | Path) -> Path:
+def to_onnx(
+    learn: Learner,
+    file: str | Path,
+    opset_version: int | None = None,
+    input_names: Sequence[str] | None = None,
+    output_names: Sequence[str] | None = None,
+) -> Path:
     """Export the model as ONNX, see ``Learner.to_onnx``."""
     for package in ("onnx", "onnxscript"):
         import_optional(package, "ONNX", "minifast[onnx]")
@@ -155,15 +162,35 @@ def to_onnx(learn: Learner, file: str | Path) -> Path:
     with eval_mode(model):
         cpu_model = deep_copy(model).cpu()
     program = exported(cpu_model, inputs)
+    with eval_mode(cpu_model), torch.no_grad():
+        n_outputs = len(as_arguments(cpu_model(*inputs)))
+    for argument, names, n in (("input_names", input_names, len(inputs)), ("output_names", output_names, n_outputs)):
+        if names is not None and (isinstance(names, str) or len(names) != n or len({*names}) != n):
+            raise ValueError(f"`{argument}` must be a list of {n} different names, one for each, got {names!r}.")
+    if opset_version is not None:
+        check_count("opset_version", opset_version)
     try:
         with torch_is_quiet():
-            onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                verbose=False,
+                opset_version=opset_version,
+                input_names=input_names,
+                output_names=output_names,
+            )
     except Exception as error:  # torch's exporter raises errors of many types
         raise MinifastError(
             f"torch cannot write {type(model).__name__} as ONNX: {' '.join(str(error).split())[:300]}"
         ) from error
     if onnx_program is None:
         raise MinifastError(f"torch wrote no ONNX file for {type(model).__name__}.")
+    found = next(part.version for part in onnx_program.model_proto.opset_import if part.domain in ("", "ai.onnx"))
+    if opset_version not in (None, found):
+        raise MinifastError(
+            f"torch writes {type(model).__name__} with the ONNX operators of version {found}, but not of version "
+            f"{opset_version}; give opset_version={found}, or leave it out."
+        )
     target = learn.path / file
 
     def write() -> None:

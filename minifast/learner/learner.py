@@ -875,17 +875,30 @@ class Learner:
         """
         return writer.to_pt2(self, file)
 
-    def to_onnx(self, file: str | Path) -> Path:
+    def to_onnx(
+        self,
+        file: str | Path,
+        opset_version: int | None = None,
+        input_names: Sequence[str] | None = None,
+        output_names: Sequence[str] | None = None,
+    ) -> Path:
         """Write the model as ONNX to ``path/{file}``, such as ``model.onnx``, and return the path.
 
         It holds only the model, in evaluation mode, and takes normalized batches of any size. It needs the packages
         onnx and onnxscript. If onnxruntime is installed, its outputs are compared with the model's first.
 
+        Args:
+            file: the name in ``path``.
+            opset_version: the version of the ONNX operators. By default what torch recommends.
+            input_names: the names of the inputs, one for each. By default those of the arguments of the model.
+            output_names: the names of the outputs, one for each. By default chosen by torch.
+
         Raises:
             ImportError: a package is missing.
-            MinifastError: torch cannot write the model as ONNX, or the outputs differ.
+            ValueError: there is another number of names than of inputs or outputs, or a name occurs twice.
+            MinifastError: torch cannot write the model as ONNX with this version, or the outputs differ.
         """
-        return writer.to_onnx(self, file)
+        return writer.to_onnx(self, file, opset_version, input_names, output_names)
 
     def _make_in_each_fit(self, maker: partial[Any]) -> None:
         """Add ``maker`` to ``callback_fns``, in place of one that makes the same callback."""

@@ -428,6 +428,35 @@ def test_onnx_predicts_like_the_model(images, tmp_path):
     assert {file.name for file in tmp_path.iterdir()} - {"home"} == {"model.onnx"}
 
 
+@pytest.mark.filterwarnings("ignore")  # of torch's exporter
+def test_onnx_has_the_version_and_the_names_that_were_given(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"needs {package}: pip install onnx onnxscript onnxruntime")
+    import onnx
+    import onnxruntime
+
+    learn = toy_learner(path=tmp_path)
+    file = learn.to_onnx("model.onnx", opset_version=20, input_names=["image"], output_names=["logits"])
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    assert [[part.name for part in parts] for parts in (session.get_inputs(), session.get_outputs())] == [
+        ["image"],
+        ["logits"],
+    ]
+    assert {part.version for part in onnx.load(file).opset_import if part.domain == ""} == {20}
+    x = torch.randn(7, 10)
+    assert torch.allclose(torch.from_numpy(session.run(["logits"], {"image": x.numpy()})[0]), learn.model.eval()(x))
+    for names in (["a", "b"], [], "image"):
+        with pytest.raises(ValueError, match=r"`input_names` must be a list of 1 different names, one for each, got"):
+            learn.to_onnx("other.onnx", input_names=names)
+    with pytest.raises(ValueError, match=r"`output_names` must be a list of 1 different names"):
+        learn.to_onnx("other.onnx", output_names=["a", "a"])
+    with pytest.raises(ValueError, match=r"`opset_version` must be"):
+        learn.to_onnx("other.onnx", opset_version=0)
+    with pytest.raises(MinifastError, match=r"opset_version|as ONNX"):
+        learn.to_onnx("other.onnx", opset_version=99)
+    assert {one.name for one in tmp_path.iterdir()} - {"home"} == {"model.onnx"}
+
+
 def test_onnx_without_its_packages_names_the_extra_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(
