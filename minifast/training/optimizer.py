@@ -14,15 +14,7 @@ from torch import Tensor, nn
 
 from minifast.training import fast_optimizer
 from minifast.training.groups import per_group
-from minifast.training.parameter_groups import (
-    Layout,
-    arrange,
-    check_rates,
-    has_parameters,
-    last_of,
-    layout_of,
-    momentum_key,
-)
+from minifast.training.parameter_groups import Layout, arrange, has_parameters, last_of, layout_of, momentum_key
 from minifast.training.torch_optimizer import can_fuse, construct, copy_optimizer, initial_state, load_state
 from minifast.utils.checks import bound_arguments, shown
 
@@ -108,7 +100,6 @@ class OptimWrapper:
         opt = construct(opt_func, parameters, last_lr, can_fuse(layer_groups))
         if not isinstance(opt, torch.optim.Optimizer):
             raise TypeError(f"`opt_func` must return a torch optimizer, got {shown(opt)}.")
-        check_rates(opt)
         is_arranged = has_parameters(opt, parameters)
         if not is_arranged:
             if not bn_wd:

@@ -96,17 +96,6 @@ def layout_of(
     return Layout(groups, [True] * len(rates), [rate / lr for rate in rates], shared)
 
 
-def check_rates(opt: torch.optim.Optimizer) -> None:
-    """Raise a ValueError if a parameter group has no number as its learning rate."""
-    for group in opt.param_groups:
-        if group.get("lr", 0.0) is None:
-            raise ValueError(
-                f"`opt_func` makes an optimizer {type(opt).__name__} with lr=None, which chooses its learning rate "
-                f"itself; the fit sets it, so make one that takes it, such as transformers' Adafactor(parameters, "
-                f"lr=lr, scale_parameter=False, relative_step=False)."
-            )
-
-
 def momentum_key(group: dict[str, Any]) -> str | None:
     """Return what holds the momentum of a parameter group: ``betas`` of Adam's family, or ``momentum``."""
     return "betas" if "betas" in group else "momentum" if "momentum" in group else None

@@ -76,7 +76,7 @@ def construct(
 
     def make(**settings: bool) -> torch.optim.Optimizer:
         groups = [{"params": part} for part in parameters]  # anew, because torch writes the settings into them
-        return fast_optimizer.construct_optimizer(opt_func, groups, lr=lr, **settings)
+        return check_rates(fast_optimizer.construct_optimizer(opt_func, groups, lr=lr, **settings))
 
     if fusable and "fused" in arguments and not {*IMPLEMENTATION} & {*given}:
         try:
@@ -89,6 +89,21 @@ def construct(
                 return opt
             return make(foreach=True)
     return make()
+
+
+def check_rates(opt: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Return an optimizer whose parameter groups have learning rates.
+
+    Raises:
+        ValueError: a group has None.
+    """
+    if any(group.get("lr", 0.0) is None for group in getattr(opt, "param_groups", ())):
+        raise ValueError(
+            f"`opt_func` makes an optimizer {type(opt).__name__} with lr=None, which chooses its learning rate itself; "
+            f"the fit sets it, so make one that takes it, such as transformers' Adafactor(parameters, lr=lr, "
+            f"scale_parameter=False, relative_step=False)."
+        )
+    return opt
 
 
 def initial_state(opt: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> dict[Any, Any]:
