@@ -21,6 +21,7 @@ MEASURED = {
     "memory": "peak memory",
     "frozen": "a frozen backbone",
     "compare": "several runs of compare at the same time",
+    "parallel": "the ten lines of the README in two processes that train together, against one",
     "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
     "finder": "error rates of the learning rate finder, and accuracy at the learning rate of each rule",

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
 from typing import Any, TypeVar
 
 import torch
@@ -61,13 +65,37 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
         max_restarts=0,
     )
     errors: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
+    signals: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.api")
     try:
-        results = api.elastic_launch(config, _call)(function, arguments, keywords)
+        with _own_handlers():
+            results = api.elastic_launch(config, _call)(function, arguments, keywords)
+    except signals.SignalException as error:
+        if error.sigval == signal.SIGINT:
+            raise KeyboardInterrupt from None
+        raise
     except errors.ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        said = failure.message.get("message") if isinstance(failure.message, dict) else failure.message
-        raise MinifastError(f"Process {rank} of {nproc} failed: {said}") from error
+        if isinstance(failure.message, dict):
+            raise MinifastError(f"Process {rank} of {nproc} failed: {failure.message['message']}") from error
+        how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
+        raise MinifastError(f"Process {rank} of {nproc} {how}, before the function returned.") from error
     return results[0]  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Restore the handlers of signals, such as Ctrl-C, that torch's launcher replaces."""
+    if threading.current_thread() is not threading.main_thread():  # which alone has handlers
+        yield
+        return
+    names = ("SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")
+    handlers = {name: signal.getsignal(getattr(signal, name)) for name in names if hasattr(signal, name)}
+    try:
+        yield
+    finally:
+        for name, handler in handlers.items():
+            if handler is not None:  # one that Python did not install
+                signal.signal(getattr(signal, name), handler)
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -82,4 +110,13 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: di
         raise
     finally:
         leave()
-    return result if os.environ.get("RANK") == "0" else None
+    if os.environ.get("RANK") != "0":
+        return None
+    try:
+        ForkingPickler.dumps(result)
+    except Exception as error:
+        raise MinifastError(
+            f"The function returned a {type(result).__name__}, which cannot be sent to the process that called launch "
+            f"({error}). Let it return numbers, tensors or the name of a file."
+        ) from error
+    return result

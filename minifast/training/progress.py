@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -186,9 +187,12 @@ class BarProgress(LineProgress):
 
 
 def in_notebook() -> bool:
-    """Return whether this process is the kernel of a notebook, which can show figures and HTML."""
+    """Return whether this process is the kernel of a notebook, which can show figures and HTML; a fork of it is not."""
     ipython = sys.modules.get("IPython")
-    return ipython is not None and type(ipython.get_ipython()).__name__ in ("ZMQInteractiveShell", "Shell")
+    shell = None if ipython is None else ipython.get_ipython()
+    session = getattr(getattr(shell, "kernel", None), "session", None)
+    is_kernel = getattr(session, "pid", os.getpid()) == os.getpid()
+    return is_kernel and type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
 
 
 def make_bar(silent: bool = False) -> NullProgress:
