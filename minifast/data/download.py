@@ -94,9 +94,35 @@ def untar_data(
     target = next((p / name for p in parents if _has_files(p / name)), parents[-1] / name)
     if _has_files(target) and not force_download:
         return target
+    with _in_turn(target) as is_done:
+        return target if is_done else _make(target, address, file, name, force_download, timeout, silent)
+
+
+@contextlib.contextmanager
+def _in_turn(target: Path) -> Iterator[bool]:
+    """Let the processes of one machine that torchrun started go one by one; yield whether another made the folder."""
+
+    def made() -> int:
+        return target.stat().st_ino if _has_files(target) else 0
+
+    before = made()
+    with contextlib.ExitStack() as stack:
+        if int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
+            from filelock import FileLock  # torch needs it too
+
+            name = hashlib.sha256(f"{target} of {home()}".encode()).hexdigest()[:16]
+            with contextlib.suppress(OSError, NotImplementedError):  # then each makes it, and the first one's stays
+                stack.enter_context(FileLock(Path(tempfile.gettempdir(), f"minifast-{name}.lock")))
+        yield made() != before
+
+
+def _make(target: Path, address: str, file: str, name: str, force_download: bool, timeout: float, silent: bool) -> Path:
+    """Unpack or download a data set to ``target``, and return it."""
     if target.exists() and not target.is_dir():
         raise DownloadError(f"{target} must be a folder, but it is a file. Move it away, and call again.")
-    archive = None if force_download else next((p / file for p in (local, shared) if (p / file).is_file()), None)
+    shared = home() / "data"
+    archives = (Path.cwd() / "data" / file, shared / file)
+    archive = None if force_download else next((p for p in archives if p.is_file()), None)
     source, hint = str(archive), "Replace or delete it, and call again"
     try:
         with staging(target) as folder:

@@ -543,6 +543,30 @@ def test_two_at_the_same_moment_both_end_well(force, server, place, monkeypatch)
     assert {p.name for p in ends[0].iterdir()} == {"labels.csv", "train"}
 
 
+@pytest.mark.parametrize("force", [False, True])
+def test_of_several_processes_of_torchrun_one_downloads(force, server, place, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    if force:
+        untar_data(server.url)
+    ends, before, answer = [], len(server.asked), server.answer
+
+    def answer_slowly(request):
+        time.sleep(0.3)  # the others have asked for the data by then
+        answer(request)
+
+    server.answer = answer_slowly
+    threads = [
+        threading.Thread(target=lambda: ends.append(untar_data(server.url, force_download=force))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ends == [place / "data" / "birds"] * 3
+    assert len(server.asked) == before + 1
+    assert {p.name for p in (place / "data").iterdir()} == {"birds"}
+
+
 def test_where_another_was_faster_its_folder_is_used(tmp_path):
     for name in ("mine", "target"):
         (tmp_path / name).mkdir()
