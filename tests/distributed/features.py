@@ -706,10 +706,9 @@ CASES = {
     for n in (NUMBERS if name not in ONCE else NUMBERS[:1])
 }
 QUICK = (
-    *("loss of the model, tokens", "loss of the model, accumulated and clipped", "dict, named target", "objects"),
-    *("batch_fn of a DataLoader", "batch_fn of objects in a list", "weights of samples", "stream of this process"),
-    *("stream of all", "WeightedRandomSampler", "batches as samples", "several arrays", "segmentation", "mixup"),
-    *("parameter of some processes", "fp16, accumulated and clipped", "optimizer with modes", "LBFGS", "predictions"),
+    *("loss of the model, tokens", "dict, named target", "batch_fn of objects in a list", "weights of samples"),
+    *("stream of this process", "stream of all", "WeightedRandomSampler", "batches as samples", "mixup"),
+    *("parameter of some processes", "fp16, accumulated and clipped", "LBFGS", "predictions"),
 )
 DEFAULT = [f"{name}, {NUMBERS[0 if name in ONCE else i % len(NUMBERS)]} samples" for i, name in enumerate(QUICK)]
 
