@@ -50,14 +50,7 @@ def frozen_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], l
     pooling. They do not include dropout after the last frozen parameter.
     """
     containers: list[nn.Module] = []
-
-    def flat(module: nn.Module) -> list[nn.Module]:
-        if type(module).forward is not nn.Sequential.forward:
-            return [module]
-        containers.append(module)
-        return [layer for child in module.children() for layer in flat(child)]
-
-    layers = flat(model)
+    layers = flat(model, containers)
     n_frozen = n = 0
     for i, layer in enumerate(layers, 1):
         parameters = list(layer.parameters())
@@ -68,6 +61,14 @@ def frozen_layers(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module], l
         elif n == i - 1 and not isinstance(layer, nn.modules.dropout._DropoutNd):
             n = i
     return layers[: n if n_frozen else 0], layers[n if n_frozen else 0 :], containers
+
+
+def flat(module: nn.Module, containers: list[nn.Module]) -> list[nn.Module]:
+    """Return the layers that a module runs one after another; the Sequentials around them are put in ``containers``."""
+    if type(module).forward is not nn.Sequential.forward:
+        return [module]
+    containers.append(module)
+    return [layer for child in module.children() for layer in flat(child, containers)]
 
 
 class FrozenFeatures:
