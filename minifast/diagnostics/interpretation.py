@@ -153,7 +153,8 @@ def per_sample(loss_func: Any, losses: Tensor, targets: Tensor) -> Tensor:
     n = len(targets)
     losses = losses.reshape(n, -1)
     is_of_classes = is_cross_entropy(loss_func) or is_loss(loss_func, nn.NLLLoss, functional.nll_loss)
-    if losses.shape[1] == 1 or not (is_of_classes or isinstance(loss_func, ModelLoss)):
+    is_single = losses.shape[1] == 1 and targets.ndim <= 2  # one target per sample, not one pixel
+    if is_single or not (is_of_classes or isinstance(loss_func, ModelLoss)):
         return losses.mean(dim=1)
     weights = torch.tensor([float(loss_weight(loss_func, targets[i : i + 1])) for i in range(n)])
     return losses.sum(dim=1) / weights.masked_fill(weights == 0, 1.0)
