@@ -36,6 +36,7 @@ WRITTEN = {
     "events": "the table of callback events",
     "notebooks": "the outputs of the notebooks",
     "guarantees": "the table of guarantees, from the tests behind them",
+    "photographs": "the output of the how-to page about photographs, with --data",
 }
 REPORT = Path(__file__).parent / "README.md"
 VERSIONS = (
@@ -74,13 +75,15 @@ def main() -> None:
     )
     choices = [[], *MEASURED, *WRITTEN]
     parser.add_argument("names", nargs="*", choices=choices, metavar="NAME", help="measurements to run; all by default")
-    parser.add_argument("--data", help="for ants_bees: the folder of the images, or a .tgz archive of it")
+    parser.add_argument(
+        "--data", help="for ants_bees and photographs: the folder of the images, or a .tgz archive of it"
+    )
     parser.add_argument("--weights", help="for ants_bees: the file of weights; by default that of the package")
     options = parser.parse_args()
     for name in options.names or [*MEASURED, *WRITTEN]:
         module = importlib.import_module(f"benchmarks.{name}")
         if name in WRITTEN:
-            module.main()
+            module.main(*([options.data] if name == "photographs" else []))
         else:
             if name == "ants_bees":
                 results = module.report(options.data, options.weights)

@@ -127,6 +127,15 @@ def trial(folder: Path, weights: str) -> str:
     return "\n".join([*head, *rows, "", caption])
 
 
+def unpacked(data: str, home: str) -> Path:
+    """Return the folder of the images; an archive of it is unpacked into ``home``."""
+    if Path(data).is_dir():
+        return Path(data)
+    with tarfile.open(data) as archive:
+        archive.extractall(home, filter="data")
+    return next(Path(home).rglob("train")).parent
+
+
 def report(data: str | None, weights: str | None) -> str | None:
     """Return the table; None if there are no data.
 
@@ -140,9 +149,4 @@ def report(data: str | None, weights: str | None) -> str | None:
     torch.set_num_threads(1)
     weights = weights or package_weights()
     with tempfile.TemporaryDirectory() as home, mock.patch.dict(os.environ, {"MINIFAST_HOME": home}):  # no cache stays
-        folder = Path(data)
-        if not folder.is_dir():
-            with tarfile.open(folder) as archive:
-                archive.extractall(home, filter="data")
-            folder = next(Path(home).rglob("train")).parent
-        return trial(folder, weights)
+        return trial(unpacked(data, home), weights)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-ARCHIVE = "mnist_sample.tgz"
+ARCHIVE, PHOTOGRAPHS = "mnist_sample.tgz", "ants_bees.tgz"
 NUMBERS = itertools.count()
 IN_CHECKOUT = Path(__file__).parents[1] / "models"
 
@@ -94,13 +94,14 @@ def nothing_left():
     assert not new, f"A test wrote {new}; give its learner path=tmp_path."
 
 
-def find_archive() -> Path | None:
-    """Return the real MNIST_SAMPLE archive, from MINIFAST_HOME or from beside the checkout, or None."""
+def find_archive(name: str = ARCHIVE) -> Path | None:
+    """Return an archive of real images, by default MNIST_SAMPLE, from MINIFAST_HOME or beside the checkout, or None."""
     home = Path(os.environ.get("MINIFAST_HOME", Path.home() / ".minifast"))
     beside = Path(__file__).parents[2] / "shared" / "data"
-    return next((path for path in (home / "data" / ARCHIVE, beside / ARCHIVE) if path.is_file()), None)
+    return next((path for path in (home / "data" / name, beside / name) if path.is_file()), None)
 
 
+FOUND_PHOTOGRAPHS = find_archive(PHOTOGRAPHS)
 FOUND_ARCHIVE = find_archive()  # before any test gets a home of its own
 
 
@@ -109,6 +110,17 @@ def mnist_archive() -> Path:
     if FOUND_ARCHIVE is None:
         pytest.skip(f"no {ARCHIVE} in MINIFAST_HOME/data or ../shared/data; put the archive there to run this test")
     return FOUND_ARCHIVE
+
+
+@pytest.fixture(scope="session")
+def ants_bees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The photographs of ants and bees, unpacked once."""
+    if FOUND_PHOTOGRAPHS is None:
+        pytest.skip(f"no {PHOTOGRAPHS} in MINIFAST_HOME/data or ../shared/data; put it there to run this test")
+    folder = tmp_path_factory.mktemp("photographs")
+    with tarfile.open(FOUND_PHOTOGRAPHS) as archive:
+        archive.extractall(folder, filter="data")
+    return folder / "ants_bees"
 
 
 @pytest.fixture(scope="session")

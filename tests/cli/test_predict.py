@@ -77,6 +77,17 @@ def test_predict_prints_one_line_for_an_error(arguments, code, words, trained, c
     assert error.count("\n") == 1
 
 
+def test_many_images_written_to_a_file_show_their_progress(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minifast.training.progress.SECONDS", 0)
+    images = 4 * sorted(map(str, trained.glob("sample/*/*/*.png")))
+    predict = ["predict", str(trained / "out"), *images[:200]]
+    assert cli.main([*predict, "--csv", str(tmp_path / "out.csv")]) == 0
+    assert "batch 2 of 4" in capsys.readouterr().out
+    for arguments in (predict, [*predict, "--json"]):  # stdout holds the predictions only
+        assert cli.main(arguments) == 0
+        assert "batch" not in capsys.readouterr().out
+
+
 def test_images_that_cannot_be_decoded_are_left_out(trained, tmp_path, capsys):
     good = [str(trained / "sample/valid/3" / f"{i}.png") for i in range(3)]
     bad = tmp_path / "bad.png"

