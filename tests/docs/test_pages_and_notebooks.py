@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import toy_learner
 
 from minifast import (
     AccumulateScheduler,
@@ -270,3 +272,15 @@ def test_notebook_runs(path, tmp_path, monkeypatch):
     for cell in notebook.cells:
         errors = [o.get("text", "") for o in cell.get("outputs", []) if o.get("name") == "stderr"]
         assert not errors, errors
+
+
+def test_skorch_takes_the_trained_module_as_the_page_says() -> None:
+    skorch = pytest.importorskip("skorch", reason="the estimators are skorch's")
+    page = (Path(__file__).parents[2] / "docs" / "how_to" / "arrays_and_tables.md").read_text()
+    call = re.search(r"`(net = NeuralNetClassifier\(.*\)\.initialize\(\))`", page)[1]
+    learn = toy_learner()
+    learn.fit(1)
+    names = {"learn": learn, "torch": torch, "NeuralNetClassifier": skorch.NeuralNetClassifier}
+    exec(call, names)
+    x = torch.stack([x for x, _ in learn.data.valid_ds])
+    assert torch.allclose(torch.from_numpy(names["net"].predict_proba(x.numpy())), learn.get_preds()[0], atol=1e-6)
