@@ -33,7 +33,7 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
         n = min(steps, int(allowed / per_step))
         if n < LEAST_STEPS or (result is not None and n < 1.5 * len(result.lrs)):
             break
-        write_text(f"Looking for a learning rate: {n} steps, about {max(1, round(n * per_step))} seconds.")
+        write_text(f"Looking for a learning rate: {n} steps, about {max(2, round(n * per_step))} seconds.")
         result = run_finder(learn, n)
         allowed -= n * per_step
         last = f"{n} steps"
