@@ -16,11 +16,11 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from minifast.data.loaders import DeviceDataLoader, TensorLoader, to_device, with_targets
 from minifast.data.stream import EpochStream
-from minifast.distributed.exchange import as_first, check_same, gather, is_list_of_samples, share_of, shares
+from minifast.distributed.exchange import as_first, check_same, gather, map_batch, share_of, shares
 from minifast.distributed.group import Group
 from minifast.errors import DataError
 from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.tensors import count_samples, is_plain, map_tensors
+from minifast.utils.tensors import count_samples, map_tensors
 
 
 class Shards:
@@ -226,23 +226,21 @@ def _is_pair(batch: Any) -> bool:
 
 def _rows_of(values: Any, rows: slice, n: int) -> Any:
     """Return the rows of a batch of ``n`` samples in tensors and in lists with one value for each sample."""
-    if isinstance(values, PackedSequence):
+    return map_batch(
+        lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor,
+        lambda samples: samples[rows],
+        _refuse_objects,
+        values,
+        n,
+    )
+
+
+def _refuse_objects(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
         raise DataError(
             "A PackedSequence cannot be split over processes; pack the sequences in collate_fn of a torch DataLoader, "
             "which then packs the share of each process, or in the model."
         )
-    if is_list_of_samples(values, n):
-        return values[rows]
-    if type(values) is dict:
-        return {name: _rows_of(value, rows, n) for name, value in values.items()}
-    if type(values) in (list, tuple):
-        return type(values)(_rows_of(value, rows, n) for value in values)
-    return map_tensors(lambda tensor: tensor[rows] if tensor.ndim and len(tensor) == n else tensor, values, _unsplit)
-
-
-def _unsplit(value: Any) -> Any:
-    if is_plain(value):
-        return value
     raise DataError(
         f"The batches hold a {type(value).__name__}, which cannot be split over processes. Use a torch DataLoader "
         f"whose collate_fn makes it, so that each process makes its own; or pass `batch_fn`, a function that returns "

@@ -185,7 +185,7 @@ def gather_rows(values: Any, n: int, counted: bool, group: Group) -> Any:
         MinifastError: the rows have other shapes on other ranks.
     """
     tensors: list[Tensor] = []
-    _map_leaves(tensors.append, lambda value: None, values, n)
+    map_batch(tensors.append, lambda value: None, _refuse_objects, values, n)
     held = [_Rows(tensor, n) for tensor in tensors]
     everyone = [
         [_Rows.decoded(numbers) for numbers in _split(theirs)]
@@ -206,28 +206,42 @@ def gather_rows(values: Any, n: int, counted: bool, group: Group) -> Any:
         everything = [sample for part in gather(own) for sample in part]
         return type(value)(map_tensors(lambda tensor: tensor.to(device), everything))
 
-    return _map_leaves(lambda tensor: whole[id(tensor)], samples, values, n)
+    return map_batch(lambda tensor: whole[id(tensor)], samples, _refuse_objects, values, n)
 
 
-def _map_leaves(of_tensor: Callable[[Tensor], Any], of_samples: Callable[[Any], Any], values: Any, n: int) -> Any:
-    """Return ``values`` with one function applied to its tensors, and another to lists of ``n`` samples."""
+def map_batch(
+    of_tensor: Callable[[Tensor], Any],
+    of_samples: Callable[[Any], Any],
+    of_object: Callable[[Any], Any],
+    values: Any,
+    n: int,
+) -> Any:
+    """Return the values of a batch of ``n`` samples, each kind changed by a function of its own.
+
+    Args:
+        of_tensor: changes tensors, also inside tuples, lists and dicts.
+        of_samples: changes lists with one value for each sample.
+        of_object: changes or refuses any other object, a PackedSequence among them.
+        values: the values.
+        n: the number of samples.
+    """
     if isinstance(values, PackedSequence):
+        return of_object(values)
+    if is_list_of_samples(values, n):
+        return of_samples(values)
+    if type(values) in (list, tuple):
+        return type(values)(map_batch(of_tensor, of_samples, of_object, value, n) for value in values)
+    if type(values) is dict:
+        return {name: map_batch(of_tensor, of_samples, of_object, value, n) for name, value in values.items()}
+    return map_tensors(of_tensor, values, lambda value: value if is_plain(value) else of_object(value))
+
+
+def _refuse_objects(value: Any) -> Any:
+    if isinstance(value, PackedSequence):
         raise MinifastError(
             "The outputs or targets of several processes cannot be gathered as a PackedSequence; return padded "
             "tensors, such as those of torch.nn.utils.rnn.pad_packed_sequence(..., total_length=...)."
         )
-    if is_list_of_samples(values, n):
-        return of_samples(values)
-    if type(values) in (list, tuple):
-        return type(values)(_map_leaves(of_tensor, of_samples, value, n) for value in values)
-    if type(values) is dict:
-        return {name: _map_leaves(of_tensor, of_samples, value, n) for name, value in values.items()}
-    return map_tensors(of_tensor, values, _refuse_objects)
-
-
-def _refuse_objects(value: Any) -> Any:
-    if is_plain(value):
-        return value
     raise MinifastError(
         f"The outputs or targets hold a {type(value).__name__}, which several processes cannot gather; use tensors, "
         f"tuples and dicts, and make the object from them in the loss and the metrics."

@@ -110,7 +110,7 @@ class Learner:
             batches of any kind. The learner then works on a copy of ``data``, which has no default loss.
         precompute: in a fit of several epochs, compute the outputs of frozen first layers only once for each sample,
             where that changes nothing but rounding: the model is a Sequential, the data are in memory and not
-            augmented, and no hook watches the frozen layers. A line says so. False computes them in each epoch.
+            augmented, and no hook watches the frozen layers. It prints a line then. False computes them in each epoch.
 
     Raises:
         TypeError: an argument has the wrong type.
