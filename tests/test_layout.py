@@ -73,6 +73,11 @@ def test_a_package_imports_only_from_packages_before_it(file):
     assert set(imports(ast.parse(file.read_text()))) - {top(file)} <= set(allowed)
 
 
+def test_no_two_files_of_tests_have_one_name():
+    names = [file.name for file in Path(__file__).parent.rglob("test_*.py")]
+    assert [name for name in set(names) if names.count(name) > 1] == []  # pytest would import one for the other
+
+
 def test_an_import_in_the_wrong_direction_would_be_seen():
     source = (
         "from minifast import learner, DataBunch\ndef f():\n    from minifast.cli import main\n    import minifast.data"

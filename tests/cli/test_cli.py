@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+import importlib.util
 import json
 import os
 import re
@@ -103,7 +104,9 @@ def test_invalid_arguments_exit_with_2(arguments, words, capsys):
         (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
         (
             ["FOLDER", "--arch", "resnet81"],
-            "--arch: torchvision has no model 'resnet81'. Did you mean resnet18? For the models of timm, run",
+            "--arch: There is no model 'resnet81' in torchvision or timm. Did you mean resnet18?"
+            if importlib.util.find_spec("timm")
+            else "--arch: torchvision has no model 'resnet81'. Did you mean resnet18? For the models of timm, run",
         ),
         (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
     ],
