@@ -131,9 +131,13 @@ def _create_pretrained(arch: Callable[..., nn.Module], name: str, pretrained: An
         model = _create_by_flag(arch, name, pretrained)
         return model, name, stats_of(model)
     if pretrained is True:
-        from torchvision.models import get_model_weights
-
-        pretrained = get_model_weights(arch.func if isinstance(arch, partial) else arch).DEFAULT
+        published = published_weights(arch)
+        if published is None:
+            raise ValueError(
+                f"torchvision has no weights for {name}; give pretrained=FILE with a file of weights, or "
+                f"pretrained=False for random ones."
+            )
+        pretrained = published.DEFAULT
     try:
         model = _create_model(arch, name, pretrained)
     except (OSError, HTTPException, RuntimeError, EOFError, pickle.UnpicklingError) as error:
@@ -174,16 +178,23 @@ def stats_of_transforms(transforms: Any) -> Stats | None:
     return None if mean is None or std is None else (list(mean), list(std))
 
 
+def published_weights(arch: Any) -> Any:
+    """Return torchvision's enum of the weights of a network; None for a network that is not torchvision's."""
+    from torchvision.models import get_model_weights
+
+    try:
+        return get_model_weights(arch.func if isinstance(arch, partial) else arch)
+    except (ValueError, TypeError, AttributeError):  # the last from torchvision 0.21, for annotations that are text
+        return None
+
+
 def stats_of_published(arch: Any, file: Path) -> Stats | None:
     """Return the statistics for a file of weights if it is a copy of one that torchvision publishes for ``arch``.
 
     The names of these files end with the first eight digits of their SHA-256 hash, so a renamed copy is known too.
     """
-    from torchvision.models import get_model_weights
-
-    try:
-        published = list(get_model_weights(arch))
-    except (ValueError, TypeError):  # not a network of torchvision
+    published = published_weights(arch)
+    if published is None:
         return None
     digest = hashlib.sha256()
     with file.open("rb") as stream:

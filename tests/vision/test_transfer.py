@@ -489,3 +489,11 @@ def test_cnn_learner_raises_for_invalid_arguments():
         )
     with pytest.raises(DataError, match=r"The backbone of resnet18 fails on an image \("):
         cnn_learner(make_data(), models.resnet18, lambda m: m.layer4, False)
+
+
+def test_a_network_without_published_weights_says_so():
+    def my_net(weights: None = None, num_classes: int = 2) -> nn.Module:
+        return models.mobilenet_v2()
+
+    with pytest.raises(ValueError, match=r"torchvision has no weights for my_net; give pretrained=FILE"):
+        cnn_learner(make_data(), my_net)
