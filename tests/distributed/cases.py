@@ -309,7 +309,7 @@ def not_finite() -> dict:
     except NonFiniteLossError as error:
         said = str(error)[:60]
     data = tensors(64)
-    return {"said": said, **fitted(data)}  # the processes go on together
+    return {"said": said, **fitted(data)}  # the processes train together after it
 
 
 def alone() -> dict:
