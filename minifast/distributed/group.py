@@ -237,6 +237,14 @@ def leave() -> None:
             dist.destroy_process_group()
 
 
+def wait_for_the_first() -> None:
+    """Let the process that failed first end before this one, so that the launcher reports its error as the cause.
+
+    The launcher ends this process as soon as it sees the other's end.
+    """
+    time.sleep(2 * PATIENCE)
+
+
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show an error that ends the process once, with the rank where it happened first."""
     group = _state.group
@@ -248,6 +256,7 @@ def _excepthook(kind: type[BaseException], error: BaseException, trace: Tracebac
             kind, error, trace = type(other), other, None
     if isinstance(error, OtherProcessError):
         text.write_text(f"minifast: {error}", stream=sys.stderr)
+        wait_for_the_first()
     elif not (rank and hasattr(error, "_is_of_all")):
         sys.__excepthook__(kind, error, trace)
         text.write_text(f"minifast: the error above is of process {rank} of {size}", stream=sys.stderr)

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from minifast.distributed.group import _state, current_group, leave
+from minifast.distributed.group import OtherProcessError, _state, current_group, leave, wait_for_the_first
 from minifast.errors import MinifastError
 from minifast.utils.checks import check_callable, check_count
 
@@ -103,10 +103,14 @@ def _call(function: Callable[..., Any], arguments: tuple[Any, ...], keywords: di
     _state.group, _state.alone = None, False  # of a fork, what the process before knew
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     try:
-        result = function(*arguments, **keywords)
-    except BaseException as error:
-        if _state.group is not None:
-            _state.group.fail(error)
+        try:
+            result = function(*arguments, **keywords)
+        except BaseException as error:
+            if _state.group is not None:
+                _state.group.fail(error)
+            raise
+    except OtherProcessError:
+        wait_for_the_first()
         raise
     finally:
         leave()
