@@ -437,6 +437,7 @@ def test_plots_of_losses_that_are_not_finite() -> None:
         getattr(learn.recorder, name)(return_fig=True).canvas.draw()
 
 
+@pytest.mark.slow
 def test_a_script_into_a_pipe_without_a_display() -> None:
     code = """
         import torch

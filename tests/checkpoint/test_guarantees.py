@@ -664,6 +664,7 @@ found = [loss.hex() for loss in learn.recorder.raw_losses]
 """
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_in_one_process_and_in_two() -> None:
     here: list[dict] = [{}, {}]
     for names in here:
@@ -724,6 +725,7 @@ print(" ".join(loss.hex() for run in learn.history for loss in run.raw_losses))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_on_one_folder_do_not_disturb_each_other(tmp_path) -> None:
     for part in ("train/a", "train/b", "valid/a", "valid/b"):
         write_images(tmp_path / "data" / part, 6, (8, 8), "L", seed=len(part))

@@ -638,6 +638,7 @@ def kill(tmp_path: Path, kills: int, kinds: int) -> list[dict]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+@pytest.mark.slow
 def test_killed_runs_equal_an_uninterrupted_run(tmp_path, record_property):
     reports = kill(tmp_path, 2, kinds=1)
     assert all(report["kills"] >= 1 and report["equal"] for report in reports), reports

@@ -69,6 +69,7 @@ def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
     assert (run / "model.pth").is_file()
 
 
+@pytest.mark.slow
 def test_torchvision_model_and_sizes(tmp_path):
     for name in ("a", "b"):
         write_images(tmp_path / "data" / name, 10, (40, 30), mode="RGB")
@@ -362,6 +363,7 @@ def test_train_succeeds_if_the_model_cannot_be_exported(folder, tmp_path, monkey
     assert (tmp_path / "out" / "model.pth").is_file()
 
 
+@pytest.mark.slow
 def test_jobs_run_at_the_same_time_and_print_the_same_numbers(folder, tmp_path, capsys):
     arguments = ["compare", str(folder), "--schedules", "constant", "one_cycle", "--seeds", "1", "--bs", "32"]
     arguments += ["--epochs", "1", "--lr", "1e-2", "--out", str(tmp_path / "comparison.png")]

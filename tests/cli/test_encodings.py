@@ -69,6 +69,7 @@ def test_json_has_the_names_in_any_encoding(run, encoding):
     check_json(out.decode(encoding))
 
 
+@pytest.mark.slow
 def test_json_has_the_names_in_a_process_with_an_encoding_of_its_own(place):
     base = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
     base |= {"PYTHONPATH": str(ROOT), "LC_ALL": "C.UTF-8", "PYTHONIOENCODING": "ascii"}

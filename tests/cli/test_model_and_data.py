@@ -204,6 +204,7 @@ def parts_of(out: Path) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
 
 
 @pytest.mark.usefixtures("without_export")
+@pytest.mark.slow
 def test_pretrained_weights_are_fine_tuned_and_resumed(folder, tmp_path, monkeypatch, capsys):
     epochs = []
 
@@ -276,6 +277,7 @@ def test_weights_that_cannot_be_downloaded_name_the_option(folder, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_predictions_of_a_fine_tuned_network_are_those_of_the_learner(folder, tmp_path, capsys):
     command = ["train", str(folder / "images"), "--weights", str(folder / "weights.pth"), "--arch", ARCH, *TRAIN]
     assert cli.main([*command, "--lr", "1e-3", "--out", str(tmp_path / "out")]) == 0

@@ -27,6 +27,7 @@ def folder(tmp_path_factory) -> Path:
     return synthetic.generate_sample(tmp_path_factory.mktemp("data") / "sample", n_train=320, n_valid=60)
 
 
+@pytest.mark.slow
 def test_without_a_suggestion_the_training_takes_more_steps_and_then_a_careful_choice(
     folder, tmp_path, monkeypatch, capsys
 ):

@@ -31,7 +31,6 @@ from minifast.comparison.processes import unpicklable
 from minifast.schedules import linear
 
 joblib = pytest.importorskip("joblib", reason='joblib is not installed: pip install "minifast[parallel]"')
-SLOW = pytest.mark.slow
 CONFIGURATIONS = {"a": 1e-2, "b": one_cycle(5e-2), "c": {"lr": linear(1e-2, 0.0), "mom": 0.8}}
 OF_THIS_PROCESS = torch.full((60, 10), float(os.getpid()))
 
@@ -145,6 +144,7 @@ def test_an_error_names_its_run_and_keeps_its_text_if_it_cannot_be_pickled() -> 
     assert text.endswith("NeedsTwoArguments: first second\n")
 
 
+@pytest.mark.slow
 def test_an_error_keeps_its_type_and_the_earlier_seeds() -> None:
     def breaks(learn, epochs):
         if torch.initial_seed() == 5:
@@ -236,7 +236,8 @@ print("ended by", repr(result.ended_by), [len(runs) for runs in result.runs.valu
 """
 
 
-@pytest.mark.parametrize("to_all", [pytest.param(True, id="terminal"), pytest.param(False, id="main", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("to_all", [True, False], ids=["terminal", "main"])
 def test_ctrl_c_ends_all_processes(to_all, tmp_path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     with subprocess.Popen(

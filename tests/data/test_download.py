@@ -498,6 +498,7 @@ def test_ctrl_c_while_unpacking(server, place, monkeypatch):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for one process")
+@pytest.mark.slow
 def test_ctrl_c_while_downloading(server, place):
     def answer(request):
         request.head(len(BIRDS))

@@ -700,17 +700,13 @@ def rounded(outcome: dict, precision: str = "half") -> dict:
 
 
 ONCE = ("decisions of one process", "vision_learner", "LBFGS")  # long, or the same for any number
-CASES = {
+CASES = {  # each kind at two numbers: over all kinds, each number is as frequent
     f"{name}, {n} samples": partial(case, n)
-    for name, case in FEATURES.items()
-    for n in (NUMBERS if name not in ONCE else NUMBERS[:1])
+    for i, (name, case) in enumerate(FEATURES.items())
+    for n in ((NUMBERS[i % 4], NUMBERS[(i + 1 + i // 4 % 3) % 4]) if name not in ONCE else NUMBERS[:1])
 }
-QUICK = (
-    *("loss of the model, tokens", "dict, named target", "batch_fn of objects in a list", "weights of samples"),
-    *("stream of this process", "stream of all", "WeightedRandomSampler", "batches as samples", "mixup"),
-    *("parameter of some processes", "fp16, accumulated and clipped", "LBFGS", "predictions"),
-)
-DEFAULT = [f"{name}, {NUMBERS[0 if name in ONCE else i % len(NUMBERS)]} samples" for i, name in enumerate(QUICK)]
+QUICK = ("dict, named target", "stream of all", "WeightedRandomSampler", "fp16, accumulated and clipped", "predictions")
+DEFAULT = [next(case for case in CASES if case.startswith(f"{name}, ")) for name in QUICK]
 
 
 def main(folder: Path, *names: str) -> None:

@@ -63,9 +63,14 @@ def block(path: str, name: str) -> str:
 
 
 RUNNABLE = [page for page in PAGES if examples(page) and page != PHOTOGRAPHS]
+LONG = ROOT / "docs/migration/fastai_v2.md"
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *RUNNABLE], ids=page_id)
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "README.md", *(pytest.param(p, marks=[pytest.mark.slow] if p == LONG else []) for p in RUNNABLE)],
+    ids=map(page_id, [ROOT / "README.md", *RUNNABLE]),
+)
 @pytest.mark.usefixtures("pictures")
 def test_the_examples_of_a_page_run_one_after_another(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -254,11 +259,8 @@ def test_notebook_keeps_its_outputs(path):
             assert not [output for output in cell["outputs"] if output.get("name") == "stderr" or "ename" in output]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=[pytest.mark.slow] if i else []) for i, path in enumerate(NOTEBOOKS)],
-    ids=[path.stem for path in NOTEBOOKS],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=[path.stem for path in NOTEBOOKS])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the notebook's own machinery
 @pytest.mark.usefixtures("pictures")
 def test_notebook_runs(path, tmp_path, monkeypatch):

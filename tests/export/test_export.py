@@ -429,6 +429,7 @@ def test_onnx_predicts_like_the_model(images, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's exporter
+@pytest.mark.slow
 def test_onnx_has_the_version_and_the_names_that_were_given(tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install onnx onnxscript onnxruntime")

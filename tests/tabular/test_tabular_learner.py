@@ -87,6 +87,7 @@ def test_an_interrupted_run_resumes_bit_for_bit(tmp_path) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*weights, strict=True))
 
 
+@pytest.mark.slow
 def test_onnx_takes_two_inputs(tmp_path) -> None:
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")

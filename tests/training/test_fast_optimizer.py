@@ -69,6 +69,7 @@ for name, opt_func in (("minifast's", AdamW), ("torch's", torch.optim.SGD)):
 """
 
 
+@pytest.mark.slow
 def test_training_saving_and_loading_do_not_import_the_compiler(tmp_path):
     program = PROGRAM.format(folder=str(tmp_path))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

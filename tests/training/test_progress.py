@@ -317,6 +317,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_a_script_in_a_real_terminal(tmp_path) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT))

@@ -168,6 +168,7 @@ def test_the_frame_of_a_callback_is_shown_with_the_method_that_called_it():
     assert "epoch 0 at batch 0" in "".join(getattr(caught.value, "__notes__", ["epoch 0 at batch 0"]))
 
 
+@pytest.mark.slow
 def test_pytest_shows_the_line_of_the_user_and_one_of_minifast(tmp_path, monkeypatch):
     monkeypatch.delenv("MINIFAST_DEBUG", raising=False)
     file = tmp_path / "test_mine.py"

@@ -108,7 +108,8 @@ class TableEncoder:
             warn: warn of categories that are not among the training rows.
 
         Raises:
-            DataError: a column is missing, or a value of a continuous column is infinite or no number.
+            DataError: a column is missing, or a value of a continuous column is infinite, no number, or more standard
+                deviations from the mean than float32 holds.
         """
         table = as_table(table)
         missing = [name for name in [*self.cat_names, *self.cont_names] if name not in table]
@@ -134,7 +135,15 @@ class TableEncoder:
             gaps = np.isnan(values)
             if gaps.any() and not self.fills:
                 raise DataError(f"The column {name!r} has missing values; add FillMissing to `procs`, or fill them.")
-            scaled.append((np.where(gaps, self.medians[name], values) - self.means[name]) / self.stds[name])
+            with np.errstate(over="ignore"):
+                scaled.append((np.where(gaps, self.medians[name], values) - self.means[name]) / self.stds[name])
+            far = np.flatnonzero(~(np.abs(scaled[-1]) <= np.finfo(np.float32).max))
+            if len(far):
+                raise DataError(
+                    f"The column {name!r} has {values[far[0]]:g} in row {far[0]}, which is too far from the training "
+                    f"rows, of mean {self.means[name]:g} and standard deviation {self.stds[name]:g}, for float32. "
+                    f"Correct the value, or scale the column before."
+                )
         n = len(codes[0] if codes else scaled[0] if scaled else [])
         x_cat = torch.tensor(codes, dtype=torch.int64).reshape(len(codes), n).T.contiguous()
         x_cont = torch.from_numpy(np.array(scaled, np.float32).reshape(len(scaled), n).T.copy())

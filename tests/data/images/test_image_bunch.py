@@ -732,6 +732,7 @@ def mnist(mnist_sample: Path, tmp_path_factory: pytest.TempPathFactory) -> Image
         return ImageDataBunch.from_folder(mnist_sample, seed=0, device="cpu")
 
 
+@pytest.mark.slow
 def test_mnist_sample_is_what_fastai_makes_of_it(mnist):
     assert [len(ds) for ds in (mnist.train_ds, mnist.valid_ds)] == [12396, 2038]
     assert (mnist.classes, mnist.c, len(mnist.train_dl)) == (["3", "7"], 2, 193)
@@ -759,6 +760,7 @@ def test_files_of_mnist_sample_are_predicted_as_in_get_preds(mnist, mnist_sample
         assert learn.predict(files[i])[2].allclose(predictions[i], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_one_epoch_on_mnist_sample_tells_3_from_7(mnist):
     torch.manual_seed(0)
     learn = Learner(mnist, simple_cnn((3, 16, 16, 2)), metrics=[accuracy], silent=True)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from minifast import DataError
@@ -21,6 +21,7 @@ ROWS = st.lists(st.tuples(CATEGORY, NUMBER), min_size=1, max_size=30)
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, ROWS)
+@example([("a", 0.0), ("a", 1e-111)], [("a", 1.0)])
 def test_any_rows_are_encoded_by_what_the_training_rows_hold(train, other) -> None:
     tables = [pd.DataFrame(rows, columns=["cat", "num"], dtype=object) for rows in (train, other)]
     numbers = [number for _, number in train if number is not None]
@@ -35,13 +36,18 @@ def test_any_rows_are_encoded_by_what_the_training_rows_hold(train, other) -> No
     spread = np.std(filled, ddof=1) if len(set(filled)) > 1 else 1.0
     assert encoder.na_names == (["num"] if len(numbers) < len(train) else [])
     for rows, table in zip((train, other), tables, strict=True):
+        scaled = [((median if x is None else x) - np.mean(filled)) / (spread or 1.0) for _, x in rows]
+        if max(map(abs, scaled)) > np.finfo(np.float32).max:
+            with pytest.raises(DataError, match=r"The column 'num' has .* in row \d+, which is too far"):
+                encoder.encode(table)
+            return
         x_cat, x_cont = encoder.encode(table)
         assert x_cat.shape == (len(rows), 1 + len(encoder.na_names))
-        for (category, number), codes, value in zip(rows, x_cat.tolist(), x_cont.flatten().tolist(), strict=True):
+        cells = zip(rows, x_cat.tolist(), x_cont.flatten().tolist(), scaled, strict=True)
+        for (category, number), codes, value, expected in cells:
             seen = category is not None and category in [c for c, _ in train]
             assert encoder.classes["cat"][codes[0]] == (category if seen else "#na#")
             assert codes[1:] == [1 + (number is None)] * len(encoder.na_names)
-            expected = ((median if number is None else number) - np.mean(filled)) / (spread or 1.0)
             assert value == pytest.approx(expected, rel=1e-4, abs=1e-4)
     one = encoder.encode({"num": other[0][1], "cat": other[0][0]})
     assert torch.equal(one[0], encoder.encode(tables[1])[0][:1])
