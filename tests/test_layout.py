@@ -246,6 +246,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_each_package_can_be_imported_first():
     names = ["minifast" if name == "__init__" else f"minifast.{name}" for name in ORDER[:-1]]
     subprocess.run([sys.executable, "-W", "error", "-c", IMPORT_EACH_FIRST, *names], check=True, cwd=PACKAGE.parent)

@@ -253,6 +253,7 @@ def test_looking_does_not_change_training(kind, place, looks):
 @given(
     st.sampled_from(list(GENERATORS)), st.sampled_from(list(PLACES)), st.integers(0, 14), st.sampled_from([None, 1, 2])
 )
+@pytest.mark.slow
 def test_a_resumed_run_equals_one_that_was_not_interrupted(kind, place, at, every):
     plain = learner(kind, place)
     plain.fit(3, 1e-2)

@@ -52,6 +52,7 @@ def test_train_writes_model_history_plots_and_options(folder, tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("without_export")
+@pytest.mark.slow
 def test_same_seed_same_model(folder, tmp_path):
     for out in ("a", "b"):
         command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2", "--seed", "3"]

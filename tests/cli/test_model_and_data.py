@@ -82,6 +82,7 @@ COLUMNS = {
         ("stems", "accuracy", "of 2 classes. The labels are integers. Integers are classes; with a decimal point"),
     ],
 )
+@pytest.mark.slow
 def test_labels_in_a_csv_file_are_trained_and_predicted(kind, metric, words, folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(folder)
     command = ["train", "images", "--csv", f"{kind}.csv", *COLUMNS[kind], *TRAIN, "--lr", "1e-2"]

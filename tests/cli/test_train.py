@@ -81,6 +81,7 @@ def test_a_network_that_does_not_take_the_images_is_an_error_before_the_training
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_resize_and_bad_images_are_options(folder, tmp_path, capsys):
     data, out = tmp_path / "data", tmp_path / "out"
     shutil.copytree(folder, data)

@@ -67,6 +67,7 @@ def results_of(comparison):
 
 
 @pytest.mark.parametrize("make", [shared_tensors, seeded_tensors, shared_torch_loaders], ids=lambda make: make.__name__)
+@pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(make) -> None:
     configurations = {**CONFIGURATIONS, "function": lambda learn, epochs: learn.fit_one_cycle(epochs, 1e-2)}
     before = torch.get_rng_state()

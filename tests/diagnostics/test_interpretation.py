@@ -209,7 +209,7 @@ def test_the_matrix_may_be_plotted_without_numbers_on_axes_or_in_a_size():
     assert figure.dpi == 50
 
 
-@pytest.mark.parametrize("n", [2, 10, 40])
+@pytest.mark.parametrize("n", [2, 10, pytest.param(40, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", ["c{}", "german_shorthaired_pointer_of_kind_{}"])
 def test_labels_and_numbers_overlap_at_no_number_of_classes(n, name):
     classes = [name.format(i) for i in range(n)]

@@ -390,7 +390,15 @@ CASES = {
 
 SLOW = (
     *("63 samples, AdamW", "64 samples, AdamW", "65 samples, SGD", "129 samples, SGD"),
-    *("DataLoader, drop_last", "last batch of one", "regression", "class weights", "own accumulation", "torchmetrics"),
+    *(
+        "DataLoader, drop_last",
+        "last batch of one",
+        "regression",
+        "class weights",
+        "own accumulation",
+        "torchmetrics",
+        "files",
+    ),
 )
 DEFAULT = [name for name in CASES if name not in SLOW]
 

@@ -705,11 +705,9 @@ CASES = {  # each kind at two numbers: over all kinds, each number is as frequen
     for i, (name, case) in enumerate(FEATURES.items())
     for n in ((NUMBERS[i % 4], NUMBERS[(i + 1 + i // 4 % 3) % 4]) if name not in ONCE else NUMBERS[:1])
 }
-QUICK = ("dict, named target", "stream of all", "WeightedRandomSampler", "fp16, accumulated and clipped", "predictions")
-DEFAULT = [next(case for case in CASES if case.startswith(f"{name}, ")) for name in QUICK]
 
 
-def main(folder: Path, *names: str) -> None:
+def main(folder: Path) -> None:
     global FOLDER
     FOLDER = folder / f"features{SIZE}"
-    torch.save({name: CASES[name]() for name in names or DEFAULT}, folder / f"features_{SIZE}_{RANK}.pt")
+    torch.save({name: case() for name, case in CASES.items()}, folder / f"features_{SIZE}_{RANK}.pt")

@@ -3,7 +3,7 @@
 ``python resumed.py FOLDER KIND:NAME:STOP ...`` trains a run of a kind under a name until the batch STOP, or to the end
 without one, and writes the outcome of finished runs to ``FOLDER/NAME_SIZE_RANK.pt``. With ``kill`` as STOP, a random
 process kills itself at a random moment, until as many kills as the environment variable KILLS have happened. In place
-of a run, ``cases`` and ``features`` train the default cases of these modules, and ``all features`` every feature.
+of a run, ``cases`` trains the default cases of that module, and ``features`` every feature.
 """
 
 from __future__ import annotations
@@ -106,8 +106,8 @@ def main(folder: Path, *runs: str) -> None:
         if run == "cases":
             cases.main(str(folder))
             continue
-        if run.endswith("features"):
-            features.main(folder, *(features.CASES if run.startswith("all") else ()))
+        if run == "features":
+            features.main(folder)
             continue
         kind, name, stop = run.split(":")
         learn = learner(kind, folder)

@@ -4,35 +4,25 @@ from __future__ import annotations
 
 import features
 import pytest
-from test_processes import check, folder_of_two, results, torchrun
+from test_processes import check, results, torchrun
 
-
-@pytest.fixture(scope="module")
-def two(tmp_path_factory):
-    folder = folder_of_two(tmp_path_factory.getbasetemp())
-    return results(folder, 1, "features_")[0], results(folder, 2, "features_")
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
 def every_feature(tmp_path_factory):
     folder = tmp_path_factory.mktemp("features")
-    features.main(folder, *features.CASES)
+    features.main(folder)
     return folder
 
 
 @pytest.fixture(scope="module", params=[2, 3])
 def one_and_several(request, every_feature):
-    done = torchrun(request.param, "resumed.py", every_feature, "all features")
+    done = torchrun(request.param, "resumed.py", every_feature, "features")
     assert done.returncode == 0, done.stderr[-3000:]
     return results(every_feature, 1, "features_")[0], results(every_feature, request.param, "features_")
 
 
-@pytest.mark.parametrize("name", features.DEFAULT)
-def test_two_processes_train_and_find_as_one(name, two):
-    check(name, *two)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize("name", features.CASES)
 def test_features_do_not_depend_on_the_number_of_processes(name, one_and_several):
     check(name, *one_and_several)

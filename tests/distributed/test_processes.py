@@ -13,7 +13,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
-import features
 import resumed
 from cases import CASES, DEFAULT, SLOW
 
@@ -42,9 +41,8 @@ def folder_of_two(base: Path) -> Path:
     folder = base / "two"
     folder.mkdir()
     cases.main(str(folder), *DEFAULT)
-    features.main(folder)
     resumed.main(folder, *resumed.IN_ONE)
-    done = torchrun(2, "resumed.py", folder, "cases", "features", *resumed.IN_TWO)
+    done = torchrun(2, "resumed.py", folder, "cases", *resumed.IN_TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed.main(folder, *resumed.THEN_IN_ONE)
     return folder

@@ -392,6 +392,7 @@ def test_weights_of_a_compiled_model_saved_by_torch_are_loaded(tmp_path) -> None
         nn.CrossEntropyLoss(),
     ],
 )
+@pytest.mark.slow
 def test_a_compiled_loss_is_known_like_the_loss_itself(loss, tmp_path) -> None:
     plain = toy_learner(loss_func=loss, path=tmp_path / "a")
     learn = toy_learner(loss_func=torch.compile(loss, backend="eager"), path=tmp_path / "b")

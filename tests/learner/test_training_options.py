@@ -58,7 +58,7 @@ def outcome(learn: Learner) -> list:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("batch", [1, 4, 5, 7, 13])
+@pytest.mark.parametrize("batch", [4, 7, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 5, 13))])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, option, batch) -> None:
     alone = learner(option, tmp_path / "alone")
     alone.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None))

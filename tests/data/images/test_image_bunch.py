@@ -742,6 +742,7 @@ def test_mnist_sample_is_what_fastai_makes_of_it(mnist):
     assert isinstance(mnist.loss_func, torch.nn.CrossEntropyLoss)
 
 
+@pytest.mark.slow
 def test_an_epoch_of_mnist_sample_is_193_full_batches_of_different_images(mnist):
     sizes = [len(x) for x, _ in mnist.train_dl]
     assert sizes == [64] * 193

@@ -166,6 +166,7 @@ def valid_images(data: ImageDataBunch) -> torch.Tensor:
 
 @pytest.mark.parametrize("exact", [False, True])
 @pytest.mark.parametrize("method", METHODS)
+@pytest.mark.slow
 def test_memory_cache_files_prediction_and_export_see_the_same_pixels(photographs, method, exact):
     data = load(photographs, resize=method, exact=exact)
     wanted = valid_images(data)
