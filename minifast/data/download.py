@@ -22,7 +22,7 @@ from urllib.parse import unquote, urlsplit
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
 from minifast.utils.folders import home
-from minifast.utils.public import public
+from minifast.utils.public import public, show_all
 from minifast.utils.text import is_terminal, write_text
 
 _BASE = "https://s3.amazonaws.com/fast-ai-"
@@ -283,7 +283,8 @@ def _download(address: str, file: Path, timeout: float, show: bool, hint: str) -
     offline = ""
     if address == _parts(URLs.MNIST_SAMPLE)[0]:
         offline = " Without a network, minifast.data.generate_sample() makes images of 3s and 7s in the same folders."
-    raise DownloadError(f"{what}.", hint=f"{hint}.{offline}", cli_hint=f"{hint}.") from error
+    cause = error if show_all() else None  # a hundred lines of the HTTP libraries
+    raise DownloadError(f"{what}.", hint=f"{hint}.{offline}", cli_hint=f"{hint}.") from cause
 
 
 def _published(address: str) -> tuple[int, str] | None:

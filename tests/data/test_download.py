@@ -379,10 +379,13 @@ def test_a_name_that_is_looked_up_for_ever(place, monkeypatch):
     over.set()
 
 
-def test_404(server, place):
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_404_without_the_frames_of_the_http_libraries(debug, server, place, monkeypatch):
+    monkeypatch.setenv("MINIFAST_DEBUG", debug)
     server.answer = lambda request: request.send_error(404)
     error = check_refused(server.url, "refused the download .*404.*Check the address", place)
-    assert error.__cause__ is not None
+    assert (error.__cause__ is not None) == (debug == "1")
+    assert error.__suppress_context__
 
 
 def test_no_network_says_where_to_put_the_archive(place):
