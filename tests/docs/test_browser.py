@@ -117,7 +117,7 @@ def test_bar_stop_button_and_saved_notebook(lab, tmp_path):
                 break
             page.wait_for_timeout(500)
         exported = subprocess.run(
-            [sys.executable, "-m", "jupyter", "nbconvert", "--to", "html", str(saved)], capture_output=True, text=True
+            [sys.executable, "-m", "nbconvert", "--to", "html", str(saved)], capture_output=True, text=True
         )
         assert exported.returncode == 0, exported.stderr
         page.goto(f"file://{tmp_path}/fit.html")
