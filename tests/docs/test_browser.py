@@ -121,7 +121,7 @@ def test_bar_stop_button_and_saved_notebook(lab, tmp_path):
         )
         assert exported.returncode == 0, exported.stderr
         page.goto(f"file://{tmp_path}/fit.html")
-        tables = page.locator("table.dataframe")
+        tables = page.locator("table.dataframe, table.fastprogress")  # of fastprogress 1.0 and later
         expect(tables).to_have_count(2)
         expect(tables.nth(1).locator("tr")).to_have_count(3)
         expect(page.locator("img")).to_be_visible()
