@@ -6,14 +6,18 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from torch import Tensor
 
 from minifast.callbacks.scheduler import ScheduledParameters
-from minifast.finder.learning import Run, ShiftedTargets, run_of
+from minifast.distributed.exchange import gather_rows
+from minifast.finder.learning import Run, ShiftedTargets, run_of, with_unseen
 from minifast.finder.rules import BETA
+from minifast.finder.validation import ValidationSlices
 from minifast.schedules.annealing import Value
 from minifast.schedules.shapes import exponential
 from minifast.training.averages import Losses, SmoothenValue, is_uncounted
 from minifast.utils.checks import check_count
+from minifast.utils.tensors import count_samples, map_tensors
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -62,14 +66,16 @@ class LRFinder(ScheduledParameters):
         self.best_loss = math.inf
         self._average = SmoothenValue(BETA)
         self._batches = 0  # that belong to earlier steps
-        self._compared = ShiftedTargets(learn.loss_func)
+        self.uses_validation = True  # lr_find switches it off where callbacks change the batches
+        self._compared = self._unseen = ShiftedTargets(learn.loss_func)
+        self._slices: ValidationSlices | None = None
         self._steps: list[int] = []  # the step that each batch belongs to
         self._rates: list[Value] = []
         self._last_rates: list[float] = []  # of the last layer group
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first learning rate, and skip validation."""
-        self._compared = ShiftedTargets(self.learn.loss_func)
+        self._compared, self._unseen = (ShiftedTargets(self.learn.loss_func) for _ in range(2))
         self._rates = [self.schedules["lr"](i / self.n_batches) for i in range(self.num_it)]
         self._last_rates = [
             rate if isinstance(rate, float) else float(np.asarray(rate).flat[-1]) for rate in self._rates
@@ -84,20 +90,47 @@ class LRFinder(ScheduledParameters):
         """Return the losses against right and shifted targets, see ``minifast.finder.learning``, or None."""
         parameters = (parameter for parameter in self.learn.model.parameters() if parameter.requires_grad)
         n_batches, n_params = len(self.learn.data.train_dl), sum(parameter.numel() for parameter in parameters)
-        pairs = self._compared.losses()
-        return run_of(pairs, self._steps, len(self.lrs), n_batches, self._compared.n_targets, n_params)
+        pairs, n_targets = self._compared.losses(), self._compared.n_targets
+        run = run_of(pairs, self._steps, len(self.lrs), n_batches, n_targets, n_params)
+        if run is None or self._slices is None or not self._slices.n_slices:
+            return run
+        return with_unseen(run, pairs, self._unseen.losses(), self._steps, self._slices.n_slices)
+
+    def _compare(self, epoch: int, output: Any, target: Any) -> None:
+        """Compare the loss of a batch with that against other targets, and after the first pass that of other samples.
+
+        Training samples that were seen before may be memorized, validation samples cannot be.
+        """
+        parallel = self.learn.parallel
+        if parallel is not None and self._compared.works:  # compare the whole batch, as one process does
+            share = map_tensors(Tensor.detach, output), target
+            output, target = gather_rows(share, count_samples(target), parallel.has_samples, parallel.group)
+        self._compared.add(output, target)
+        if epoch == 0 or not (self.uses_validation and self._compared.works):
+            return
+        if self._slices is None:
+            self._slices = ValidationSlices(self.learn, count_samples(target))
+        if self._slices.n_slices:
+            self._unseen.add(*self._slices.next_pair())
 
     def jump_to_epoch(self, epoch: int) -> None:
         """Stay at the first learning rate at whatever epoch training starts."""
 
     def on_batch_end(  # type: ignore[override]  # an event takes the fields that it names
-        self, train: bool, iteration: int, raw_losses: Losses, skip_step: bool, last_output: Any, last_target: Any
+        self,
+        train: bool,
+        epoch: int,
+        iteration: int,
+        raw_losses: Losses,
+        skip_step: bool,
+        last_output: Any,
+        last_target: Any,
     ) -> dict[str, bool] | None:
         """Record the step and set the next learning rate; stop after the last step or when the loss diverges."""
         if not train:
             return None
         n_steps, last = len(self.lrs), raw_losses[-1]
-        self._compared.add(last_output, last_target)
+        self._compare(epoch, last_output, last_target)
         self._steps.append(n_steps)
         finite = math.isfinite(last)
         if not (finite and skip_step):

@@ -3,6 +3,8 @@
 In each batch the loss is compared with the loss of the same outputs against the targets of other samples. Without
 learning both are equal in the mean, also while the loss falls because the outputs shrink or take the frequencies of
 the classes. The share by which the right targets have the lower loss is what the model knows about the samples.
+
+From the second pass over the training samples on, that can be memorized. So validation samples are compared too.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ from minifast.losses import (
 
 WINDOW = 0.15  # of the steps, whose mean share is tested
 MIN_STEPS = 8  # of the window
-ERRORS = 3.75  # standard errors
+ERRORS = 3.75  # standard errors by which the training samples must exceed what can be memorized
+UNSEEN_ERRORS = 2.0  # then the samples that were not trained on need fewer
+UNSEEN_ERRORS_ALONE = 4.5  # enough whatever the training samples say
 MEMORIZED = 0.03  # share that one earlier pass over the same samples can explain, at most, in a large network
 MOST_MEMORIZED = 0.7
 PLAIN = [  # settings of cross entropy, as a function and as a module
@@ -48,12 +52,17 @@ class Run(NamedTuple):
         shifted: the loss against the targets of other samples of the batch.
         passes: how often the samples were seen until then.
         capacity: the trained parameters as a share of parameters and targets.
+        unseen: ``shifted - losses`` of samples that were not trained on: training samples in the first pass, then
+            validation samples. None if they are not known.
+        distinct: after how many steps the validation samples repeat.
     """
 
     losses: NDArray[np.float64]
     shifted: NDArray[np.float64]
     passes: NDArray[np.float64]
     capacity: float
+    unseen: NDArray[np.float64] | None = None
+    distinct: float = math.inf
 
 
 class ShiftedTargets:
@@ -88,6 +97,11 @@ class ShiftedTargets:
         self._stored += output.numel()
         if self._stored > MOST_STORED:
             self._compute()
+
+    @property
+    def works(self) -> bool:
+        """Whether the loss, and all outputs and targets so far, are of a kind that can be compared."""
+        return self._works
 
     def losses(self) -> NDArray[np.float64] | None:
         """Return the losses against the right and the shifted targets, ``(batches, 2)``, or None."""
@@ -132,6 +146,9 @@ def learns(runs: Sequence[Run]) -> bool:
     a low loss without any rule that holds for others. A network with fewer parameters than targets memorizes less. The
     share must also be higher than in the first quarter, where the learning rates are too low to change the loss.
 
+    Where samples that were not trained on are known, they must agree in the same part of the curve. If they are clear
+    by themselves, the training samples need not be.
+
     >>> steps = np.arange(100)
     >>> chance = np.random.default_rng(0).normal(1, 0.1, (2, 100))
     >>> learns([Run(chance[0], chance[1], steps / 100, 0.5)])
@@ -141,23 +158,41 @@ def learns(runs: Sequence[Run]) -> bool:
     """
     n = min(len(run.losses) for run in runs)
     losses, shifted = (np.mean([values[:n] for values in part], 0) for part in list(zip(*runs, strict=True))[:2])
-    passes = runs[0].passes[:n]
-    finite = np.isfinite(losses) & np.isfinite(shifted)
-    losses, shifted, passes = losses[finite], shifted[finite], passes[finite]
-    quarter = len(losses) // 4
-    width = min(max(MIN_STEPS, round(WINDOW * len(losses))), len(losses) - quarter)
+    gains, passes = shifted - losses, runs[0].passes[:n]
+    known = [run.unseen[:n] for run in runs if run.unseen is not None]
+    unseen = np.mean(known, 0) if len(known) == len(runs) else None
+    finite = np.isfinite(losses) & np.isfinite(shifted) & (True if unseen is None else np.isfinite(unseen))
+    shifted, gains, passes = shifted[finite], gains[finite], passes[finite]
+    quarter = len(gains) // 4
+    width = min(max(MIN_STEPS, round(WINDOW * len(gains))), len(gains) - quarter)
     if quarter < 2 or width < 2:
         return False
-    gains, mean = shifted - losses, np.full(width, 1 / width)
-    levels = np.maximum(np.convolve(np.abs(shifted[quarter:]), mean, "valid"), 1e-30)
-    means = np.convolve(gains[quarter:], mean, "valid")
-    squares = np.diff(gains) ** 2 / 2  # from differences, so that a slope does not count as noise
-    variances = np.maximum(np.convolve(squares[quarter - 1 :], mean, "valid"), squares[:quarter].mean())
-    above_chance = means - ERRORS * np.sqrt(variances / width)
-    above_start = means - gains[:quarter].mean() - ERRORS * np.sqrt(variances * (1 / width + 1 / quarter))
+    levels = np.maximum(_means(np.abs(shifted[quarter:]), width), 1e-30)
     earlier = np.maximum(passes[quarter + width - 1 :] - 1, 0)
     memorized = np.minimum(MEMORIZED * earlier, MOST_MEMORIZED) * runs[0].capacity
-    return bool(((above_chance > memorized * levels) & (above_start > 0)).any())
+    learned = _errors_above(memorized * levels, gains, quarter, width) > ERRORS
+    if unseen is None:
+        return bool(learned.any())
+    repeated = max(1.0, width / min(run.distinct for run in runs))  # how often each validation sample counts
+    errors = _errors_above(0, unseen[finite], quarter, width, repeated)
+    return bool(((errors > UNSEEN_ERRORS) & learned | (errors > UNSEEN_ERRORS_ALONE)).any())
+
+
+def _means(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
+    return np.convolve(values, np.full(width, 1 / width), "valid")
+
+
+def _errors_above(
+    least: Any, gains: NDArray[np.float64], quarter: int, width: int, repeated: float = 1.0
+) -> NDArray[np.float64]:
+    """Return how many standard errors the mean of each window is above ``least`` and above the first quarter's mean."""
+    means = _means(gains[quarter:], width)
+    squares = np.diff(gains) ** 2 / 2  # from differences, so that a slope does not count as noise
+    variances = np.maximum(_means(squares[quarter - 1 :], width), squares[:quarter].mean()) * repeated
+    variances = np.maximum(variances, 1e-60)
+    above_start = (means - gains[:quarter].mean()) / np.sqrt(variances * (1 / width + 1 / quarter))
+    errors: NDArray[np.float64] = np.minimum((means - least) / np.sqrt(variances / width), above_start)
+    return errors
 
 
 def run_of(
@@ -175,11 +210,39 @@ def run_of(
     """
     if pairs is None or not n_steps or not len(pairs):
         return None
-    indices = np.asarray(steps)
-    counts = np.bincount(indices, minlength=n_steps)[:n_steps]
+    counts = np.bincount(steps, minlength=n_steps)[:n_steps]
     if len(pairs) != len(steps) or not counts.all():
         return None
-    losses, shifted = (np.bincount(indices, column, n_steps)[:n_steps] / counts for column in pairs.T)
+    losses, shifted = (_of_steps(column, steps, n_steps) for column in pairs.T)
     in_epoch = n_targets / len(pairs) * n_batches
     capacity = n_params / (n_params + in_epoch) if math.isfinite(in_epoch) else 1.0
     return Run(losses, shifted, np.cumsum(counts) / n_batches, capacity)
+
+
+def with_unseen(
+    run: Run,
+    pairs: NDArray[np.float64] | None,
+    unseen: NDArray[np.float64] | None,
+    steps: Sequence[int],
+    n_slices: int,
+) -> Run:
+    """Return a run with the gains of samples that were not trained on.
+
+    Args:
+        run: the run.
+        pairs: both losses of each training batch; those of the first pass are of samples that were not trained on.
+        unseen: both losses of a slice of the validation samples for each batch after the first pass.
+        steps: the step that each batch belongs to.
+        n_slices: after how many slices the validation samples repeat.
+    """
+    if pairs is None or unseen is None:
+        return run
+    both = np.concatenate([pairs[: len(pairs) - len(unseen)], unseen])
+    n = len(run.losses)
+    return run._replace(unseen=_of_steps(both[:, 1] - both[:, 0], steps, n), distinct=n_slices * n / len(pairs))
+
+
+def _of_steps(values: NDArray[np.float64], steps: Sequence[int], n_steps: int) -> NDArray[np.float64]:
+    """Return the mean of the values of each step's batches."""
+    sums, counts = np.bincount(steps, values, n_steps), np.bincount(steps, minlength=n_steps)
+    return sums[:n_steps] / counts[:n_steps]

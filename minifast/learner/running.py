@@ -216,6 +216,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                     first_check = FirstBatchCheck(learn, tries_metrics=False)
                     others = callbacks_for_run(learn, recorder, first_check, observers=False)
                     callbacks = [*(callback for callback in others if not callback.controls), finder]
+                    finder.uses_validation = not any(map(_changes_batches, others))
                     try:
                         run(learn, epochs, callbacks, recorder, on_nan="ignore")
                     except EmptyEpochError:
