@@ -11,7 +11,7 @@ from minifast.cli.environment import env as env
 from minifast.cli.predict import predict as predict
 from minifast.cli.train import train as train
 from minifast.utils.checks import did_you_mean
-from minifast.utils.text import write_text
+from minifast.utils.text import write_result, write_text
 
 
 def compare(options: argparse.Namespace) -> None:
@@ -36,9 +36,11 @@ def compare(options: argparse.Namespace) -> None:
     comparison = compare_configurations(
         make_learner, configurations, options.epochs, options.seeds, n_jobs=options.jobs
     )
-    write_text(comparison)
-    if any(comparison.runs.values()):
+    trained = any(comparison.runs.values())
+    if trained:
         save_figure(comparison.plot(return_fig=True), options.out)
+    write_result(comparison)
+    if trained:
         write_text(f"Wrote {options.out}.")
     if comparison.ended_by is not None:
         raise comparison.ended_by
@@ -51,7 +53,7 @@ def schedule(options: argparse.Namespace) -> None:
 
     if options.list or options.name is None:
         width = max(map(len, SCHEDULES))
-        write_text("\n".join(f"{name:{width}}  {named.does}" for name, named in SCHEDULES.items()))
+        write_result("\n".join(f"{name:{width}}  {named.does}" for name, named in SCHEDULES.items()))
         if not options.list:
             raise UsageError("Give the name of a schedule, such as minifast schedule one_cycle.")
         return

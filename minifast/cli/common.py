@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from minifast.errors import DownloadError
+from minifast.errors import DownloadError, MinifastError
 from minifast.utils.checks import did_you_mean
 from minifast.utils.folders import home
 from minifast.utils.text import write_text
@@ -40,7 +40,7 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
 
     data = ImageDataBunch.from_folder(folder, valid_pct=options.valid_pct, seed=seed, **data_options(options))
     if data.classes is not None and len(data.classes) == 1:
-        raise UsageError(
+        raise MinifastError(
             f"{folder} has images of one class only, {data.classes[0]}; give a folder of images for each of two or "
             f"more classes."
         )

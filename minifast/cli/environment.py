@@ -9,7 +9,7 @@ from pathlib import Path
 
 from minifast.errors import MinifastError
 from minifast.utils.folders import cache_files, home, size_of, size_text
-from minifast.utils.text import text_table, write_text
+from minifast.utils.text import text_table, write_result, write_text
 
 REQUIRED = ("torch", "torchvision", "numpy", "pillow", "matplotlib", "fastprogress", "pooch", "requests", "filelock")
 OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "tensorboard", "torchmetrics", "pandas", "ipykernel")
@@ -25,7 +25,7 @@ def env(_: argparse.Namespace) -> None:
     rows += [("Python", f"{platform.python_version()} in {sys.prefix}"), ("platform", platform.platform())]
     rows += [(name, version(name)) for name in (*REQUIRED, *OPTIONAL)]
     rows += [*hardware(), *folders()]
-    write_text(text_table(rows))
+    write_result(text_table(rows))
 
 
 def version(package: str) -> str:
@@ -70,7 +70,7 @@ def cache(options: argparse.Namespace) -> None:
         raise MinifastError(f"There is no cache: {error}") from error
     size = sum(map(size_of, files))
     if not options.clear:
-        write_text(f"{folder} has {count(len(files))} of decoded images, {size_text(size)}.")
+        write_result(f"{folder} has {count(len(files))} of decoded images, {size_text(size)}.")
         if files:
             write_text("minifast cache --clear removes them; the next training decodes the images again.")
         return

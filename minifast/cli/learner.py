@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from minifast.cli.common import UsageError, check_arch, check_model, data_options, make_data, make_model
+from minifast.errors import MinifastError
 from minifast.utils.text import write_text
 
 CSV_OPTIONS = ("fn_col", "label_col", "label_delim", "suffix")
@@ -63,7 +64,9 @@ def read_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
         **data_options(options),
     )
     if data.classes is not None and len(data.classes) == 1:
-        raise UsageError(f"{options.csv.name} has images of one class only, {data.classes[0]}; it needs two or more.")
+        raise MinifastError(
+            f"{options.csv.name} has images of one class only, {data.classes[0]}; it needs two or more."
+        )
     return data
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import DataError, MinifastError
 from minifast.utils.checks import shortlist
-from minifast.utils.text import can_write, is_terminal, text_table, write_text
+from minifast.utils.text import can_write, is_terminal, text_table, write_result, write_text
 
 MOST_COUNTS = 10  # classes in the line after --csv
 
@@ -53,12 +53,12 @@ def predict(options: argparse.Namespace) -> None:
     if options.json:
         records = [prediction.as_json() for prediction in found]
         text = json.dumps(records, indent=2, ensure_ascii=False)
-        write_text(text if can_write(text) else json.dumps(records, indent=2))  # an escape of JSON, not of Python
+        write_result(text if can_write(text) else json.dumps(records, indent=2))  # an escape of JSON, not of Python
     elif options.csv is None and len(found) == 1 and Path(options.images[0]).is_file():
-        write_text("  ".join(found[0].cells()))
+        write_result("  ".join(found[0].cells()))
     elif options.csv is None:
         header = ["image", found[0].kind, *(["probability"] if found[0].kind != "prediction" else [])]
-        write_text(text_table([header, *([prediction.image, *prediction.cells()] for prediction in found)], right=2))
+        write_result(text_table([header, *([prediction.image, *prediction.cells()] for prediction in found)], right=2))
 
 
 class Prediction(NamedTuple):

@@ -34,7 +34,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """Compare the outputs of the model with the classes, or with the shape of regression targets.
 
     Raises:
-        DataError: they do not fit each other.
+        DataError: they do not fit each other, or there is one class only.
     """
     loss_func = unwrap_loss(learn.loss_func)
     check_broadcast(loss_func, output, target)
@@ -42,6 +42,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
     if n_classes is None or (learn.data.classes is None and learn.data.labels is None):  # it may have more
+        check_one_class(loss_func, n_outputs)
         return
     largest = _largest_class(loss_func, as_arguments(target)[0])
     if largest >= n_classes and (n_outputs != n_classes or n_classes == 1):
@@ -50,10 +51,26 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
             f"The targets go up to {largest}, but `classes` has {names}; name all classes in `classes`, in the order "
             f"of their numbers from 0, or leave it out."
         )
+    if n_classes == 1:
+        raise DataError(
+            f"The data have one class only, {shortlist(learn.data.classes or ['0'])}, so the loss is 0 for every input "
+            f"and nothing can be learned; give samples of two or more classes."
+        )
+    check_one_class(loss_func, n_outputs)
     if n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
             f"({shortlist(learn.data.classes or ())}); give the last layer {n_classes} outputs."
+        )
+
+
+def check_one_class(loss_func: Any, n_outputs: int) -> None:
+    """Raise a DataError if torch's cross entropy gets a single output, for which it is 0 whatever the model learns."""
+    own = type(loss_func).forward if isinstance(loss_func, nn.CrossEntropyLoss) else nn.CrossEntropyLoss.forward
+    if n_outputs == 1 and own is nn.CrossEntropyLoss.forward:
+        raise DataError(
+            "The model gives 1 output, and cross entropy over one class is 0 for every input; give the last layer one "
+            "output per class, or pass loss_func=nn.BCEWithLogitsLoss() and y.float() for two classes with one output."
         )
 
 

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from minifast.errors import MinifastError
+
 
 def text_table(rows: Sequence[Sequence[str]], right: int | None = None) -> str:
     """Write rows, the header first, in columns two spaces apart; those from number ``right`` on end at the right.
@@ -123,15 +125,40 @@ def write_text(text: object = "", end: str = "\n", stream: Any = None) -> None:
     if stream is None and _muted:
         return
     stream = sys.stdout if stream is None else stream
-    flush = hasattr(stream, "flush")
     try:
-        try:
-            print(text, end=end, file=stream, flush=flush)
-        except UnicodeEncodeError:
-            encoding = getattr(stream, "encoding", None) or "ascii"
-            print(str(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
+        _write(text, end, stream)
     except (OSError, ValueError) as error:
         report_closed(stream, error)
+
+
+def write_result(text: object) -> None:
+    """Print the result of a command, as ``write_text`` does, to ``sys.stdout``.
+
+    Raises:
+        MinifastError: the stream cannot take it, so the result would be lost.
+    """
+    if _muted:
+        return
+    try:
+        _write(text, "\n", sys.stdout)
+    except (OSError, ValueError) as error:
+        raise MinifastError(
+            f"The output cannot be written ({_reason(error)}), and it is the result of this command. Run it again with "
+            f"another output."
+        ) from error
+
+
+def _write(text: object, end: str, stream: Any) -> None:
+    flush = hasattr(stream, "flush")
+    try:
+        print(text, end=end, file=stream, flush=flush)
+    except UnicodeEncodeError:
+        encoding = getattr(stream, "encoding", None) or "ascii"
+        print(str(text).encode(encoding, "backslashreplace").decode(encoding), end=end, file=stream, flush=flush)
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error).rstrip(".")
 
 
 _closed: list[Any] = []  # the stream that was reported last
@@ -142,6 +169,8 @@ def report_closed(stream: Any, error: Exception) -> None:
     if any(stream is other for other in _closed):
         return
     _closed[:] = [stream]
-    reason = getattr(error, "strerror", None) or str(error).rstrip(".")
     with contextlib.suppress(OSError, ValueError):
-        print(f"minifast: the output cannot be written ({reason}); the work continues without it.", file=sys.stderr)
+        print(
+            f"minifast: the output cannot be written ({_reason(error)}); the work continues without it.",
+            file=sys.stderr,
+        )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,20 @@ def test_predict_prints_a_table_or_json_for_several_images(trained, capsys):
     assert [[record["image"], record["class"], f"{record['probability']:.4f}"] for record in records] == rows
     assert all(max(record["probabilities"].values()) == record["probability"] for record in records)
     assert set(records[0]["probabilities"]) == {"3", "7"}
+
+
+@pytest.mark.parametrize("options", [[], ["--json"], ["--csv"]])
+def test_predictions_that_cannot_be_printed_are_an_error_unless_they_are_in_a_file(
+    options, trained, tmp_path, monkeypatch
+):
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(sys, "stdout", Full())
+    file = [str(tmp_path / "out.csv")] if options == ["--csv"] else []
+    image = str(next(trained.glob("sample/valid/3/*.png")))
+    assert cli.main(["predict", str(trained / "out"), image, *options, *file]) == (0 if file else 1)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,17 @@ from conftest import toy_data, toy_learner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import DataBunch, DataError, ImageDataBunch, Learner, accuracy, set_seed, simple_ann, simple_cnn
+from minifast import (
+    DataBunch,
+    DataError,
+    ImageDataBunch,
+    Learner,
+    TensorDataBunch,
+    accuracy,
+    set_seed,
+    simple_ann,
+    simple_cnn,
+)
 from minifast.data import synthetic
 from minifast.diagnostics import CheckResult, Finding
 
@@ -216,6 +226,26 @@ CLASSES, PAIRS = torch.arange(120) % 2, torch.arange(240).view(120, 2) % 2
 )
 def test_targets_of_the_wrong_kind(y, loss, what):
     assert what in only_finding(learner(y=y, loss_func=loss)).what
+
+
+@pytest.mark.parametrize("n_outputs", [1, 2, 3])
+@pytest.mark.parametrize("labels", [[0] * 40, ["a"] * 40, [True] * 40, "without names"])
+def test_one_class_is_an_error_in_a_check_and_before_the_first_step(labels, n_outputs):
+    x = torch.randn(40, 10)
+    if labels == "without names":
+        if n_outputs > 1:  # a data set without names may lack a class by chance
+            return
+        data = DataBunch(DataLoader(TensorDataset(x, torch.zeros(40).long()), 10), device="cpu")
+    else:
+        data = TensorDataBunch.from_arrays(x, labels, bs=8, seed=0, device="cpu")
+    learn = Learner(data, simple_ann(10, n_outputs), silent=True)
+    before = [p.clone() for p in learn.model.parameters()]
+    assert re.search("one class .*0 for every input", learn.check(10).findings[0].what)
+    assert len(learn.check(10).findings) == 1
+    for start in (partial(learn.fit, 1), partial(learn.fit_one_cycle, 1), learn.lr_find):
+        with pytest.raises(DataError, match=r"one class .*0 for every input"):
+            start()
+    assert all(map(torch.equal, before, learn.model.parameters()))
 
 
 def test_a_model_that_fails_on_the_batch():

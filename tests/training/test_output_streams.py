@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minifast import DataBunch, Learner, simple_ann
+from minifast.cli import main
 from minifast.utils.text import write_text
 
 
@@ -90,6 +91,21 @@ def test_a_closed_stdout_ends_no_training(monkeypatch, capsys) -> None:
     learn.fit(2, 1e-2)
     assert len(learn.recorder.val_losses) == 2
     assert capsys.readouterr().err.count("I/O operation on closed file") == 1
+
+
+@pytest.mark.parametrize("arguments", [["cache"], ["env"], ["schedule", "--list"]])
+@pytest.mark.parametrize("stream", [BrokenPipe(0, False), None])
+def test_a_command_whose_output_is_its_result_fails_without_it(
+    stream, arguments, monkeypatch, capsys, tmp_path
+) -> None:
+    if stream is None:
+        stream = io.StringIO()
+        stream.close()
+    monkeypatch.setenv("MINIFAST_HOME", str(tmp_path))
+    assert main(arguments) == 0
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(arguments) == 1
+    assert "The output cannot be written (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", ["train", "predict", "compare", "schedule"])
