@@ -46,7 +46,8 @@ def loss_options(loss_func: Any) -> dict[str, Any]:
         )
     options: dict[str, Any] = {}
     ignore_index = setting_of(loss_func, "ignore_index", None)
-    if isinstance(ignore_index, int):
+    # That of a model's own loss is the default of the metrics, and does not hold for its regression targets.
+    if isinstance(ignore_index, int) and not isinstance(loss_func, ModelLoss):
         options["ignore_index"] = ignore_index
     # A class derived from these may permute the outputs first, so only they tell where the classes are.
     classes_second = (nn.CrossEntropyLoss, nn.NLLLoss, LabelSmoothingCrossEntropy)

@@ -9,24 +9,30 @@ from torch import Tensor
 
 from minifast.errors import DataError
 from minifast.metrics.functions import mark
+from minifast.metrics.loss_options import loss_options
 from minifast.metrics.wrappers import add_metrics
 from minifast.training.callback import Callback
-from minifast.utils.shapes import binary_targets
+from minifast.utils.shapes import binary_targets, is_counted
 from minifast.utils.tensors import to_cpu
 
 
 class AUROC(Callback):
     """Compute the area under the ROC curve of two classes, over the whole validation set.
 
-    Outputs are ``(n, 2)``, or one number per sample that is higher for class 1. Targets are 0 and 1. The score and the
-    target of each sample stay in memory until the end of the epoch.
+    Outputs are ``(n, 2)``, or one number per sample that is higher for class 1. Targets are 0 and 1; those that the
+    loss ignores do not count. The score and the target of each sample stay in memory until the end of the epoch.
     """
 
     higher_is_better = True
+    _ignored = -100
 
     def __init__(self) -> None:
         self._scores: list[Tensor] = []
         self._targets: list[Tensor] = []
+
+    def follow_loss(self, loss_func: Any) -> None:
+        """Ignore the targets that a loss ignores."""
+        self._ignored = loss_options(loss_func).get("ignore_index", -100)
 
     def on_epoch_begin(self) -> None:
         """Forget all scores."""
@@ -41,8 +47,21 @@ class AUROC(Callback):
         """Return the value."""
         scores, targets = self._scores, self._targets
         self._scores, self._targets = [], []
-        area = auc_roc_score(torch.cat(scores), torch.cat(targets)) if scores else None
+        area = _area(torch.cat(scores), torch.cat(targets), self._ignored) if scores else None
         return add_metrics(last_metrics, area if area is None else area.item())
+
+
+def _area(scores: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+    scores, targets = to_cpu(scores), to_cpu(targets)
+    counted = is_counted(targets, ignore_index)
+    reason = "the area under the ROC curve is defined for two classes; number them 0 and 1."
+    positive = binary_targets(targets[counted], reason=reason).bool()
+    chosen: Any = scores[counted]
+    _, places, ties = chosen.unique(return_inverse=True, return_counts=True)
+    # Ranks count from 1; equal scores share the mean of their ranks.
+    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[places]
+    n, n_positive = len(positive), positive.sum()
+    return (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))
 
 
 def _scores_of(outputs: Tensor) -> Tensor:
@@ -69,11 +88,12 @@ def _targets_of(targets: Tensor, n: int) -> Tensor:
 def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
     """Return the area under the ROC curve: how often a sample of class 1 has a higher output than one of class 0.
 
-    As a metric of a learner it is computed over all predictions. It is NaN if all samples are of one class.
+    As a metric of a learner it is computed over all predictions, without the targets that the loss ignores. It is NaN
+    if all samples are of one class.
 
     Args:
         input: outputs ``(n, 2)``, or scores ``(n,)`` or ``(n, 1)``.
-        targ: zeros and ones ``(n,)`` or ``(n, 1)``.
+        targ: zeros and ones ``(n,)`` or ``(n, 1)``; -100 does not count.
 
     Raises:
         DataError: if the shapes do not fit, or targets are outside of [0, 1].
@@ -81,10 +101,4 @@ def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
     >>> auc_roc_score(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.7500, dtype=torch.float64)
     """
-    positive = binary_targets(to_cpu(_targets_of(targ, len(input)))).bool()
-    scores: Any = to_cpu(_scores_of(input))
-    _, places, ties = scores.unique(return_inverse=True, return_counts=True)
-    # Ranks count from 1; equal scores share the mean of their ranks.
-    ranks: Tensor = (ties.cumsum(0) - (ties - 1) / 2).double()[places]
-    n, n_positive = len(positive), positive.sum()
-    return (ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * (n - n_positive))
+    return _area(_scores_of(input), _targets_of(targ, len(input)), -100)

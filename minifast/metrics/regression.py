@@ -9,9 +9,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from minifast.metrics.functions import count_numbers, mark
+from minifast.metrics.loss_options import loss_options
 from minifast.metrics.wrappers import add_metrics
 from minifast.training.callback import Callback
-from minifast.utils.shapes import match_shapes
+from minifast.utils.shapes import counted_only, match_shapes
 from minifast.utils.tensors import to_cpu
 
 
@@ -21,7 +22,7 @@ def flat(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
     return pred.flatten(), targ.flatten() if targ.is_floating_point() else targ.flatten().to(pred.dtype)
 
 
-@mark(higher_is_better=False, count=count_numbers)
+@mark(higher_is_better=False, count=count_numbers, elementwise=True)
 def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
     """Return the mean of the squared differences, also called ``mse``.
 
@@ -38,7 +39,7 @@ def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
     return functional.mse_loss(*flat(pred, targ))
 
 
-@mark(higher_is_better=False, count=count_numbers)
+@mark(higher_is_better=False, count=count_numbers, elementwise=True)
 def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
     """Return the mean of the absolute differences, also called ``mae``.
 
@@ -55,7 +56,7 @@ def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
     return functional.l1_loss(*flat(pred, targ))
 
 
-@mark(higher_is_better=False, count=count_numbers)
+@mark(higher_is_better=False, count=count_numbers, elementwise=True)
 def mean_squared_logarithmic_error(pred: Tensor, targ: Tensor) -> Tensor:
     """Return the mean of the squared differences of log(1 + x), also called ``msle``.
 
@@ -76,6 +77,8 @@ def mean_squared_logarithmic_error(pred: Tensor, targ: Tensor) -> Tensor:
 def moments(errors: Tensor, targets: Tensor) -> Tensor:
     """Return five numbers: the count, then mean and sum of squared deviations of the errors, and of the targets."""
     exact = torch.float32 if errors.device.type == "mps" else torch.float64
+    if not len(errors):
+        return errors.new_zeros(5, dtype=exact)
     both = torch.stack([errors, targets]).to(exact)
     means = both.mean(dim=1)
     deviations = (both - means[:, None]).square().sum(dim=1)
@@ -93,11 +96,18 @@ def combine_moments(parts: Tensor) -> Tensor:
 class MomentMetric(Callback):
     """The base of metrics that are a function of the moments of errors and targets.
 
-    Five numbers of each batch stay on its device and are combined at the end of the epoch.
+    Five numbers of each batch stay on its device and are combined at the end of the epoch. Targets that the loss
+    ignores do not count.
     """
+
+    _ignored: int | None = None
 
     def __init__(self) -> None:
         self._parts: list[Tensor] = []
+
+    def follow_loss(self, loss_func: Any) -> None:
+        """Ignore the targets that a loss ignores."""
+        self._ignored = loss_options(loss_func).get("ignore_index")
 
     def errors(self, pred: Tensor, targ: Tensor) -> Tensor:
         """Return the error of each number."""
@@ -112,6 +122,8 @@ class MomentMetric(Callback):
         return self.value(self._moments(pred, targ)).to(pred.dtype)
 
     def _moments(self, pred: Tensor, targ: Tensor) -> Tensor:
+        if self._ignored is not None:
+            pred, targ = counted_only(pred, targ, self._ignored)
         pred, targ = flat(pred, targ)
         return moments(self.errors(pred, targ), targ)
 

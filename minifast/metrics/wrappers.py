@@ -15,6 +15,7 @@ from minifast.metrics.loss_options import loss_options
 from minifast.training.averages import WeightedMean
 from minifast.training.callback import Callback, snake_case
 from minifast.utils.checks import bound_arguments
+from minifast.utils.shapes import counted_only
 from minifast.utils.tensors import as_arguments, to_cpu
 
 
@@ -50,12 +51,15 @@ class AverageMetric(Callback):
         self.func = func
         self.name = name_of(func)
         self._options: dict[str, Any] = {}
+        self._ignored: int | None = None
 
     def follow_loss(self, loss_func: Any) -> None:
         """Take the arguments that follow the loss, such as ``ignore_index``, unless they are given."""
         given = bound_arguments(self.func)
-        accepted = getattr(without_arguments(self.func), "loss_options", ())
-        options = loss_options(loss_func) if accepted else {}
+        function = without_arguments(self.func)
+        accepted, elementwise = getattr(function, "loss_options", ()), getattr(function, "elementwise", False)
+        options = loss_options(loss_func) if accepted or elementwise else {}
+        self._ignored = options.get("ignore_index") if elementwise else None
         self._options = {name: options[name] for name in accepted if name in options and name not in given}
 
     def on_epoch_begin(self) -> None:
@@ -66,6 +70,8 @@ class AverageMetric(Callback):
     def on_batch_end(self, last_output: Any, last_target: Any, last_input: Any = None) -> None:
         """Add the values of a batch."""
         check_broadcast(self.func, last_output, last_target)
+        if self._ignored is not None:
+            last_output, last_target = counted_only(last_output, last_target, self._ignored)
         value = self.func(last_output, *as_arguments(last_target), **self._options)
         keys, values = self._split(value)
         if not self._means:

@@ -98,21 +98,39 @@ def is_counted(target: Tensor, ignore_index: int) -> Tensor:
     return (target.long() if target.dtype is torch.uint8 else target) != ignore_index
 
 
-def binary_targets(target: Tensor, counted: Tensor | None = None) -> Tensor:
+SINGLE_OUTPUT = (
+    "a single output per target tells two classes apart; number them 0 and 1, or give the model one output per class. "
+    "For regression use rmse, mae or r2_score."
+)
+
+
+def counted_only(output: Any, target: Any, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Return the outputs and targets of one shape as vectors, without the targets that are ``ignore_index``.
+
+    >>> counted_only(torch.tensor([[1.0], [2.0]]), torch.tensor([-100, 3]), -100)
+    (tensor([2.]), tensor([3]))
+    """
+    output, target = match_shapes(output, target)
+    counted = is_counted(target, ignore_index)
+    return output[counted], target[counted]
+
+
+def binary_targets(target: Tensor, counted: Tensor | None = None, reason: str = SINGLE_OUTPUT) -> Tensor:
     """Return targets in [0, 1] as class numbers 0 and 1.
 
+    Args:
+        target: the targets.
+        counted: a mask of the targets that count; the others become 0.
+        reason: why they must be in [0, 1], and what to do; the end of the error.
+
     Raises:
-        DataError: if a target is outside of [0, 1].
+        DataError: if a target that counts is outside of [0, 1].
     """
     checked = target.float() if counted is None else target.float().masked_fill(~counted, 0.0)
     if checked.numel():
         low, high = read_floats(torch.stack(checked.aminmax()))
         if not 0 <= low <= high <= 1:
-            raise DataError(
-                f"The targets range from {low:g} to {high:g}, but a single output per target tells two classes apart; "
-                f"number them 0 and 1, or give the model one output per class. For regression use rmse, mae or "
-                f"r2_score."
-            )
+            raise DataError(f"The targets range from {low:g} to {high:g}, but {reason}")
     return (checked > 0.5).long()
 
 
