@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import random
 import re
 import tempfile
@@ -69,11 +68,10 @@ def run(folder: Path, out: Path, arch: str, seed: int) -> dict[str, Any]:
         code = cli.main([*arguments, "--seed", str(seed), "--out", str(out), "--device", "cpu"])
     seconds = time.perf_counter() - begin
     accuracy = float((out / "history.csv").read_text().splitlines()[-1].split(",")[3]) if not code else 0.0
-    source = re.search(r"learning rate of \S+, (the suggestion|a careful choice|the default)", text.getvalue())
-    options = json.loads((out / "options.json").read_text())
+    source = re.search(r"learning rate of (\S+), (the suggestion|a careful choice|the default)", text.getvalue())
     return {
         "code": code, "finder": sum(spent), "seconds": seconds, "accuracy": accuracy,
-        "source": source[1] if source else "none", "lr": options["lr"],
+        "source": source[2] if source else "none", "lr": source[1] if source else "none",
     }  # fmt: skip
 
 
@@ -96,7 +94,7 @@ def report(n_folders: int = N_FOLDERS) -> str:
             results += [{**result, "chance": 1 / n_classes} for result in runs]
             share = sum(result["finder"] for result in runs) / sum(result["seconds"] for result in runs)
             scores = ", ".join(f"{result['accuracy']:.2f}" for result in runs)
-            rates = ", ".join(f"{result['lr']:.1e}" for result in runs)
+            rates = ", ".join(result["lr"] for result in runs)
             lines.append(
                 f"| {n_classes} classes, {side} px | {arch} | {scores} | {1 / n_classes:.2f} | {rates} | {share:.0%} |"
             )

@@ -158,11 +158,12 @@ def learns(runs: Sequence[Run]) -> bool:
     """
     n = min(len(run.losses) for run in runs)
     losses, shifted = (np.mean([values[:n] for values in part], 0) for part in list(zip(*runs, strict=True))[:2])
-    gains, passes = shifted - losses, runs[0].passes[:n]
+    passes = runs[0].passes[:n]
     known = [run.unseen[:n] for run in runs if run.unseen is not None]
     unseen = np.mean(known, 0) if len(known) == len(runs) else None
     finite = np.isfinite(losses) & np.isfinite(shifted) & (True if unseen is None else np.isfinite(unseen))
-    shifted, gains, passes = shifted[finite], gains[finite], passes[finite]
+    shifted, passes = shifted[finite], passes[finite]
+    gains = shifted - losses[finite]
     quarter = len(gains) // 4
     width = min(max(MIN_STEPS, round(WINDOW * len(gains))), len(gains) - quarter)
     if quarter < 2 or width < 2:
@@ -237,9 +238,11 @@ def with_unseen(
     """
     if pairs is None or unseen is None:
         return run
-    both = np.concatenate([pairs[: len(pairs) - len(unseen)], unseen])
+    losses, shifted = np.concatenate([pairs[: len(pairs) - len(unseen)], unseen]).T
+    with np.errstate(invalid="ignore"):  # infinite losses, whose steps are left out
+        gains = shifted - losses
     n = len(run.losses)
-    return run._replace(unseen=_of_steps(both[:, 1] - both[:, 0], steps, n), distinct=n_slices * n / len(pairs))
+    return run._replace(unseen=_of_steps(gains, steps, n), distinct=n_slices * n / len(pairs))
 
 
 def _of_steps(values: NDArray[np.float64], steps: Sequence[int], n_steps: int) -> NDArray[np.float64]:

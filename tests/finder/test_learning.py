@@ -153,8 +153,9 @@ def test_samples_that_were_not_trained_on_decide_where_others_may_be_memorized()
 
 
 @settings(max_examples=25, deadline=None)
-@given(passes=st.floats(1, 50), capacity=st.floats(0, 1), gain=st.floats(0, 1), first=st.integers(0, 1000))
-def test_whatever_is_memorized_is_not_learning(passes, capacity, gain, first) -> None:
+@given(passes=st.floats(1, 50), capacity=st.floats(0, 1), share=st.floats(0, 1), first=st.integers(0, 1000))
+def test_whatever_can_be_memorized_is_not_learning(passes, capacity, share, first) -> None:
+    gain = share * min(0.03 * max(0.6 * passes - 1, 0), 0.7) * capacity  # passes at step 60
     runs = [with_gain(comparison(gain, passes, capacity, first + i), 0, 7 * (first + i)) for i in range(60)]
     assert np.mean([learns([run]) for run in runs]) <= 0.1
 
@@ -171,6 +172,8 @@ def test_unseen_samples_are_those_of_the_first_pass_and_then_of_validation() -> 
     run = with_unseen(run, pairs, np.array([[0.0, 5.0], [0.0, 7.0]]), [0, 0, 1, 1], 6)
     assert run.unseen.tolist() == [2, 6]
     assert run.distinct == 3
+    infinite = with_unseen(run, pairs, np.full((2, 2), np.inf), [0, 0, 1, 1], 6)
+    assert np.isnan(infinite.unseen).tolist() == [False, True]
     assert with_unseen(run._replace(unseen=None), pairs, None, [0, 0, 1, 1], 6).unseen is None
 
 
