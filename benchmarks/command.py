@@ -54,9 +54,9 @@ def run(folder: Path, out: Path, arch: str, seed: int) -> dict[str, Any]:
     """Train once and return the seconds of the finder, of all, the accuracy and what was printed."""
     spent: list[float] = []
 
-    def timed(learn: Any) -> Any:
+    def timed(*arguments: Any) -> Any:
         begin = time.perf_counter()
-        chosen = choose_lr(learn)
+        chosen = choose_lr(*arguments)
         spent.append(time.perf_counter() - begin)
         return chosen
 
