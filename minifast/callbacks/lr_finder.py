@@ -84,7 +84,7 @@ class LRFinder(ScheduledParameters):
         return {"skip_validate": True}
 
     def _set(self, batch: int) -> None:
-        self.learn.opt.write("lr", self._rates[min(batch, self.num_it - 1)])
+        self.learn.opt.write("lr", self._rates[batch])
 
     def comparison(self) -> Run | None:
         """Return the losses against right and shifted targets, see ``minifast.finder.learning``, or None."""
