@@ -1,4 +1,4 @@
-"""Loss functions, the default loss of a data set, and the weight of a batch in a mean loss."""
+"""Loss functions, and the weight of a batch in a mean loss."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from minifast.model_loss import ModelLoss
 from minifast.utils.checks import bound_arguments, check_number, check_word
 from minifast.utils.compiled import uncompiled
 from minifast.utils.shapes import is_counted, match_shapes
-from minifast.utils.tensors import TARGET_NAMES, as_arguments, as_list, count_samples, take_rows
+from minifast.utils.tensors import as_arguments, count_samples, take_rows, target_names
 
 
 class MSELossFlat(nn.MSELoss):
@@ -34,36 +34,6 @@ class MSELossFlat(nn.MSELoss):
 LOSS_OF_KIND = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # of labels
 
 
-def loss_for(dataset: Any, classes: Any) -> nn.Module | None:
-    """Return the default loss for the targets of a data set, or None where the targets do not determine it."""
-    if classes is not None:
-        return nn.CrossEntropyLoss()
-    try:
-        target = torch.as_tensor(dataset[0][1])
-    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
-        return None
-    if target.is_floating_point():
-        return MSELossFlat()
-    return nn.CrossEntropyLoss() if target.ndim == 0 else None
-
-
-def no_loss_reason(dataset: Any) -> str:
-    """Return why ``loss_for`` found no loss, and what to do."""
-    try:
-        target = dataset[0][1]
-        shape = () if isinstance(target, str) else tuple(torch.as_tensor(target).shape)
-    except (TypeError, IndexError, KeyError, ValueError, RuntimeError):
-        return "; pass `loss_func`, such as nn.CrossEntropyLoss()"
-    if isinstance(target, str):
-        return ": the targets are texts; give class numbers from 0 in the data set"
-    if shape == (1,):
-        return ": the targets are integers of shape (n, 1); give class numbers as (n,), with y.squeeze(1)"
-    return (
-        f": each target has {' x '.join(map(str, shape))} integers; pass `loss_func`, such as nn.CrossEntropyLoss() "
-        f"for a class per position, or give floats and nn.BCEWithLogitsLoss() for several labels per sample"
-    )
-
-
 def classes_of(dataset: Any, target: str | Sequence[str] | None = None) -> list[Any] | None:
     """Return the class names of a data set or of the data set that it is a subset of; None without names.
 
@@ -71,8 +41,9 @@ def classes_of(dataset: Any, target: str | Sequence[str] | None = None) -> list[
     """
     features = getattr(dataset, "features", None)
     if isinstance(features, dict):
-        columns = [features.get(name) for name in as_list(target) or TARGET_NAMES]
-        return next((list(names) for column in columns if (names := getattr(column, "names", None))), None)
+        columns = target_names(features, target)
+        names = getattr(features[columns[0]], "names", None) if len(columns) == 1 else None
+        return list(names) if names else None
     while dataset is not None and not hasattr(dataset, "classes"):
         dataset = getattr(dataset, "dataset", None)  # of a Subset
     classes = getattr(dataset, "classes", None)

@@ -6,10 +6,7 @@ import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from torch.utils.data import DataLoader
-
 from minifast.data.loaders import BatchLoader, TensorLoader, scaling
-from minifast.data.resume import preserve_loader
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError
 
@@ -47,18 +44,3 @@ def adapt(data: DataBunch, dl: Any) -> Any:
     loader.tfms = [scaling(data.channels), *tfms] if isinstance(like, TensorLoader) else tfms
     loader.target, loader.batch_fn = like.target, like.batch_fn
     return loader
-
-
-def has_named_inputs(data: DataBunch) -> bool:
-    """Return whether the inputs of training batches are dicts, by making a batch of one sample."""
-    loader: Any = data.train_dl
-    inner = getattr(loader, "dl", None)
-    with preserve_loader(loader):
-        try:
-            if isinstance(inner, DataLoader) and inner.batch_sampler is not None:
-                inputs, _ = loader.as_pair(inner.collate_fn([inner.dataset[0]]), "training")
-            else:
-                inputs, _ = next(iter(loader))
-        except Exception:  # the first batch of a fit raises the error
-            return False
-    return isinstance(inputs, dict)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,15 +30,13 @@ from minifast.data.normalize import Normalize, Stats, channel_stats, channel_vie
 from minifast.data.resume import preserve_loader
 from minifast.data.showing import show_batch
 from minifast.data.single import batch_of_one
+from minifast.data.targets import default_loss
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
-from minifast.losses import classes_of, loss_for
+from minifast.losses import classes_of
 from minifast.utils.checks import check_count
 from minifast.utils.public import public_class
 from minifast.utils.tensors import as_pair, map_tensors
-
-if TYPE_CHECKING:
-    pass
 
 
 class DatasetType(Enum):
@@ -65,7 +63,8 @@ class DataBunch:
         dl_tfms: batch transforms, which take and return ``(x, y)`` on the device.
         path: folder for the learner's files.
         classes: names of the classes; by default the attribute ``classes`` of the training set, if it has one.
-        loss_func: loss function; by default cross entropy for classes and mean squared error for float targets.
+        loss_func: loss function; by default cross entropy for classes, binary cross entropy for rows of 0 and 1 as
+            floats (multi-label), and mean squared error for other floats.
         target: the name of the targets in batches that are dicts, or several names, which give a tuple of targets. By
             default ``"labels"`` or ``"label"``.
         batch_fn: a function that takes a batch of the loader, on the device, and returns ``(inputs, targets)``, for
@@ -111,10 +110,11 @@ class DataBunch:
         self.path = Path(path)
         names = classes_of(self.train_ds, target) if classes is None else classes
         self.classes = None if names is None else list(map(printable, names))
-        self.loss_is_default = loss_func is None
-        self.loss_func = loss_for(self.train_ds, self.classes) if loss_func is None and batch_fn is None else loss_func
         for loader in self.dls if target is not None or batch_fn is not None else ():
             loader.target, loader.batch_fn = target, batch_fn
+        self.loss_is_default = loss_func is None
+        is_known = loss_func is not None or batch_fn is not None
+        self.loss_func = loss_func if is_known else default_loss(self.train_dl, self.classes)
         self.norm: Normalize | None = None
 
     @classmethod

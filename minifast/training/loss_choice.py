@@ -6,10 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from minifast.data.batch_fn import has_named_inputs
 from minifast.data.bunch import DataBunch
+from minifast.data.targets import has_named_inputs, no_loss_reason
 from minifast.errors import DataError
-from minifast.losses import no_loss_reason
 from minifast.model_loss import own_loss
 
 
@@ -27,5 +26,5 @@ def choose_loss(data: DataBunch, model: nn.Module, loss_func: Any) -> Any:
     if own is not None and has_named_inputs(data):
         return own
     if data.loss_func is None:
-        raise DataError(f"No loss can be chosen from the data{no_loss_reason(data.train_ds)}.")
+        raise DataError(f"No loss can be chosen from the data{no_loss_reason(data.train_dl)}.")
     return data.loss_func

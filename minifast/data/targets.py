@@ -1,0 +1,134 @@
+"""The targets of training batches, looked at before training: they decide the default loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
+
+from minifast.data.resume import preserve_loader
+from minifast.losses import MSELossFlat
+from minifast.utils.random import get_rng_states, set_rng_states
+from minifast.utils.tensors import as_pair
+
+if TYPE_CHECKING:
+    from minifast.data.bunch import DataBunch
+
+N_LOOKED = 64  # samples whose targets are read where the first one does not tell what they are
+
+
+def pair_of(loader: Any, index: int = 0) -> tuple[Any, Any]:
+    """Return sample ``index`` of a loader's data set as a batch of one, split into inputs and targets as in training.
+
+    A loader that is not torch's collates in a way of its own: its samples are split, not its batches.
+    """
+    inner, sample = getattr(loader, "dl", loader), loader.dataset[index]
+    if isinstance(inner, DataLoader):
+        batch = inner.collate_fn([sample] if inner.batch_sampler is not None else sample)
+        pair: tuple[Any, Any] = loader.as_pair(batch, "training")
+        return pair
+    inputs, targets = loader.as_pair(sample, "training")
+    return inputs, default_collate([targets])
+
+
+def first_targets(loader: Any) -> Any:
+    """Return the targets of a batch of the first sample, or None where the data set cannot tell."""
+    with _keep_generators():
+        try:
+            return pair_of(loader)[1]
+        except Exception:  # the first batch of a fit raises the error
+            return None
+
+
+def default_loss(loader: Any, classes: Any) -> nn.Module | None:
+    """Return the default loss for the targets of a training loader, or None where they do not determine it.
+
+    The targets are those that training uses: of ``(x1, x2, y)`` the last value, of a dict its labels.
+    """
+    with _keep_generators():
+        targets = first_targets(loader)
+        known = isinstance(targets, Tensor) and targets.ndim > 0
+        rows = known and targets.is_floating_point() and targets.ndim == 2 and targets.shape[1] > 1
+        if rows and bool(((targets == 0) | (targets == 1)).all()):
+            several = _has_several_labels(loader, exclusive=classes is not None or _is_class(loader))
+            if several:
+                return nn.BCEWithLogitsLoss()
+        if classes is not None or (rows and _are_shares(targets) and _is_class(loader)):
+            return nn.CrossEntropyLoss()
+    if not known:
+        return None
+    if targets.is_floating_point():
+        return MSELossFlat()
+    return nn.CrossEntropyLoss() if targets.ndim == 1 else None
+
+
+def no_loss_reason(loader: Any) -> str:
+    """Return why ``default_loss`` found no loss, and what to do."""
+    targets = first_targets(loader)
+    if isinstance(targets, (list, tuple)) and targets and isinstance(targets[0], str):
+        return ": the targets are texts; give class numbers from 0 in the data set"
+    if not isinstance(targets, Tensor) or targets.ndim < 2:
+        return "; pass `loss_func`, such as nn.CrossEntropyLoss()"
+    shape = tuple(targets.shape[1:])
+    if shape == (1,):
+        return ": the targets are integers of shape (n, 1); give class numbers as (n,), with y.squeeze(1)"
+    return (
+        f": each target has {' x '.join(map(str, shape))} integers; pass `loss_func`, such as nn.CrossEntropyLoss() "
+        f"for a class per position, or give floats and nn.BCEWithLogitsLoss() for several labels per sample"
+    )
+
+
+def has_named_inputs(data: DataBunch) -> bool:
+    """Return whether the inputs of training batches are dicts, by making a batch of one sample."""
+    loader: Any = data.train_dl
+    inner = getattr(loader, "dl", None)
+    with preserve_loader(loader):
+        try:
+            has_samples = isinstance(inner, DataLoader) and inner.batch_sampler is not None
+            inputs, _ = pair_of(loader) if has_samples else next(iter(loader))
+        except Exception:  # the first batch of a fit raises the error
+            return False
+    return isinstance(inputs, dict)
+
+
+def _has_several_labels(loader: Any, exclusive: bool) -> bool:
+    """Return whether the targets are rows of 0 and 1, by samples from the whole data set.
+
+    With ``exclusive``, rows that all have one 1 are a class for each sample.
+    """
+    n = len(loader.dataset)
+    indices = torch.linspace(0, n - 1, min(n, N_LOOKED), dtype=torch.float64).long().tolist()
+    try:
+        rows = torch.cat([pair_of(loader, i)[1] for i in indices])
+    except Exception:  # the first epoch of a fit raises the error
+        return False
+    is_binary = bool(((rows == 0) | (rows == 1)).all()) and bool(rows.any()) and not bool(rows.all())
+    return is_binary and not (exclusive and _are_shares(rows))
+
+
+def _are_shares(rows: Tensor) -> bool:
+    """Return whether rows are probabilities of classes, as Mixup in a ``collate_fn`` makes them of class numbers."""
+    return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _is_class(loader: Any) -> bool:
+    """Return whether the target of a sample is a class number, before samples are collated."""
+    try:
+        target = torch.as_tensor(as_pair(loader.dataset[0], target=loader.target)[1])
+    except Exception:  # a data set whose samples are in another form than its batches
+        return False
+    return target.ndim == 0 and not target.is_floating_point()
+
+
+@contextmanager
+def _keep_generators() -> Iterator[None]:
+    """Restore the global random generators on leaving: a data set or collate function may use them."""
+    states = get_rng_states()
+    try:
+        yield
+    finally:
+        set_rng_states(states)
