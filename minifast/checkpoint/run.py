@@ -182,7 +182,8 @@ class Checkpointer(LearnerCallback):
 
     def _raise_difference(self, part: str, name: str, theirs: dict[str, Any], mine: dict[str, Any]) -> None:
         was, now = (reprlib.repr(values.get(name, "absent")) for values in (theirs, mine))
-        advice = " If the split is random, give it a seed." if name.startswith("checksum") else ""
+        seed = " If the data or their split are random, call set_seed(0) before you make them."
+        advice = seed if name.startswith("checksum") else ""
         advice += " Freeze the same layers: freeze, freeze_to, unfreeze." if name == "frozen" else ""
         verb = "have" if part == "settings" else "has"
         raise MinifastError(

@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
-from minifast.diagnostics.target_checks import check_pairing, check_two_classes, find_reason, find_target_problems
+from minifast.diagnostics.target_checks import check_pairing, check_regression, find_reason, find_target_problems
 from minifast.losses import (
     activation_name,
     batch_size_effect,
@@ -206,7 +206,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
         )
         return
     yield from _check_outputs(learn, output)
-    yield from check_two_classes(learn, y)
+    yield from check_regression(learn, output, y)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
     mispaired = list(check_pairing(learn, output, y))

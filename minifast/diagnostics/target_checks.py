@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
+WIDE, NARROW, FAR = 10, 0.02, 5  # standard deviations, and distance of the means, that a short training does not reach
+SCALED_LOSSES = (
+    (nn.MSELoss, functional.mse_loss),
+    (nn.L1Loss, functional.l1_loss),
+    (nn.SmoothL1Loss, functional.smooth_l1_loss),
+    (nn.HuberLoss, functional.huber_loss),
+)
 FLOAT_TARGET_LOSSES = (nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.BCEWithLogitsLoss, nn.BCELoss)
 
 
@@ -70,6 +77,12 @@ def _finding_of(error: DataError) -> Finding:
     )
 
 
+def check_regression(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
+    """Yield findings about float targets: two classes, or another scale than the outputs."""
+    yield from check_two_classes(learn, y)
+    yield from check_target_scale(learn, output, y)
+
+
 def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:
     """Yield a finding if the targets of a squared error are 0 and 1 only."""
     if not isinstance(y, Tensor) or not is_loss(learn.loss_func, nn.MSELoss, functional.mse_loss):
@@ -80,6 +93,36 @@ def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:
             "If they are two classes, the squared error trains more slowly than cross entropy.",
             "For classes give the model two outputs and y.long() as targets, or one output and "
             "loss_func=nn.BCEWithLogitsLoss().",
+            mild=True,
+        )
+
+
+@torch.no_grad()
+def check_target_scale(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
+    """Yield a finding if regression targets are far from the outputs that the model begins with.
+
+    A model that scales its outputs itself, such as that of ``tabular_learner``, begins near the targets.
+    """
+    if not isinstance(output, Tensor) or not isinstance(y, Tensor) or not y.is_floating_point():
+        return
+    is_scaled = any(is_loss(learn.loss_func, kind, function) for kind, function in SCALED_LOSSES)
+    if not is_scaled or output.numel() != y.numel() or len(y) < 2 or len(output) != len(y):
+        return
+    y, output = (values.detach().double().flatten(1 if 1 < values.ndim < 3 else 0) for values in (y, output))
+    columns = [values.reshape(len(values), -1).cpu() for values in (y, output)]
+    (deviations, means), (starts, centers) = (torch.std_mean(values, 0, correction=0) for values in columns)
+    gaps = (means - centers).abs()
+    wide = (deviations > WIDE) & (deviations > 10 * starts)
+    narrow = (deviations > 0) & (deviations < NARROW) & (10 * deviations < starts)
+    far = (gaps > FAR) & (gaps > deviations)
+    for i in (wide | narrow | far).nonzero().flatten().tolist()[:1]:
+        subject = "The targets have" if len(means) == 1 else f"Column {i} of the targets has"
+        yield Finding(
+            f"{subject} a mean of {means[i]:.3g} and a standard deviation of {deviations[i]:.3g}.",
+            "The outputs of a new model have a mean near 0 and a standard deviation near 1. Training must first reach "
+            "the scale of the targets, which takes hundreds of steps.",
+            "Train on (y - mean) / std, with mean and std of the training targets, and compute prediction * std + mean "
+            "after the training.",
             mild=True,
         )
 

@@ -376,7 +376,9 @@ def test_another_random_split_raises(tmp_path):
 
     begin(1)
     begin(1)
-    with pytest.raises(MinifastError, match=r"checksum of training samples .* If the split is random, give it a seed"):
+    with pytest.raises(
+        MinifastError, match=r"checksum of training samples .* If the data or their split are random, call set_seed"
+    ):
         begin(2)
 
 

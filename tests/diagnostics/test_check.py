@@ -6,10 +6,12 @@ import re
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from conftest import toy_data, toy_learner
 from torch import nn
+from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import (
@@ -17,14 +19,17 @@ from minifast import (
     DataError,
     ImageDataBunch,
     Learner,
+    TabularDataBunch,
     TensorDataBunch,
     accuracy,
     set_seed,
     simple_ann,
     simple_cnn,
+    tabular_learner,
 )
 from minifast.data import synthetic
 from minifast.diagnostics import CheckResult, Finding
+from minifast.tabular.model import TabularModel
 
 
 def learner(model=None, x=None, y=None, **options) -> Learner:
@@ -289,8 +294,34 @@ def test_a_model_that_cannot_overfit_a_batch():
 
 def test_targets_far_from_zero_cannot_be_overfitted():
     x = torch.randn(120, 10)
-    finding = only_finding(learner(nn.Linear(10, 1), x, x[:, :1] + 1000, loss_func=nn.MSELoss()))
-    assert "cannot overfit" in finding.what
+    learn = learner(nn.Linear(10, 1), x, x[:, :1] + 1000, loss_func=nn.MSELoss())
+    overfit, scale = learn.check().findings
+    assert "cannot overfit" in overfit.what
+    assert scale.what.startswith("The targets have a mean of 1e+03 and")
+
+
+@pytest.mark.parametrize("loss", [nn.MSELoss(), nn.L1Loss(), nn.SmoothL1Loss(), functional.huber_loss])
+@pytest.mark.parametrize(
+    ("mean", "std", "reported"),
+    [(0, 1, False), (0, 5, False), (1, 1, False), (0, 50, True), (20, 1, True), (300, 60, True), (0, 0.001, True)],
+)
+def test_targets_of_another_scale_than_the_outputs_are_reported(loss, mean, std, reported):
+    x = torch.randn(120, 10, generator=torch.Generator().manual_seed(0))
+    y = torch.stack([x[:, 0], mean + std * x[:, 0]], 1)
+    findings = learner(nn.Linear(10, 2), x, y, loss_func=loss).check().findings
+    assert any(f.what.startswith("Column 1 of the targets has") and "* std + mean" in f.remedy for f in findings) == (
+        reported
+    )
+
+
+def test_targets_that_the_model_scales_itself_are_not_reported():
+    table = pd.DataFrame({"a": torch.randn(200).numpy()})
+    table["price"] = 4000 + 800 * table["a"]
+    data = TabularDataBunch.from_df(".", table, "price", bs=16, seed=0, device="cpu")
+    learn = tabular_learner(data, layers=[20], silent=True)
+    assert not any("targets" in finding.what for finding in learn.check().findings)
+    raw = Learner(data, TabularModel([], 1, 1, [20]), silent=True)
+    assert any("targets" in finding.what for finding in raw.check().findings)
 
 
 class Spare(nn.Module):

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import ast
+import builtins
+import itertools
 import json
 import re
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import toy_learner
 
+import minifast
 from minifast import (
     AccumulateScheduler,
     Callback,
@@ -25,6 +30,7 @@ from minifast import (
     untar_data,
 )
 from minifast.checkpoint.run import Checkpointer
+from minifast.training import loop
 from minifast.training.state import FIRST_KNOWN
 
 ROOT = Path(__file__).parents[2]
@@ -120,6 +126,57 @@ def test_the_faq_shows_the_errors_of_the_code():
     page = DOCS / "how_to" / "faq.md"
     errors = [error for _, example in examples(page) if (error := expected_error(page, example))]
     assert len(errors) >= 10
+
+
+def test_each_example_of_the_readme_imports_what_it_uses_or_continues_the_one_above():
+    text, known = README, set(vars(builtins))
+    for _, example in examples(ROOT / "README.md"):
+        intro, _, text = text.partition(f"```python\n{example}```\n")
+        before = known if "above" in intro.rstrip().splitlines()[-1] else set(vars(builtins))
+        nodes = list(ast.walk(ast.parse(example)))
+        imported = {alias.asname or alias.name for node in nodes for alias in getattr(node, "names", ())}
+        known = before | imported | (set(minifast.__all__) if "*" in imported else set())
+        known |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+        known |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+        used = {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+        assert not used - known
+
+
+def test_the_example_of_the_readme_resumes_after_a_crash(tmp_path, monkeypatch):
+    for name in ("whole", "crashed"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    (example,) = [example for _, example in examples(ROOT / "README.md") if "checkpoint=" in example]
+    expected: dict[str, Any] = {}
+    exec(example, expected)
+    monkeypatch.chdir(tmp_path / "crashed")
+    whole, calls = loop.one_batch, itertools.count()
+
+    def crash(*args: Any) -> None:
+        # The first epoch has 20 batches.
+        if args[0].history and next(calls) == 30:
+            raise OSError("gone")
+        whole(*args)
+
+    monkeypatch.setattr(loop, "one_batch", crash)
+    with pytest.raises(OSError, match="gone"):
+        exec(example, {})
+    monkeypatch.setattr(loop, "one_batch", whole)
+    resumed: dict[str, Any] = {}
+    exec(example, resumed)
+    both = [names["learn"].model.state_dict().values() for names in (expected, resumed)]
+    assert all(map(torch.equal, *both))
+    assert len(resumed["learn"].recorder.val_losses) == 3
+
+
+@pytest.mark.parametrize(("used", "least"), [("prices", 0.9), ("DataBunch(", 0.85)])
+def test_the_examples_on_arrays_learn(used, least, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for _, example in examples(DOCS / "how_to" / "arrays_and_tables.md"):
+        exec(example, names)
+        if used in example:
+            assert names["learn"].recorder.metrics[-1][-1] > least
 
 
 def test_readme_is_short_and_begins_with_what_it_is():
