@@ -13,10 +13,15 @@ UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the 
 DRAFTED = ("JPEG", "MPO")  # formats that decode at a fraction of their size
 DEEP = 65535  # the largest value of 16 bits
 BYTE = 255  # the largest value of 8 bits
+ADVICE = "Give the values that become black and white in all images as `value_range`."
 
 
 class UnreadableImageError(DataError):
     """A file is not an image, is truncated, or cannot be opened."""
+
+
+class ValueRangeError(UnreadableImageError):
+    """An image has values outside of 0 to 65535, or of 0 to 1 for floats, and there is no ``value_range``."""
 
 
 class Pixels(NamedTuple):
@@ -82,10 +87,9 @@ def _scaled(image: Any, value_range: tuple[float, float] | None, name: Any) -> A
         raise UnreadableImageError(f"{name} has pixels that are NaN or infinite. Replace or remove it.")
     low, high = value_range or (0, DEEP if image.mode.startswith("I") else 1)
     if value_range is None and values.size and not (low <= values.min() and values.max() <= high):
-        raise UnreadableImageError(
+        raise ValueRangeError(
             f"{name} has values from {values.min():g} to {values.max():g}, outside of {low} to {high} (mode "
-            f"{image.mode}). Give the values that become black and white, such as "
-            f"value_range=({values.min():g}, {values.max():g})."
+            f"{image.mode}). {ADVICE}"
         )
     return Image.fromarray(np.rint((values - low) / (high - low) * BYTE).clip(0, BYTE).astype(np.uint8))
 
@@ -120,19 +124,6 @@ def check_value_range(value: Any) -> tuple[float, float] | None:
     if not numbers or value[0] >= value[1]:
         raise ValueError(f"`value_range` must be a pair (black, white) of numbers, the first lower, got {value!r}.")
     return value[0], value[1]
-
-
-def darkness(image: Any, name: str) -> str:
-    """Return a warning for a 16-bit image that uses less than a 16th of the 16 bits, such as one of 12 bits; or ""."""
-    if not image.mode.startswith("I"):
-        return ""
-    highest = int(np.asarray(image).max(initial=0))
-    if highest > DEEP // 16:
-        return ""
-    return (
-        f"The values of {name} end at {highest}, but 16-bit images are scaled from 0 to {DEEP}, so it is nearly black. "
-        f"Give the values that become black and white, such as value_range=(0, {max(1, highest)})."
-    )
 
 
 def upright_size(file: str) -> tuple[int, int] | None:

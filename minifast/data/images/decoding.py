@@ -16,9 +16,17 @@ import torch
 from torch import Tensor
 
 from minifast.data.images import cache
-from minifast.data.images.conversion import COLOR, DRAFTED, Pixels, UnreadableImageError, to_array
+from minifast.data.images.conversion import (
+    COLOR,
+    DRAFTED,
+    Pixels,
+    UnreadableImageError,
+    ValueRangeError,
+    to_array,
+)
 from minifast.data.images.listing import list_images
 from minifast.data.images.resizing import METHODS
+from minifast.data.images.value_range import sample_values, suggest_range
 from minifast.errors import DataError
 from minifast.utils.checks import check_count, check_folder, check_word, shortlist, shown
 from minifast.utils.files import replacing
@@ -90,6 +98,8 @@ class ImageFiles:
         """Return an image, uint8 ``(channels, height, width)``, and its label."""
         try:
             image = self._read(self.listing[i][0])
+        except ValueRangeError as error:
+            raise with_range(error, [name for name, _, _ in self.listing]) from error
         except UnreadableImageError as error:
             raise DataError(str(error)) from error  # only its class comes back from a worker
         check_same_size(self.reference_size(), self.listing[i][0], image)
@@ -291,6 +301,8 @@ def unreadable_rows(names: Sequence[str], pixels: Pixels = COLOR) -> list[int]:
 
 def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pixels) -> DataError:
     """Return the error for all files that cannot be read, one of which raised ``first``."""
+    if isinstance(first, ValueRangeError):
+        return with_range(first, names)
     bad = [Path(names[i]) for i in unreadable_rows(names, pixels)]
     if len(bad) < 2:
         return DataError(str(first), cli_hint="Or leave it out with --on-bad-image skip.")
@@ -307,6 +319,11 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pi
         hint="To leave them out, pass on_bad_image='skip'.",
         cli_hint="Replace or remove all of them, or pass --on-bad-image skip.",
     )
+
+
+def with_range(error: ValueRangeError, names: Sequence[str]) -> DataError:
+    """Return the error of an image of a data set with the range of the values of all its files, or of a sample."""
+    return DataError(f"{error} {suggest_range(names, sample_values(names))}")
 
 
 def _content(file: Any) -> io.BytesIO:

@@ -14,9 +14,10 @@ from typing import Any, TypedDict
 import torch
 from torch.utils.data import DataLoader
 
-from minifast.data.images.conversion import COLOR, Pixels, check_value_range, darkness
+from minifast.data.images.conversion import COLOR, Pixels, check_value_range
 from minifast.data.images.decoding import ImageFiles, Size, cache_file_of, digest, unreadable_rows
 from minifast.data.images.listing import list_images
+from minifast.data.images.value_range import warn_about_values
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
@@ -67,19 +68,6 @@ def make_pixels(channels: Any = 3, value_range: Any = None, exact: Any = False) 
 def take_pixels(options: dict[str, Any]) -> Pixels:
     """Remove the options that say what the pixels become, and return them."""
     return make_pixels(**{name: options.pop(name) for name in ("channels", "value_range", "exact") if name in options})
-
-
-def warn_if_dark(files: ImageFiles) -> None:
-    """Warn if the first image has 16 bits per channel but uses few of them."""
-    from PIL import Image
-
-    if files.pixels.value_range is not None or not len(files):
-        return
-    text = ""
-    with contextlib.suppress(Exception), Image.open(files.listing[0][0]) as image:  # reading it raises the error
-        text = darkness(image, files.listing[0][0])
-    if text:
-        warnings.warn(text, stacklevel=frames_to_caller())
 
 
 def split(files: ImageFiles, valid_pct: float, seed: int, path: Path) -> Parts:
@@ -235,7 +223,8 @@ def make_loaders(
 ) -> list[Any]:
     """Return three loaders, the first shuffled, None for a missing part; all read from memory, or all from files."""
     files, indices = parts[0]
-    warn_if_dark(files)
+    names = [name for part in {id(part): part for part, _ in parts}.values() for name, _, _ in part.listing]
+    warn_about_values(names, files.pixels.value_range)
     n_train = len(files if indices is None else indices)
     if n_train < bs:
         warnings.warn(

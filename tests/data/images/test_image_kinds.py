@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from minifast import DataError, ImageDataBunch
@@ -191,7 +195,7 @@ def test_16_bits_are_scaled_from_0_to_65535_and_floats_from_0_to_1(tmp_path, mod
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (np.float32([[-2, 7.5]]), r"x.tif has values from -2 to 7.5, outside of 0 to 1 .* value_range=\(-2, 7.5\)"),
+        (np.float32([[-2, 7.5]]), r"x.tif has values from -2 to 7.5, outside of 0 to 1 .* as `value_range`"),
         (np.int32([[5, 70000]]), r"x.tif has values from 5 to 70000, outside of 0 to 65535"),
         (np.float32([[0, np.nan]]), "x.tif has pixels that are NaN or infinite"),
     ],
@@ -202,23 +206,81 @@ def test_values_outside_of_the_range_raise_with_the_file_name(tmp_path, values, 
         read_image(str(tmp_path / "x.tif"))
 
 
-def test_16_bit_images_that_would_be_black_warn(tmp_path):
-    for label, values in (("a", [[0, 3000]]), ("b", [[4000, 100]])):
-        (tmp_path / "images" / label).mkdir(parents=True)
-        for i in range(4):
-            Image.fromarray(np.uint16(values)).save(tmp_path / "images" / label / f"{i}.png")
-    options = {"valid_pct": 0.5, "bs": 4, "seed": 0, "device": "cpu"}
-    with pytest.warns(UserWarning, match=r"end at 3000, but 16-bit images .* from 0 to 65535, so it is nearly black"):
-        ImageDataBunch.from_folder(tmp_path / "images", **options)
-    data = ImageDataBunch.from_folder(tmp_path / "images", **options, value_range=(0, 4000), channels=1)
+def write_classes(path, images, suffix="png"):
+    """Write images of two classes, ``(values of a, values of b)`` in each row."""
+    for label, column in zip("ab", zip(*images, strict=True), strict=True):
+        (path / label).mkdir(parents=True)
+        for i, values in enumerate(column):
+            Image.fromarray(values).save(path / label / f"{i}.{suffix}")
+    return path
+
+
+OPTIONS = {"valid_pct": 0.5, "bs": 4, "seed": 0, "device": "cpu", "channels": 1}
+
+
+def test_16_bit_images_that_would_be_black_warn_with_the_range_of_all(tmp_path):
+    path = write_classes(tmp_path / "images", [(np.uint16([[0, 900]]), np.uint16([[4000, 100]]))] * 4)
+    found = r"nearly black.* 8 of the 8 images range from 0 to 4000; value_range=\(0, 4095\) fits them"
+    with pytest.warns(UserWarning, match=found):
+        ImageDataBunch.from_folder(path, **OPTIONS)
+    data = ImageDataBunch.from_folder(path, **OPTIONS, value_range=(0, 4000))
     x, y = data.one_batch()
     assert x.shape == (4, 1, 1, 2)
-    assert {tuple(image.flatten().mul(255).round().tolist()) for image in x[y == 0]} <= {(0, 191)}
+    assert {tuple(image.flatten().mul(255).round().tolist()) for image in x[y == 0]} <= {(0, 57)}
     assert data.encode(np.uint8([[0, 255]])).shape == (1, 1, 1, 2)
-    assert data.encode(tmp_path / "images" / "b" / "0.png").flatten().mul(255).round().tolist() == [255, 6]
+    assert data.encode(path / "b" / "0.png").flatten().mul(255).round().tolist() == [255, 6]
     for wrong in ({"channels": 2}, {"value_range": (3, 1)}, {"value_range": 5}):
         with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
-            ImageDataBunch.from_folder(tmp_path / "images", **options, **wrong)
+            ImageDataBunch.from_folder(path, **{**OPTIONS, **wrong})
+
+
+def test_a_dark_first_image_among_bright_ones_does_not_warn(tmp_path):
+    path = write_classes(tmp_path, [(np.uint16([[0, 900]]), np.uint16([[60000, 0]]))] * 4)
+    ImageDataBunch.from_folder(path, **OPTIONS)
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "int32", "float32"])
+@pytest.mark.parametrize("memory", [2**30, 0])
+@settings(max_examples=5, deadline=None)
+@given(values=st.lists(st.lists(st.integers(0, 250), min_size=4, max_size=4), min_size=4, max_size=8))
+def test_the_suggested_range_clips_no_image(tmp_path_factory, dtype, memory, values):
+    scale = {"uint16": 16, "int32": 300, "float32": 0.01}[dtype]
+    images = [(np.array([row]) * scale).astype(dtype) for row in values]
+    images[0][0, 0] = 70000 if dtype == "int32" else 2  # floats up to 1 and integers up to 65535 need no range
+    images = images[: len(images) // 2 * 2]
+    path = write_classes(tmp_path_factory.mktemp("deep"), [images[i : i + 2] for i in range(0, len(images), 2)], "tif")
+    options = {**OPTIONS, "bs": 1, "memory": memory, "num_workers": 0}
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        try:
+            data = ImageDataBunch.from_folder(path, **options)
+            assert len([*data.train_dl, *data.valid_dl])
+            said = str(record[0].message)
+        except DataError as error:
+            said = str(error)
+    black, white = map(float, re.search(r"value_range=\((.*?), (.*?)\) fits", said).groups())
+    assert black <= min(image.min() for image in images) + 1e-4
+    assert white >= max(image.max() for image in images) - 1e-4
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "value_range")
+        data = ImageDataBunch.from_folder(path, **options, value_range=(black, white))
+    assert len([*data.train_dl, *data.valid_dl])
+
+
+@pytest.mark.parametrize(
+    ("value_range", "lost"),
+    [((0, 4095), 0), ((0, 20), 4), ((0, 1000), 4), ((2000, 4000), 4), ((4000, 60000), 8), ((0, 3500), 4)],
+)
+def test_a_range_that_clips_many_pixels_warns(tmp_path, value_range, lost):
+    dark, bright = np.linspace(0, 900, 40), np.linspace(3100, 4000, 40)
+    path = write_classes(tmp_path, [(dark[None].astype(np.uint16), bright[None].astype(np.uint16))] * 4)
+    if not lost:
+        ImageDataBunch.from_folder(path, **OPTIONS, value_range=value_range)
+        return
+    said = r"value_range=.* 8 of the 8 images range from 0 to 4000; .*\(0, 4095\)"
+    with pytest.warns(UserWarning, match=said) as record:
+        ImageDataBunch.from_folder(path, **OPTIONS, value_range=value_range)
+    assert len(record) == 1
 
 
 @pytest.mark.filterwarnings("ignore:Truncated File Read", "ignore:Corrupt EXIF data")  # what PIL says of a TIFF
