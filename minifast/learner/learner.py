@@ -79,8 +79,9 @@ class Learner:
         model: the network. It is moved to ``data.device``. A model of ``torch.compile`` stays compiled, without the
             prefix in its parameter names.
         opt_func: a function that makes the optimizer from parameters and ``lr=``, such as any torch optimizer class or
-            a ``partial`` of one. Its ``weight_decay``, ``betas`` and others are used as they are; schedules set the
-            momentum (``momentum``, or the first of ``betas``) during a fit.
+            a ``partial`` of one. With several layer groups it gets parameter groups, as torch's optimizers do. Its
+            ``weight_decay``, ``betas`` and others are used as they are; schedules set the momentum (``momentum``, or
+            the first of ``betas``) during a fit.
             By default AdamW with betas (0.9, 0.99).
         loss_func: a function or module of (output, target). By default the loss of ``data``, such as cross entropy for
             classes; for batches that are dicts and a model whose ``forward`` takes ``labels``, the loss that the model

@@ -75,8 +75,7 @@ def construct(
     given = bound_arguments(opt_func)
 
     def make(**settings: bool) -> torch.optim.Optimizer:
-        groups = [{"params": part} for part in parameters]  # anew, because torch writes the settings into them
-        return check_rates(fast_optimizer.construct_optimizer(opt_func, groups, lr=lr, **settings))
+        return check_rates(call_opt_func(opt_func, parameters, {"lr": lr, **settings}))
 
     if fusable and "fused" in arguments and not {*IMPLEMENTATION} & {*given}:
         try:
@@ -89,6 +88,42 @@ def construct(
                 return opt
             return make(foreach=True)
     return make()
+
+
+def call_opt_func(
+    opt_func: Callable[..., torch.optim.Optimizer], parameters: list[list[nn.Parameter]], settings: dict[str, Any]
+) -> torch.optim.Optimizer:
+    """Call ``opt_func`` with the parameters, or where there are several parameter groups with a dict for each.
+
+    A function that expects dicts for a single group too gets one.
+
+    Raises:
+        TypeError: ``opt_func`` takes the dicts of several parameter groups for parameters.
+    """
+
+    def as_groups() -> list[dict[str, Any]]:  # anew, because torch writes the settings into them
+        return [{"params": part} for part in parameters]
+
+    wrong_use = (TypeError, IndexError, KeyError, AttributeError)
+    if len(parameters) == 1:
+        try:
+            return fast_optimizer.construct_optimizer(opt_func, list(parameters[0]), **settings)
+        except wrong_use:
+            try:
+                return fast_optimizer.construct_optimizer(opt_func, as_groups(), **settings)
+            except Exception:  # the error for plain parameters is raised
+                pass
+            raise
+    try:
+        return fast_optimizer.construct_optimizer(opt_func, as_groups(), **settings)
+    except wrong_use as error:
+        if "dict" not in str(error):
+            raise
+        raise TypeError(
+            f"`opt_func` takes parameter groups for parameters ({error}); with several layer groups, or bn_wd=False, "
+            f"it gets a list of dicts such as {{'params': [...]}}, here {len(parameters)}, as torch's optimizers take "
+            f"them. Take the parameters from them: [p for group in groups for p in group['params']]."
+        ) from error
 
 
 def check_rates(opt: torch.optim.Optimizer) -> torch.optim.Optimizer:

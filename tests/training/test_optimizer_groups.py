@@ -72,6 +72,71 @@ def test_training_equals_a_hand_written_loop(factors, lr, cls) -> None:
         assert torch.allclose(mine, reference, rtol=1e-9, atol=1e-12)
 
 
+def without_decay_of_biases(params, lr):
+    params = list(params)
+    matrices, others = [p for p in params if p.ndim > 1], [p for p in params if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr)
+
+
+def in_halves(params, lr):
+    params = list(params)
+    return torch.optim.SGD([{"params": params[:2], "lr": 0.1 * lr}, {"params": params[2:]}], lr=lr, momentum=0.9)
+
+
+def by_the_first(params, lr):
+    params = list(params)
+    return torch.optim.Adam(params, lr=lr if params[0].ndim == 2 else 0.0, weight_decay=0.01)
+
+
+def of_groups(groups, lr):
+    return torch.optim.SGD([{**group, "weight_decay": 0.1} for group in groups], lr=lr)
+
+
+@pytest.mark.parametrize("opt_func", [without_decay_of_biases, in_halves, by_the_first, of_groups])
+def test_a_function_gets_what_torch_s_optimizers_take(opt_func) -> None:
+    ours, theirs = model(), model()
+    learn = learner(ours, opt_func)
+    learn.fit(2, 1e-2)
+    parameters = list(theirs.parameters())
+    optimizer = opt_func([{"params": parameters}] if opt_func is of_groups else theirs.parameters(), lr=1e-2)
+    for _ in range(2):
+        for x, y in batches():
+            nn.functional.cross_entropy(theirs(x), y).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+    assert_same(state(learn), parameters)
+
+
+@pytest.mark.parametrize(
+    ("options", "groups"),
+    [({"split": True}, 2), ({"bn_wd": False}, 2), ({"split": True, "bn_wd": False}, 4)],
+    ids=["layer groups", "bn_wd", "both"],
+)
+@pytest.mark.parametrize("opt_func", [without_decay_of_biases, in_halves, by_the_first])
+def test_a_function_of_parameters_says_what_it_gets_for_several_groups(opt_func, options, groups) -> None:
+    net = model()
+    learn = learner(net, opt_func, bn_wd=options.get("bn_wd", True))
+    if "split" in options:
+        learn.split(lambda net: [net[2]])
+    before = state(learn)
+    with pytest.raises(TypeError, match=rf"^`opt_func` takes parameter groups for parameters .*dict.* here {groups}, "):
+        learn.fit(1, 1e-2)
+    assert_same(before, state(learn))
+
+
+def test_a_function_of_parameters_that_drops_some_raises_instead_of_training_all() -> None:
+    with pytest.raises(ValueError, match=r"^`opt_func` leaves out 2 of the parameters to train; put them into"):
+        learner(model(), lambda params, lr: torch.optim.SGD(params[:2], lr=lr)).fit(1, 1e-2)
+
+
+def test_an_error_of_a_function_is_raised_as_it_is() -> None:
+    with pytest.raises(AttributeError, match="'Parameter' object has no attribute 'dims'"):
+        learner(model(), lambda params, lr: torch.optim.SGD([p for p in params if p.dims], lr=lr)).fit(1, 1e-2)
+    with pytest.raises(ValueError, match="Invalid momentum value: -1"):
+        learner(model(), lambda params, lr: torch.optim.SGD(params, lr=lr, momentum=-1)).fit(1, 1e-2)
+
+
 def test_a_schedule_scales_the_learning_rate_of_each_group() -> None:
     net = model()
     seen = []
