@@ -21,6 +21,7 @@ MEASURED = {
     "memory": "peak memory",
     "frozen": "a frozen backbone",
     "compare": "several runs of compare at the same time",
+    "compiled": "learn.compile(): time of compilation, speed gained, graphs compiled in each epoch",
     "parallel": "the ten lines of the README in two processes that train together, against one",
     "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
     "device": "steps on a CUDA device",
