@@ -15,6 +15,7 @@ from minifast.errors import DataError, MinifastError
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import group_of
+from minifast.training.same_weights import check_same_weights
 from minifast.training.torch_optimizer import OptimizerStateError
 from minifast.utils import files, safetensors_files
 from minifast.utils.checks import shortlist
@@ -50,6 +51,7 @@ def model_file(learn: Learner, file: str | Path | IO[bytes], anywhere: bool = Fa
 
 def save_model(learn: Learner, target: Path | IO[bytes], with_opt: bool | None) -> None:
     """Write what ``Learner.save`` writes; all processes must call it."""
+    check_same_weights(learn, group_of(learn), "when it is saved")
     weights_only = safetensors_files.is_safetensors(target)
     instead = f"a {safetensors_files.SUFFIX} file holds the weights of a model alone; save to a .pth file instead."
     if weights_only and with_opt:

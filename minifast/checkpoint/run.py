@@ -27,6 +27,7 @@ from minifast.errors import CallbackError, MinifastError
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.non_finite import all_finite
 from minifast.training.parallel import group_of
+from minifast.training.same_weights import check_same_weights
 from minifast.training.state import State
 from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
@@ -295,6 +296,7 @@ class Checkpointer(LearnerCallback):
 
     def _save(self, epoch: int, num_batch: int, iteration: int, finished: bool = False) -> None:
         learn, state = self.learn, self._state
+        check_same_weights(learn, self._group, f"at the checkpoint of epoch {epoch}, batch {num_batch}")
         self._saved_at = time.monotonic()
         if state.on_nan != "ignore":
             # A diverged run must not replace a good checkpoint.
@@ -326,8 +328,7 @@ class Checkpointer(LearnerCallback):
             "callbacks": states,
             **self._run.collect(),
         }
-        values, shards = take_shards(values)
-        before = self._shards
+        (values, shards), before = take_shards(values), self._shards
         if shards:
             values["shards"] = self._shards = save_shards(shards, self.file, self._group)
         values = with_ranks(values, self._group)

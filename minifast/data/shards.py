@@ -16,7 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from minifast.data.loaders import DeviceDataLoader, TensorLoader, to_device, with_targets
 from minifast.data.stream import EpochStream
-from minifast.distributed.exchange import as_first, check_same, gather, map_batch, share_of, shares
+from minifast.distributed.agreement import check_same
+from minifast.distributed.exchange import as_first, gather, map_batch, share_of, shares
 from minifast.distributed.group import Group
 from minifast.errors import DataError
 from minifast.utils.random import get_rng_states, set_rng_states

@@ -127,29 +127,6 @@ def add_up(values: Tensor) -> Tensor:
     return total
 
 
-def check_same(what: dict[str, Any], advice: str) -> None:
-    """Check that each value is the same on all ranks.
-
-    Raises:
-        MinifastError: a value differs.
-    """
-    first, *others = gather(what)
-    for rank, other in enumerate(others, 1):
-        for name, value in first.items():
-            theirs = other.get(name, "absent")
-            if value != theirs and repr(value) != repr(theirs):
-                raise MinifastError(
-                    f"The processes differ in {name}: it is {_short(value)} in process 0 and {_short(theirs)} in "
-                    f"process {rank}. {advice}"
-                )
-
-
-def _short(value: Any) -> str:
-    import reprlib
-
-    return reprlib.repr(value)
-
-
 @contextmanager
 def as_first(read: Callable[[], Any], write: Callable[[Any], None]) -> Iterator[None]:
     """Use the random generators of rank 0 inside; those of the other ranks are as before on leaving."""

@@ -24,6 +24,7 @@ from minifast.errors import DataError, MinifastError
 from minifast.export.graph import exported, torch_is_quiet, trace
 from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat, activation_name, unwrap_mixup
 from minifast.training.parallel import group_of
+from minifast.training.same_weights import check_same_weights
 from minifast.training.snapshot import eval_mode
 from minifast.utils import files
 from minifast.utils.checks import check_count, import_optional
@@ -87,6 +88,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
     """Export the model for inference, see ``Learner.export``."""
     target = learn.path / file if isinstance(file, (str, Path)) else file
     group = group_of(learn)
+    check_same_weights(learn, group, "when the model is exported")
     model = unwrap_compiled(learn.model)
     inputs = [x.cpu() for x in as_arguments(raw_inputs(learn.data))]
     classes = learn.data.classes
@@ -132,6 +134,7 @@ def export(learn: Learner, file: str | Path | IO[bytes] = "export.pkl", pickle: 
 
 def to_pt2(learn: Learner, file: str | Path | IO[bytes]) -> torch.export.ExportedProgram:
     """Export the model with ``torch.export``, see ``Learner.to_pt2``."""
+    check_same_weights(learn, group_of(learn), "when the model is exported")
     with eval_mode(learn.model):
         program = exported(unwrap_compiled(learn.model), as_arguments(model_inputs(learn.data)))
 
@@ -155,6 +158,7 @@ def to_onnx(
     output_names: Sequence[str] | None = None,
 ) -> Path:
     """Export the model as ONNX, see ``Learner.to_onnx``."""
+    check_same_weights(learn, group_of(learn), "when the model is exported")
     for package in ("onnx", "onnxscript"):
         import_optional(package, "ONNX", "minifast[onnx]")
     model = unwrap_compiled(learn.model)

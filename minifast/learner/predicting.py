@@ -14,7 +14,9 @@ from torch.nn import functional
 from minifast import plotting
 from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
+from minifast.data.shards import is_sharded
 from minifast.data.showing import is_mask
+from minifast.distributed.group import current_group
 from minifast.errors import DataError
 from minifast.losses import (
     ACTIVATIONS,
@@ -86,8 +88,12 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
     ]
     state = State(1, NullProgress(), wrapped, columns_of(wrapped))
     adopt_callbacks(learn, wrapped)
-    callbacks = active_callbacks(learn)
-    with preserve_look(learn, dl), eval_mode(learn.model), evaluation(learn, state, callbacks, wrapped) as dispatch:
+    callbacks, call = active_callbacks(learn), {"method": "validate", "batches": batches_of(dl)}
+    with (
+        preserve_look(learn, dl),
+        eval_mode(learn.model),
+        evaluation(learn, state, call, callbacks, wrapped) as dispatch,
+    ):
         dispatch("on_train_begin", metrics=True, callbacks=False)
         dispatch("on_epoch_begin", metrics=True, callbacks=False)
         loss = loop.validate(learn, dl, dispatch)
@@ -101,16 +107,27 @@ def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = N
 
 @contextmanager
 def evaluation(
-    learn: Learner, state: State, callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()
+    learn: Learner, state: State, call: dict[str, Any], callbacks: Sequence[Callback], metrics: Sequence[Callback] = ()
 ) -> Iterator[Dispatcher]:
-    """Yield the dispatcher of a pass over data without training, which several processes split."""
+    """Yield the dispatcher of a pass over data without training, which several processes split.
+
+    Of several processes, each must be in the same ``call``, a method with its arguments, with the same weights.
+    """
     group = group_of(learn)
     if group is None:
         with explain_errors(learn, state):
             yield Dispatcher(state, callbacks, metrics)
         return
-    with Parallel(learn, state, group) as parallel, explain_errors(learn, state):
+    with Parallel(learn, state, group, call) as parallel, explain_errors(learn, state):
         yield Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
+
+
+def batches_of(dl: Any) -> int | None:
+    """Return the number of batches that a loader gives all processes; None if it gives each its own, or has none."""
+    group = current_group()
+    if group is None or is_sharded(dl, group.size) or not hasattr(dl, "__len__"):
+        return None
+    return len(dl)
 
 
 def active_callbacks(learn: Learner) -> list[Callback]:
@@ -130,8 +147,10 @@ def get_preds(
     """Return the predictions and targets of a part of the data."""
     collector = Collector(None if n_batch is None else check_count("n_batch", n_batch), single=with_loss)
     callbacks, state = [*active_callbacks(learn), collector], State(1, NullProgress())
-    with preserve_look(learn), eval_mode(learn.model), evaluation(learn, state, callbacks) as dispatch:
-        loop.validate(learn, learn.dl(ds_type), dispatch, with_loss=False)
+    dl = learn.dl(ds_type)
+    call = {"method": "get_preds", "n_batch": n_batch, "batches": batches_of(dl)}
+    with preserve_look(learn), eval_mode(learn.model), evaluation(learn, state, call, callbacks) as dispatch:
+        loop.validate(learn, dl, dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")
     counts = collector.counts

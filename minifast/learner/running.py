@@ -18,7 +18,8 @@ from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.run import Checkpointer, RunCheckpoint, checkpoint_file
 from minifast.data.shards import is_sharded
-from minifast.distributed.exchange import broadcast, check_same
+from minifast.distributed.agreement import check_same
+from minifast.distributed.exchange import broadcast
 from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
 from minifast.finder.learning import learns
 from minifast.finder.result import FinderResult
@@ -33,6 +34,7 @@ from minifast.training.groups import add_loss_parameters, loss_module, per_group
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import make_bar
+from minifast.training.same_weights import SAME_SCRIPT, as_values
 from minifast.training.snapshot import iterators_of, preserve_randomness, preserve_training
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
@@ -330,20 +332,16 @@ def start_parallel(learn: Learner, state: State, callbacks: Sequence[Callback], 
     loaders = [loader for loader in (learn.data.train_dl, learn.data.valid_dl) if loader]
     own_data = any(is_sharded(loader, group.size) for loader in loaders)
     what: dict[str, Any] = {
-        "the call": recorder.call,
+        **as_values(recorder.call),
         "the callbacks": [type(callback).__name__ for callback in callbacks],
         "the number of batches": [len(loader) for loader in loaders],
     }
     for part, values in run_fingerprint(learn).items():
         if not own_data or part not in ("data", "settings"):
             what |= {f"{name} ({part})": value for name, value in values.items()}
-    check_same(
-        what,
-        "All processes run the same script on the same data, so something in it is random: call set_seed(0) at its "
-        "start, or give what is random a seed.",
-    )
+    check_same(what, SAME_SCRIPT)
     accumulates = any(isinstance(callback, AccumulateScheduler) and callback.n_step > 1 for callback in callbacks)
-    return Parallel(learn, state, group, trains=True, accumulates=accumulates)
+    return Parallel(learn, state, group, recorder.call, trains=True, accumulates=accumulates)
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import inspect
-import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from types import TracebackType
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from minifast.data.resume import RemainingBatches
 from minifast.data.shards import Shards
+from minifast.distributed.agreement import check_same, shapes_of
 from minifast.distributed.exchange import (
     add_up,
     agree,
@@ -32,6 +32,7 @@ from minifast.model_loss import ModelLoss
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module
 from minifast.training.lazy import initialize_lazy
+from minifast.training.same_weights import SAME_SCRIPT, WeightsCheck, check_same_weights, named_tensors
 from minifast.training.state import State
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 from minifast.utils.tensors import count_samples, first_dimension, map_tensors
@@ -66,14 +67,9 @@ def share_model(learn: Learner) -> None:
             )
         converted: Any = nn.SyncBatchNorm.convert_sync_batchnorm(learn.model)  # type: ignore[no-untyped-call]
         learn.model = converted
-    broadcast_tensors(tensors_of(learn))
-
-
-def tensors_of(learn: Learner) -> list[Tensor]:
-    """Return the parameters and buffers of the model and of the loss function."""
-    modules = [module for module in (learn.model, loss_module(learn.loss_func)) if module is not None]
-    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
-    return [tensor for tensor in tensors if not nn.parameter.is_lazy(tensor) and not is_sharded(tensor)]
+    tensors = named_tensors(learn)
+    check_same({"the model": shapes_of(tensors)}, SAME_SCRIPT)
+    broadcast_tensors([*tensors.values()])
 
 
 def shard(learn: Learner, blocks: Sequence[nn.Module] | None) -> None:
@@ -88,7 +84,7 @@ def shard(learn: Learner, blocks: Sequence[nn.Module] | None) -> None:
     if is_sharded(learn.model):
         raise MinifastError("The model is sharded already; call shard() once, before training.")
     initialize_lazy(learn)
-    broadcast_tensors(tensors_of(learn))
+    broadcast_tensors([*named_tensors(learn).values()])
     groups = learn.layer_groups
     shard_model(learn.model, blocks, learn.data.device, group)
     learn.layer_groups = groups  # the same modules, with other parameters
@@ -106,20 +102,30 @@ class Parallel:
         learn: the learner.
         state: the state of the loop.
         group: the processes.
+        call: the method with its arguments, which must be the same in all processes.
         trains: whether the run trains; otherwise it validates or predicts.
         accumulates: whether optimizer steps take several batches, whose gradients are averaged once.
     """
 
     def __init__(
-        self, learn: Learner, state: State, group: Group, trains: bool = False, accumulates: bool = False
+        self,
+        learn: Learner,
+        state: State,
+        group: Group,
+        call: dict[str, Any],
+        trains: bool = False,
+        accumulates: bool = False,
     ) -> None:
         self.learn = learn
         self.state = state
         self.group = group
+        self.call = call
         self.trains = trains
         self.accumulates = accumulates
         self.weight: Any = 0  # of the whole batch's loss, see loss_weight
-        self.callbacks: list[Callback] = [BatchGatherer(self), *([GradientAverager(self)] if trains else [])]
+        self.callbacks: list[Callback] = [BatchGatherer(self)]
+        if self.trains:
+            self.callbacks += [GradientAverager(self), WeightsCheck(learn, group)]
         self._shards: Any = None
         self._sharded = is_sharded(learn.model)  # then torch's FSDP2 averages the gradients
         self._wrapped: Any = None  # the model in DistributedDataParallel
@@ -138,8 +144,12 @@ class Parallel:
             self._exit.callback(self._restore)
             self.state.split = self._split
             if self.trains:
-                broadcast_tensors(tensors_of(self.learn))
+                broadcast_tensors([*named_tensors(self.learn).values()])
                 set_rng_states(states_for_rank(broadcast(get_rng_states()), self.group.rank))
+                self._exit.push(self._check_end)
+            else:
+                check_same_weights(self.learn, self.group, f"when {self.call['method']} begins", self.call)
+                broadcast_tensors([*named_tensors(self.learn, parameters=False).values()])
             failing.pop_all()
         return self
 
@@ -149,6 +159,10 @@ class Parallel:
         self._exit.__exit__(kind, error, trace)
         if self.trains and current_group() is self.group:  # also after an error that all processes have
             set_rng_states(broadcast(get_rng_states()))
+
+    def _check_end(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is None:
+            check_same_weights(self.learn, self.group, "at the end of the run")
 
     def _restore(self) -> None:
         self.learn.parallel = self._before
@@ -275,29 +289,6 @@ class Parallel:
         if self._all_used is None and not self.accumulates:
             self._all_used = not any(agree([bool(unused)]))
 
-    def check_weights(self) -> None:
-        """Check that the processes still have the same weights.
-
-        Raises:
-            MinifastError: a parameter differs.
-        """
-        if self._sharded:
-            return
-        named = {name: p.detach() for name, p in self.learn.model.named_parameters() if p.numel()}
-        sums = [torch.stack([p.double().sum(), p.double().abs().sum()]) for p in named.values()]
-        values = torch.stack([numbers.cpu() for numbers in sums]).tolist()
-        first, *others = gather(values)
-        for rank, theirs in enumerate(others, 1):
-            for name, (total, size), (other, _) in zip(named, first, theirs, strict=True):
-                # Devices of different kinds may round differently.
-                if not abs(total - other) <= 1e-4 * size and math.isfinite(size):
-                    raise MinifastError(
-                        f"The parameter {name} differs in process 0 and process {rank} at the end of epoch "
-                        f"{self.state.epoch}: a callback, the optimizer or the model changed it at random or in one "
-                        f"process only. Let each process change it alike: with random numbers from a generator "
-                        f"that is seeded alike, torch.Generator().manual_seed(0), and not under `if rank == 0`."
-                    )
-
 
 class _WholeLoss(torch.autograd.Function):
     """A loss with another value, whose gradient is scaled."""
@@ -339,9 +330,9 @@ class GradientAverager(Callback):
         """Average the gradients."""
         self._parallel.after_backward(skip_bwd, skip_step)
 
-    def on_epoch_end(self) -> None:
-        """Check that the steps were the same."""
-        self._parallel.check_weights()
+    def on_epoch_end(self, epoch: int) -> None:
+        """Check that the steps were the same, before the epoch is recorded."""
+        check_same_weights(self._parallel.learn, self._parallel.group, f"at the end of epoch {epoch}")
 
 
 def wrap(model: nn.Module) -> nn.Module:

@@ -335,6 +335,78 @@ def buffers() -> dict:
     return {"of all ranks": (found["weights"], found["random"])}
 
 
+class ChangeOnOneRank(Callback):
+    """Changes a weight at one event, on the last process only."""
+
+    _order = 100_000
+
+    def __init__(self, model, event):
+        self.model, self.event = model, event
+
+    def change(self):
+        if is_last_of_several():
+            self.model[2].bias.data += 0.001
+
+    def on_epoch_end(self):
+        if self.event == "epoch":
+            self.change()
+
+    def on_train_end(self):
+        if self.event == "fit":
+            self.change()
+
+
+def is_last_of_several() -> bool:
+    size = int(os.environ.get("WORLD_SIZE", 1))
+    return size > 1 and int(os.environ["RANK"]) == size - 1
+
+
+def told(call, *words: str) -> str:
+    """ "refused" if the call raises an error with all words, or in a single process, where nothing can differ."""
+    try:
+        call()
+    except MinifastError as error:
+        return "refused" if all(word in str(error) for word in words) else str(error)
+    return "accepted" if "WORLD_SIZE" in os.environ else "refused"
+
+
+def differences() -> dict:
+    """What differs between the processes is named, and nothing is computed from several models."""
+    said, last = {}, is_last_of_several()
+
+    def learner(model=None):
+        set_seed(3)
+        return Learner(tensors(33), network() if model is None else model, opt_func=SGD, silent=True, path=FOLDER)
+
+    for event, when in (("epoch", "at the end of epoch 0"), ("fit", "at the end of the run")):
+        learn = learner()
+        run = partial(learn.fit, 1, callbacks=ChangeOnOneRank(learn.model, event))
+        said[event] = told(run, "The parameter 2.bias differs in process 0 and process", when)
+    learn = learner()
+    ChangeOnOneRank(learn.model, "").change()
+    calls = {"validate": learn.validate, "get_preds": learn.get_preds, "save": partial(learn.save, "differs")}
+    calls |= {"interpret": learn.interpret, "export": partial(learn.export, "differs.pkl")}
+    for name, call in calls.items():
+        said[name] = told(call, "The parameter 2.bias differs in process 0 and process", "when")
+    said["file"] = any(FOLDER.rglob("differs*")) and "WORLD_SIZE" in os.environ
+    learn = learner()
+    rate = 0.02 if last else 0.01
+    said["rate"] = told(
+        lambda: learn.fit_one_cycle(1, rate), "max_lr of fit_one_cycle: it is 0.01 in process 0 and 0.02"
+    )
+    said["epochs"] = told(lambda: learn.fit(1 + last), "epochs of fit: it is 1 in process 0 and 2 in process")
+    said["batches"] = told(
+        lambda: learn.get_preds(n_batch=1 + last), "n_batch of get_preds: it is 1 in process 0 and 2"
+    )
+    method = learn.validate if last else learn.get_preds
+    said["method"] = told(method, "differ in the method: it is 'get_preds' in process 0 and 'validate' in process")
+    said["shape"] = told(
+        lambda: learner(network(3 + last)), "2.weight of the model: it is '(3, 8) float64' in process 0"
+    )
+    trained = fitted(tensors(33), epochs=1)  # after all these, they train together
+    return {"said": said, "weights": trained["weights"]}
+
+
 CASES = {
     **{
         f"{n} samples, {name}": partial(lambda n, opt: fitted(tensors(n), opt_func=opt), n, opt)
@@ -382,6 +454,7 @@ CASES = {
     "lr_find": lr_find,
     "files": files,
     "NaN": not_finite,
+    "differences": differences,
     "alone": alone,
     "interpretation": interpreted,
     "buffers": buffers,

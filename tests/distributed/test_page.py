@@ -16,6 +16,7 @@ from minifast import DataError, MinifastError
 from minifast.data.loaders import DeviceDataLoader
 from minifast.data.shards import Shards, _rows_of
 from minifast.distributed import group
+from minifast.distributed.agreement import compare
 from minifast.distributed.exchange import gather_rows
 from minifast.distributed.group import Group, _State, _state, current_group, local_gpu
 
@@ -58,7 +59,12 @@ def gather_object(monkeypatch):
     gather_rows(torch.distributions.Normal(0.0, 1.0), 2, True, Group(0, 2))
 
 
+def compare_calls(monkeypatch):
+    compare([{"fit_one_cycle": {"epochs": 1, "max_lr": lr}} for lr in (0.01, 0.02)], "")
+
+
 IN_ONE_PROCESS = {
+    "differ in max_lr": compare_calls,
     "is an IterableDataset": read_stream,
     "are not set: MASTER": ask_for_group,
     "has no GPU": ask_for_gpu,
