@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from minifast.metrics.first_batch import try_metrics
 from minifast.training.batch_checks import check_outputs
 from minifast.training.callback import LearnerCallback
 from minifast.training.untrained import untrained_message, untrained_parameters
+from minifast.utils.public import warn_caller
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -33,7 +33,7 @@ class FirstBatchCheck(LearnerCallback):
         """Check the outputs, and warn of parameters that nothing trains."""
         check_outputs(self.learn, last_output, last_target)
         if names := untrained_parameters(self.learn, last_loss):
-            warnings.warn(untrained_message(names), stacklevel=2)
+            warn_caller(untrained_message(names))
 
     def on_backward_end(
         self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minifast.callbacks.logger import RunLogger
 from minifast.errors import MinifastError
 from minifast.utils.checks import import_optional
+from minifast.utils.public import warn_caller
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -110,7 +110,7 @@ class MLflowCallback(RunLogger):
                     with (Path(folder) / "export.pkl").open("wb") as file:
                         self.learn.export(file)
                 except MinifastError as error:
-                    warnings.warn(f"The model is not among the artifacts: {error}", stacklevel=2)
+                    warn_caller(f"The model is not among the artifacts: {error}")
                 else:
                     self._client.log_artifact(self.run_id, str(Path(folder) / "export.pkl"), "model")
         if self._is_own:

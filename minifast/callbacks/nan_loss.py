@@ -7,14 +7,17 @@ import copy
 import math
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from minifast.errors import NonFiniteLossError
 from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
 from minifast.training.groups import loss_module, trained_parameters
-from minifast.training.non_finite import all_finite, diagnose
-from minifast.training.snapshot import preserve_model
+from minifast.training.non_finite import all_finite, diagnose, is_finite
+from minifast.training.snapshot import eval_mode, preserve_look, preserve_model
+from minifast.utils.public import warn_caller
+from minifast.utils.tensors import as_arguments, as_pair
 
 if TYPE_CHECKING:
     from minifast.callbacks.recorder import Recorder
@@ -38,6 +41,7 @@ class NaNCheck(LearnerCallback):
         super().__init__(learn)
         self.recorder = recorder
         self._seen = 0
+        self._validated = True  # until a validation loss is not finite
 
     def on_epoch_begin(self, raw_losses: Losses) -> None:
         """Start with the epoch's first loss."""
@@ -58,7 +62,13 @@ class NaNCheck(LearnerCallback):
         return None
 
     def on_epoch_end(
-        self, raw_losses: Losses, epoch: int, num_batch: int, stop_training: bool, on_nan: str
+        self,
+        raw_losses: Losses,
+        epoch: int,
+        num_batch: int,
+        stop_training: bool,
+        on_nan: str,
+        last_metrics: list[Any],
     ) -> dict[str, bool] | None:
         """Check the losses that are still on the device."""
         if on_nan == "ignore":
@@ -71,7 +81,41 @@ class NaNCheck(LearnerCallback):
             if on_nan != "end":
                 raise
             return self._end(error, "stop_training")
+        loss = last_metrics[0] if last_metrics else None
+        if loss is not None and self._validated and not math.isfinite(loss):
+            self._validated = False
+            warn_caller(
+                f"The validation loss is {loss} in epoch {epoch}, though the training loss is finite. "
+                f"{self._in_validation()}"
+            )
         return None
+
+    def _in_validation(self) -> str:
+        """Return which validation batch gives a loss that is not finite, and why."""
+        learn, loader = self.learn, self.learn.data.valid_dl
+        found = ""
+        # The fit must continue even if the search fails, and processes that train together must not wait in it.
+        with contextlib.suppress(Exception):
+            if learn.parallel is None:
+                with preserve_look(learn, loader), eval_mode(learn.model), torch.no_grad():
+                    found = next(filter(None, (self._problem(*batch) for batch in enumerate(loader))), "")
+        return found or "Look for NaN and huge values in the validation data, and for a division by 0 in the loss."
+
+    def _problem(self, number: int, batch: Any) -> str:
+        learn = self.learn
+        inputs, targets = as_pair(batch, "validation")
+        for name, values in (("inputs", inputs), ("targets", targets)):
+            if not is_finite(values):
+                return f"The {name} of validation batch {number} hold NaN or infinity: remove or replace these values."
+        output = learn.output_of(inputs, targets)
+        if not is_finite(output):
+            return (
+                f"The inputs of validation batch {number} are finite, but the model's outputs hold NaN or infinity: "
+                f"look for huge values in this batch, and for a division by 0 or a logarithm of 0 in the model."
+            )
+        if not is_finite(learn.loss_func(output, *as_arguments(targets))):
+            return f"Inputs and outputs of validation batch {number} are finite, but their loss is not."
+        return ""
 
     def _end(self, error: NonFiniteLossError, *flags: str) -> dict[str, bool]:
         """Print the first line of an error, and end the fit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from minifast.distributed.exchange import from_first
 from minifast.training.parallel import group_of
 from minifast.utils import files
 from minifast.utils.checks import check_word
+from minifast.utils.public import warn_caller
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -78,7 +78,7 @@ class SaveModelCallback(TrackerCallback):
             return
         if self.best_epoch is None:
             if self.wait:
-                warnings.warn(f"SaveModelCallback saved no model: {self.monitor} was NaN in all epochs.", stacklevel=2)
+                warn_caller(f"SaveModelCallback saved no model: {self.monitor} was NaN in all epochs.")
             return
         self.learn.load(self.name)
         self._ended = True

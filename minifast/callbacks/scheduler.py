@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from minifast.schedules.shapes import constant
 from minifast.training.callback import LearnerCallback
 from minifast.training.groups import check_lr, per_group
 from minifast.utils.checks import arguments_of, check_number
+from minifast.utils.public import warn_caller
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -49,7 +49,7 @@ class ScheduledParameters(LearnerCallback):
         """Check the schedules and set the values of the first of ``n_batches`` batches."""
         opt = self.learn.opt
         if self._momentum_is_explicit and "mom" in schedules and not opt.has_momentum:
-            warnings.warn(f"{opt.without_momentum}; the schedule of the momentum is ignored.", stacklevel=2)
+            warn_caller(f"{opt.without_momentum}; the schedule of the momentum is ignored.")
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
         for name, schedule in self.schedules.items():
             at = {i / n_batches for i in range(0, n_batches, max(1, n_batches // MAX_CHECKED))} | {1.0}

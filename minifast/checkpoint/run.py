@@ -6,7 +6,6 @@ import math
 import re
 import reprlib
 import time
-import warnings
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from minifast.training.state import State
 from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
 from minifast.utils.compat import with_later_settings
+from minifast.utils.public import warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import is_plain
 from minifast.utils.text import write_text
@@ -224,10 +224,9 @@ class Checkpointer(LearnerCallback):
             what = f"{path} is a {type(value).__name__}"
             if path.endswith("persistent_workers"):
                 what = f"{path} is True, and the workers have random generators of their own"
-            warnings.warn(
+            warn_caller(
                 f"{what}, which a checkpoint does not save: if they change, a resumed run will differ. Use numbers, "
                 f"tensors, lists of them, or random generators in this process.",
-                stacklevel=2,
             )
         if self._saved is None:
             self._note_position()
@@ -352,9 +351,8 @@ class Checkpointer(LearnerCallback):
                 raise
             if not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn_caller(
                     f"{self.file} was not written ({error}); training continues, the last good file stays.",
-                    stacklevel=2,
                 )
             return False
         return True
@@ -363,7 +361,7 @@ class Checkpointer(LearnerCallback):
         """Warn if the file is not the one that this run wrote last."""
         if self._writer.has_written and self.file.is_file() and not self._writer.is_last_written() and not self._warned:
             self._warned = True
-            warnings.warn(f"Another process writes {self.file} too; give each run its own name.", stacklevel=2)
+            warn_caller(f"Another process writes {self.file} too; give each run its own name.")
 
 
 def _name(callback: Callback) -> str:
@@ -376,10 +374,9 @@ def _warn_of_unsaved_state(callback: Callback) -> None:
         return
     for name, value in vars(callback).items():
         if isinstance(value, STATEFUL_TYPES) and not is_plain(value):
-            warnings.warn(
+            warn_caller(
                 f"{_name(callback)}.{name} is a {type(value).__name__}, which a checkpoint does not save; give "
                 f"{_name(callback)} the methods state_dict and load_state_dict.",
-                stacklevel=2,
             )
 
 

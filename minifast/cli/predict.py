@@ -84,13 +84,26 @@ class Prediction(NamedTuple):
         return [values] if self.kind == "prediction" else [", ".join(self.names) or "none", values]
 
     def as_json(self) -> dict[str, Any]:
-        """Return the prediction as an object of JSON."""
+        """Return the prediction as an object of JSON, with the name of the file as in a CSV file."""
+        image = real_name(self.image)
         if self.kind == "prediction":
-            return {"image": self.image, "prediction": self.values if len(self.values) > 1 else self.values[0]}
+            return {"image": image, "prediction": self.values if len(self.values) > 1 else self.values[0]}
         if self.kind == "classes":
-            return {"image": self.image, "classes": self.names, "probabilities": self.probabilities}
+            return {"image": image, "classes": self.names, "probabilities": self.probabilities}
         chosen = {"class": self.names[0], "probability": self.values[0]}
-        return {"image": self.image, **chosen, "probabilities": self.probabilities}
+        return {"image": image, **chosen, "probabilities": self.probabilities}
+
+
+def real_name(name: str) -> str:
+    """Return the name of a file as UTF-8 has it; an encoding without its characters gives Python surrogates instead.
+
+    >>> real_name("caf\\udcc3\\udca9.png"), real_name("caf\\udce9.png")
+    ('café.png', 'caf\\udce9.png')
+    """
+    try:
+        return name.encode("utf-8", "surrogateescape").decode()
+    except UnicodeError:  # the bytes of the name are not UTF-8
+        return name
 
 
 def as_prediction(learn: Any, image: str, output: Any) -> Prediction:

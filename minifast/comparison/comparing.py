@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -14,7 +13,7 @@ from minifast.learner.learner import Learner
 from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
 from minifast.utils.checks import add_note, check_callable, check_count, shown
-from minifast.utils.public import public
+from minifast.utils.public import public, warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.text import write_text
 
@@ -110,7 +109,7 @@ def compare(
         if not all(runs.values()):  # no complete seed would be lost
             raise
         ended_by = error
-        warnings.warn(f"The comparison stopped {stage}: {type(error).__name__}: {error}", stacklevel=2)
+        warn_caller(f"The comparison stopped {stage}: {type(error).__name__}: {error}")
     finally:
         bar.close(interrupted=ended_by is not None)
         set_rng_states(generators)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
@@ -35,7 +34,7 @@ from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of
 from minifast.utils.checks import check_count
-from minifast.utils.public import public_class
+from minifast.utils.public import public_class, warn_caller
 from minifast.utils.tensors import as_pair, map_tensors
 
 
@@ -376,10 +375,9 @@ class DataBunch:
 
     def pictures(self, x: Any) -> list[Any] | None:
         """Return ``to_images(x)`` (deprecated name)."""
-        warnings.warn(
+        warn_caller(
             "`DataBunch.pictures` is now `DataBunch.to_images`; the old name will be removed in version 0.3.",
             DeprecationWarning,
-            stacklevel=2,
         )
         return self.to_images(x)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,6 +15,7 @@ from minifast.data.resume import batches_before
 from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
+from minifast.utils.public import warn_caller
 from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
@@ -192,7 +192,7 @@ class DeviceDataLoader(BatchLoader):
                 on_start()
             for batch in batches:
                 if self._is_empty(batch):
-                    warnings.warn(f"A {self.part} batch has no samples, and is skipped.", stacklevel=2)
+                    warn_caller(f"A {self.part} batch has no samples, and is skipped.")
                     continue
                 n += 1
                 yield self._prepared(batch)
@@ -202,10 +202,9 @@ class DeviceDataLoader(BatchLoader):
             # The text has the worker's frames; the traceback would keep the loader and its workers alive.
             raise DataError(str(error).rstrip().rpartition("DataError: ")[2]) from error.with_traceback(None)
         if self.part == "training" and n and n != expected:
-            warnings.warn(
+            warn_caller(
                 f"The training loader has the length {expected}, but it gave {n} batches. Schedules and resuming need "
                 f"the right length; correct its `__len__`.",
-                stacklevel=2,
             )
 
     def in_order(self) -> Iterator[Any] | None:

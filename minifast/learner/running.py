@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -39,7 +38,7 @@ from minifast.training.snapshot import iterators_of, preserve_randomness, preser
 from minifast.training.state import State
 from minifast.utils.checks import add_note, check_number, check_word
 from minifast.utils.compiled import unwrap_compiled
-from minifast.utils.public import frames_to_caller
+from minifast.utils.public import warn_caller
 from minifast.utils.tensors import as_pair
 from minifast.utils.text import write_text
 
@@ -148,10 +147,9 @@ def fit(
     """Train with the learner's callbacks and ``extra``; if the run raises before its first batch, nothing changes."""
     valid_dl = learn.data.valid_dl
     if valid_dl is not None and len(valid_dl) == 0:
-        warnings.warn(
+        warn_caller(
             "The validation data have no batch: they have fewer samples than one batch, or none. The run does not "
             "validate; give the loader drop_last=False, or more samples.",
-            stacklevel=frames_to_caller(),
         )
     batches = getattr(valid_dl, "dl", None)
     if isinstance(batches, (list, tuple)) and batches and valid_dl.batch_fn is None:
@@ -177,7 +175,7 @@ def fit(
         where = last_good.restore() if last_good else None
         if where is None:
             raise
-        warnings.warn(f"{error}\nThe weights of {where} are restored.", stacklevel=frames_to_caller())
+        warn_caller(f"{error}\nThe weights of {where} are restored.")
     except BaseException:
         if learn.recorder not in learn.history:
             learn.recorder, learn.opt = before, opt
@@ -202,10 +200,9 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     affecting = [callback for callback in learn.callbacks if not callback.fit_only]
     initialize_lazy(learn)
     for path, value in iterators_of(learn):
-        warnings.warn(
+        warn_caller(
             f"{path} is a {type(value).__name__}, whose position lr_find cannot restore: if the mock training moves "
             f"it, training after lr_find differs from training alone. Use a number or a random generator.",
-            stacklevel=frames_to_caller(),
         )
     try:
         with preserve_randomness(learn) as data:

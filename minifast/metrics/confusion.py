@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from minifast.metrics.loss_options import loss_options
 from minifast.metrics.wrappers import add_metrics, name_of
 from minifast.training.callback import Callback
 from minifast.utils.checks import check_number, check_word
+from minifast.utils.public import warn_caller
 from minifast.utils.shapes import predict_classes
 from minifast.utils.tensors import to_cpu
 
@@ -203,10 +203,9 @@ class FBeta(Score):
             average = "macro"
             if not self._warned:
                 self._warned = True
-                warnings.warn(
+                warn_caller(
                     f"{type(self).__name__} has average='binary', but there are {counts.n_classes} classes, so it "
                     f"uses average='macro', the mean of their scores. Pass the average that you want.",
-                    stacklevel=2,
                 )
         totals = counts.totals()
         actual = totals[2]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 import re
-import warnings
 import weakref
 from collections.abc import Callable, Iterable
 from functools import lru_cache
@@ -16,7 +15,7 @@ from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
 from minifast.training.torch_optimizer import is_scheduler, scheduler_remedy
 from minifast.utils.checks import did_you_mean
-from minifast.utils.public import public
+from minifast.utils.public import public, warn_caller
 from minifast.utils.saved_state import is_setting
 from minifast.utils.tensors import is_plain
 from minifast.utils.walk import changing_attributes
@@ -186,10 +185,9 @@ class Callback:
         super().__init_subclass__(**kwargs)
         for old, new in RENAMED.items():
             if old in vars(cls):
-                warnings.warn(
+                warn_caller(
                     f"{cls.__name__}.{old} is now called {new}; the old name will be removed in version 0.3.",
                     DeprecationWarning,
-                    stacklevel=2,
                 )
                 setattr(cls, new, vars(cls)[old])
         if cls.__module__.startswith("minifast.") and isinstance(vars(cls).get("__init__"), FunctionType):

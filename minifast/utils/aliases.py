@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
-from minifast.utils.public import frames_to_caller
+from minifast.utils.public import warn_caller
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -42,11 +41,10 @@ def _translate(aliases: dict[str, str], warn: bool) -> Callable[[Callable[P, R]]
                 if name in kwargs:
                     raise TypeError(f"{function.__name__} got `{alias}` and `{name}`, two names of one argument.")
                 if warn:
-                    warnings.warn(
+                    warn_caller(
                         f"{function.__name__}: `{alias}` is now called `{name}`; the old name will be removed in "
                         f"version 0.3.",
                         DeprecationWarning,
-                        stacklevel=frames_to_caller(),
                     )
                 kwargs[name] = kwargs.pop(alias)
             return function(*args, **kwargs)
@@ -86,10 +84,9 @@ def deprecated_attribute(old: str, new: str) -> Any:
     """Return a property that reads and sets the attribute ``new`` under its ``old`` name, with a warning."""
 
     def warn(instance: Any) -> None:
-        warnings.warn(
+        warn_caller(
             f"{type(instance).__name__}.{old} is now called {new}; the old name will be removed in version 0.3.",
             DeprecationWarning,
-            stacklevel=3,
         )
 
     def read(instance: Any) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -217,10 +219,20 @@ def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
+def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
+    """Warn with the line of the user's code: the first one outside of minifast."""
+    warnings.warn(message, category, stacklevel=frames_to_caller())
+
+
 def frames_to_caller() -> int:
-    """Return the ``stacklevel`` with which a warning names the first line outside of minifast."""
+    """Return the ``stacklevel`` with which a warning names the first line outside of minifast.
+
+    Lines of torch, such as those of ``torch.no_grad``, are not outside.
+    """
+    torch = getattr(sys.modules.get("torch"), "__file__", None)
+    inside = (PACKAGE, *([str(Path(torch).parent) + os.sep] if torch else []))
     frame = inspect.currentframe()
     level = 0
-    while frame is not None and frame.f_code.co_filename.startswith(PACKAGE):
+    while frame is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
     return level

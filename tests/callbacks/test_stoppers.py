@@ -8,8 +8,9 @@ import pytest
 import torch
 from conftest import toy_data, toy_learner
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import Callback, Learner, SaveModelCallback, StopAfterNBatches, TerminateOnNaNCallback
+from minifast import Callback, DataBunch, Learner, SaveModelCallback, StopAfterNBatches, TerminateOnNaNCallback
 from minifast.training.averages import Losses
 
 
@@ -32,6 +33,57 @@ def spoilt(at: int, **options) -> Learner:
 
 def finite(learn: Learner) -> bool:
     return all(parameter.isfinite().all() for parameter in learn.model.parameters())
+
+
+# --- a validation loss that is not finite
+
+
+class RootOfNegative(nn.Module):
+    def forward(self, x):
+        return x if self.training else (x - 1000).sqrt()
+
+
+def nan_in_validation(what: str) -> tuple[DataBunch, nn.Module]:
+    torch.manual_seed(0)
+    x, y = torch.randn(60, 10), torch.randn(60, 1)
+    wrong_x, wrong_y = x.clone(), y.clone()
+    if what == "inputs":
+        wrong_x[25, 3] = math.inf
+    elif what == "targets":
+        wrong_y[25] = math.nan
+    dls = [DataLoader(TensorDataset(*pair), 20) for pair in ((x, y), (wrong_x, wrong_y))]
+    data = DataBunch(*dls, device="cpu")
+    return data, nn.Sequential(nn.Linear(10, 1), *([RootOfNegative()] if what == "outputs" else []))
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("inputs", "The inputs of validation batch 1 hold NaN or infinity"),
+        ("targets", "The targets of validation batch 1 hold NaN or infinity"),
+        ("outputs", "inputs of validation batch 0 are finite, but the model's outputs hold NaN"),
+        ("loss", "outputs of validation batch 0 are finite, but their loss is not"),
+    ],
+)
+def test_a_validation_loss_that_is_not_finite_is_one_warning_and_changes_nothing(what, words):
+    weights = []
+    for validates in (True, False):
+        data, model = nan_in_validation(what)
+        if not validates:
+            data.valid_dl = None
+        loss = nn.MSELoss()
+        if what == "loss":
+            loss = lambda out, target: (out - target).square().mean() / (1 if out.requires_grad else 0)  # noqa: E731
+        learn = Learner(data, model, loss_func=loss, silent=True)
+        if validates:
+            with pytest.warns(UserWarning, match=words) as caught:
+                learn.fit(3, 1e-2)
+            assert len(caught) == 1
+            assert caught[0].filename == __file__
+        else:
+            learn.fit(3, 1e-2)
+        weights.append(model[0].weight)
+    assert torch.equal(*weights)
 
 
 # --- TerminateOnNaN

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import minifast
 from minifast import cli
+from minifast.cli.predict import Prediction, real_name
 from minifast.utils.text import can_write, write_text
 
 ROOT = Path(minifast.__file__).parents[1]
@@ -77,6 +80,14 @@ def test_json_has_the_names_in_a_process_with_an_encoding_of_its_own(place):
     done = subprocess.run(command, cwd=place, env=base, capture_output=True)
     assert done.returncode == 0, done.stderr
     check_json(done.stdout.decode("ascii"))
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"]), max_size=20))
+def test_json_has_the_name_of_a_file_that_the_file_system_encoding_lacks(name):
+    escaped = name.encode().decode("ascii", "surrogateescape")
+    assert real_name(escaped) == real_name(name) == name
+    prediction = Prediction(escaped, "class", ["3"], [1.0], {"3": 1.0})
+    assert json.loads(json.dumps(prediction.as_json()))["image"] == name
 
 
 @pytest.mark.parametrize(("encoding", "environment"), [("ascii", {}), ("utf-8", {"NO_COLOR": "1", "COLUMNS": "20"})])

@@ -1,5 +1,6 @@
 """Public functions suggest the argument that was meant, and keep the frames of minifast out of tracebacks."""
 
+import ast
 import contextlib
 import gc
 import inspect
@@ -11,6 +12,7 @@ import weakref
 from functools import partial
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -204,6 +206,32 @@ def test_a_warning_names_the_line_of_the_caller():
 
 def test_outside_of_minifast_the_caller_is_the_next_frame():
     assert frames_to_caller() == 1
+
+
+def test_all_warnings_name_the_line_of_the_user():
+    calls = [
+        f"{file.relative_to(PACKAGE)}: {ast.unparse(node)}"
+        for file in sorted(Path(PACKAGE).rglob("*.py"))
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("warn", "warnings.warn", "warnings.warn_explicit")
+    ]
+    own = [call for call in calls if not call.startswith(("__init__.py: ", "utils/aliases.py: warn(instance)"))]
+    assert own == ["utils/public.py: warnings.warn(message, category, stacklevel=frames_to_caller())"]
+
+
+@pytest.mark.parametrize("method", ["predict", "fit", "validate"])
+def test_a_warning_has_the_file_of_the_caller_also_below_frames_of_torch(method):
+    if method == "predict":
+        table = pd.DataFrame({"town": ["A", "B"] * 20, "price": torch.arange(40.0).numpy()})
+        data = TabularDataBunch.from_df(".", table, "price", bs=8, seed=0, device="cpu")
+        learn, arguments = tabular_learner(data, layers=[4], silent=True), [{"town": "C"}]
+    else:
+        batches = [(torch.randn(6, 4), torch.arange(6) % 3)] * 2
+        data = DataBunch(batches, batches, device="cpu", loss_func=LOSS)
+        learn, arguments = Learner(data, simple_ann(4, 3), metrics=[Precision()], silent=True), [1][: method == "fit"]
+    with pytest.warns(UserWarning, match=r"\S") as caught:
+        getattr(learn, method)(*arguments)
+    assert {warning.filename for warning in caught} == {__file__}
 
 
 def test_a_public_function_raises_what_it_raises():

@@ -16,6 +16,9 @@ BYTE = 255  # the largest value of 8 bits
 ADVICE = "Give the values that become black and white in all images as `value_range`."
 
 
+REMEDY = "Replace or remove it."
+
+
 class UnreadableImageError(DataError):
     """A file is not an image, is truncated, or cannot be opened."""
 
@@ -84,7 +87,7 @@ def _scaled(image: Any, value_range: tuple[float, float] | None, name: Any) -> A
 
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise UnreadableImageError(f"{name} has pixels that are NaN or infinite. Replace or remove it.")
+        raise UnreadableImageError(f"{name} has pixels that are NaN or infinite. {REMEDY}")
     low, high = value_range or (0, DEEP if image.mode.startswith("I") else 1)
     if value_range is None and values.size and not (low <= values.min() and values.max() <= high):
         raise ValueRangeError(

@@ -19,6 +19,7 @@ from minifast.data.images import cache
 from minifast.data.images.conversion import (
     COLOR,
     DRAFTED,
+    REMEDY,
     Pixels,
     UnreadableImageError,
     ValueRangeError,
@@ -65,6 +66,7 @@ class ImageFiles:
                 f"`resize` is {resize!r}, but there is no `size` to resize to; give one, such as size=224."
             )
         self.reference: tuple[str, int, int] | None = None
+        self.others: list[ImageFiles] = []  # the other parts of the data
         self.listing: list[tuple[str, int, int]] = []
         self.labels: Any = []  # class indices, or a tensor with one target per row
 
@@ -88,8 +90,8 @@ class ImageFiles:
         return [Path(name) for name, _, _ in self.listing]
 
     def __getstate__(self) -> dict[str, Any]:
-        # A worker process reads files, so do not send it the decoded images.
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+        # A worker process reads the files of this part, so do not send it the decoded images and other parts.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_pixels", "others")}
 
     def __len__(self) -> int:
         return len(self.listing)
@@ -121,7 +123,7 @@ class ImageFiles:
                 try:
                     self._pixels = decode(names, self.size, self._threads(), writer, self.resize, self.pixels)
                 except UnreadableImageError as error:
-                    raise all_unreadable(names, error, self.pixels) from error
+                    raise all_unreadable(self._all_names(), error, self.pixels) from error
         check_same_size(self.reference_size(), self.listing[0][0], self._pixels[0])
         return self._pixels, torch.as_tensor(self.labels, dtype=None if len(self.labels) else torch.int64)
 
@@ -146,9 +148,12 @@ class ImageFiles:
             try:
                 height, width = (self._read(name) if self._pixels is None else self._pixels[0]).shape[1:]
             except UnreadableImageError as error:
-                raise all_unreadable([name for name, _, _ in self.listing], error, self.pixels) from error
+                raise all_unreadable(self._all_names(), error, self.pixels) from error
             self.reference = name, height, width
         return self.reference
+
+    def _all_names(self) -> list[str]:
+        return [name for files in (self, *self.others) for name, _, _ in files.listing]
 
     def decoded_bytes(self) -> int:
         """Return the bytes that the decoded images need if at least one of them has color."""
@@ -228,14 +233,17 @@ def read_image(
         raise
     except FileNotFoundError as error:
         raise FileNotFoundError(f"There is no file {file}. Check the path.") from error
-    except PermissionError as error:
+    except (IsADirectoryError, PermissionError) as error:
+        if Path(file).is_dir():  # Windows has no permission to open one
+            raise DataError(
+                f"{file} is a folder, and an image is needed. Pass the path of one file. For all images in the folder, "
+                f"call load_learner(export, test=get_image_files({str(file)!r})) and get_preds(DatasetType.Test)."
+            ) from error
         raise UnreadableImageError(
             f"{file} cannot be opened ({error.strerror}). Change its permissions, or remove it."
         ) from error
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise UnreadableImageError(
-            f"{file} is not a readable image, or it is truncated. Replace or remove it."
-        ) from error
+        raise UnreadableImageError(f"{file} is not a readable image, or it is truncated. {REMEDY}") from error
 
 
 def _opened_again(image: Any) -> Any:
@@ -314,9 +322,10 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pi
             listed = f" All are listed in {LIST_FILE}."
         except OSError:
             pass
+    reason = str(first).removesuffix(REMEDY).rstrip()
     return DataError(
-        f"{len(bad)} of {len(names)} images cannot be read: {shortlist(bad, SHOWN)}.{listed} The first: {first}",
-        hint="To leave them out, pass on_bad_image='skip'.",
+        f"{len(bad)} of {len(names)} images cannot be read: {shortlist(bad, SHOWN)}.{listed} The first: {reason}",
+        hint="Replace or remove all of them; to leave them out, pass on_bad_image='skip'.",
         cli_hint="Replace or remove all of them, or pass --on-bad-image skip.",
     )
 

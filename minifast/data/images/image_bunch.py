@@ -22,6 +22,7 @@ from minifast.data.images.sources import (
     leave_out_unreadable,
     make_loaders,
     make_pixels,
+    relate,
     split,
     stat_files,
     subfolder,
@@ -362,8 +363,7 @@ class ImageDataBunch(DataBunch):
             if labels is not None:
                 test_set.labels = labels.targets.new_zeros(len(test_set), *labels.targets.shape[1:])
             parts.append((test_set, None))
-        for files, _ in parts[1:]:
-            files.reference = train_set.reference_size()
+        relate(parts)
         train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
         loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)

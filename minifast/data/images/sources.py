@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
 from minifast.utils.files import replacing
-from minifast.utils.public import frames_to_caller
+from minifast.utils.public import warn_caller
 from minifast.utils.text import write_text
 
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
@@ -108,9 +107,8 @@ def stat_files(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, 
         raise DataError("The list of files is empty. Give at least two images, such as get_image_files(path).")
     name, times = Counter(name for name, _, _ in listing).most_common(1)[0]
     if times > 1:
-        warnings.warn(
+        warn_caller(
             f"{name} is listed {times} times, so it may be in the training and the validation set.",
-            stacklevel=frames_to_caller(),
         )
     return listing
 
@@ -211,6 +209,15 @@ def images_by_class(
     return files, names
 
 
+def relate(parts: Parts) -> None:
+    """Give all parts the size of the training images; an error then names the unreadable files of all parts."""
+    sets = list({id(files): files for files, _ in parts}.values())
+    for files in sets:
+        files.others = [other for other in sets if other is not files]
+    for files in sets[1:]:
+        files.reference = sets[0].reference_size()
+
+
 def make_loaders(
     parts: Parts,
     classes: list[Any] | None,
@@ -227,9 +234,8 @@ def make_loaders(
     warn_about_values(names, files.pixels.value_range)
     n_train = len(files if indices is None else indices)
     if n_train < bs:
-        warnings.warn(
+        warn_caller(
             f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.",
-            stacklevel=frames_to_caller(),
         )
     in_memory = sum({id(files): files.decoded_bytes() for files, _ in parts}.values()) <= memory
     loaders: list[Any] = []

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -11,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minifast.data.images.conversion import ADVICE, DEEP
-from minifast.utils.public import frames_to_caller
+from minifast.utils.public import warn_caller
 
 SAMPLED = 64  # images whose values are read, evenly spaced over a data set
 MANY = 0.1  # the fraction of white pixels, or of lost images, from which a warning says so
@@ -121,4 +120,4 @@ def warn_about_values(names: Sequence[str], value_range: tuple[float, float] | N
             f"value_range=({value_range[0]:g}, {value_range[1]:g}) makes {above:.0%} of the pixels white, and at least "
             f"{LOST:.0%} of the pixels of {lost} of {len(values)} images black or white."
         )
-    warnings.warn(f"{problem} {ADVICE} {suggest_range(names, values)}", stacklevel=frames_to_caller())
+    warn_caller(f"{problem} {ADVICE} {suggest_range(names, values)}")

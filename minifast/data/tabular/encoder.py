@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Collection, Mapping, Sequence
 from numbers import Real
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from minifast.errors import DataError
 from minifast.utils.checks import check_once, shortlist
+from minifast.utils.public import warn_caller
 
 MISSING = "#na#"  # the name of category 0: missing, or not in the training rows
 
@@ -124,10 +124,9 @@ class TableEncoder:
         for name in self.cat_names if warn else ():
             unseen = {key(value) for value in values_of(table[name])} - {MISSING, *known[name]}
             if unseen:
-                warnings.warn(
+                warn_caller(
                     f"The column {name!r} has values that are not in the training rows: "
                     f"{shortlist(sorted(map(repr, unseen)))}. They count as missing.",
-                    stacklevel=4,
                 )
         codes += [(np.isnan(numbers[name]) + 1).tolist() for name in self.na_names]
         scaled = []

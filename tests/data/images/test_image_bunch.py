@@ -705,6 +705,9 @@ def test_predicting_what_is_no_image_names_it(tree, learner):
         learner.predict(tree / "notes.png")
     with pytest.raises(FileNotFoundError, match=r"gone\.png"):
         learner.predict(tree / "gone.png")
+    for item in (tree, str(tree)):
+        with pytest.raises(DataError, match=r"is a folder, and an image is needed\. Pass the path of one file\."):
+            learner.predict(item)
 
 
 # --- trained on

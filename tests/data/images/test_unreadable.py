@@ -56,6 +56,24 @@ def test_the_error_names_all(images, bad):
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.parametrize("where", [["valid"], ["train", "valid"], ["train", "test"], ["valid", "test"]])
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_the_error_names_those_of_all_parts(images, where, memory):
+    broken = [
+        file
+        for part in ("train", "valid", "test")
+        for file in write_images(images / part, 8, {3, 6} if part in where else set())
+    ]
+    if memory == 0 and "train" not in where:
+        return  # read from files, only the first training image is decoded before the training
+    if memory == 0:
+        broken += write_images(images / "train", 8, {0, 3, 6})[:1]
+    with pytest.raises(DataError, match=f"^{len(broken)} of 24 images cannot be read: ") as caught:
+        ImageDataBunch.from_folder(images, test="test", bs=4, num_workers=0, device="cpu", memory=memory)
+    assert all(str(file) in str(caught.value) for file in broken)
+    assert str(caught.value).count("Replace or remove") == caught.value.cli_message.count("Replace or remove") == 1
+
+
 def test_a_long_list_is_in_a_file(images):
     broken = write_images(images, 40, set(range(2, 32, 2)))
     with pytest.raises(DataError, match=r"^15 of 40 images .* and 5 more\. All are listed in unreadable_images\.txt\."):
