@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,17 +14,20 @@ from torch.nn import functional
 
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
-from minifast.diagnostics.target_checks import check_pairing, check_regression, find_reason, find_target_problems
+from minifast.diagnostics.target_checks import (
+    check_loss_weight,
+    check_pairing,
+    check_regression,
+    find_reason,
+    find_target_problems,
+)
 from minifast.losses import (
     activation_name,
-    batch_size_effect,
     is_cross_entropy,
     is_loss,
-    loss_weight,
     reduction_of,
     setting_of,
 )
-from minifast.model_loss import ModelLoss
 from minifast.training import loop
 from minifast.training.batch_checks import type_name
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
@@ -33,12 +37,12 @@ from minifast.training.lazy import initialize_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.progress import NullProgress
-from minifast.training.snapshot import eval_mode, preserve_buffers, preserve_learner, preserve_model
+from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
 from minifast.training.untrained import untrained_parameters
 from minifast.utils.checks import shortlist
 from minifast.utils.shapes import is_counted
-from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats, take_rows
+from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -75,7 +79,7 @@ def _shape(value: Any) -> str:
 
 
 def _message(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+    return shorten(str(error), 300, placeholder=" ...") or type(error).__name__
 
 
 # --- data
@@ -210,25 +214,34 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
     mispaired = list(check_pairing(learn, output, y))
-    yield from mispaired or _check_loss_weight(learn, output, x, y)
-    if names := untrained_parameters(learn, loss):
+    names = untrained_parameters(learn, loss)
+    failure = _backward_failure(learn, loss)  # before another forward pass, which may change buffers that it needs
+    yield from mispaired or check_loss_weight(learn, output, x, y)
+    if names:
         yield Finding(
             f"The loss depends on parameters that are not trained: {shortlist(names)}.",
             "The optimizer gets the parameters of the model, and of a loss function that is an nn.Module.",
             "Make the modules part of the model or of the loss, or freeze them with requires_grad_(False).",
         )
+    if failure is not None:
+        yield failure
+    elif any(p.requires_grad for p in learn.model.parameters()):  # else _check_setup reports it
+        yield from _check_overfitting(learn, x, y, observations)
+
+
+def _backward_failure(learn: Learner, loss: Tensor) -> Finding | None:
+    """Run the backward pass of a model with trainable parameters, and return what fails."""
     if not any(p.requires_grad for p in learn.model.parameters()):
-        return  # _check_setup reports it
+        return None
     try:
         torch.autograd.backward(loss)
     except Exception as error:  # autograd and custom functions can raise anything
-        yield Finding(
+        return Finding(
             f"The backward pass fails: {_message(error)}",
             "Training needs gradients.",
             "Look for detach(), no_grad(), .item() or NumPy between the model's parameters and the loss.",
         )
-        return
-    yield from _check_overfitting(learn, x, y, observations)
+    return None
 
 
 def _check_outputs(learn: Learner, output: Any) -> Iterator[Finding]:
@@ -276,44 +289,6 @@ def _check_initial_loss(learn: Learner, output: Any, start: float, observations:
             "The model is confident in wrong answers; the first steps only undo that.",
             "Scale the inputs, or reduce the last layer's initial weights so that its outputs are near 0.",
         )
-
-
-def _check_loss_weight(learn: Learner, output: Any, x: Any, y: Any) -> Iterator[Finding]:
-    if isinstance(learn.loss_func, ModelLoss):
-        effect = model_loss_effect(learn, x, y)
-    else:
-        effect = batch_size_effect(learn.loss_func, output, y, x)
-    if effect:
-        yield Finding(
-            "The loss of the batch is {:.4g}, but its two parts, weighted by their samples, give {:.4g}.".format(
-                *effect
-            ),
-            "The loss is not the mean over the samples, so validation loss and accumulated steps depend on batch size.",
-            "Return the mean over the samples, or use torch's loss with weight, ignore_index or reduction='sum' set.",
-            mild=True,
-        )
-
-
-@torch.no_grad()
-def model_loss_effect(learn: Learner, x: Any, y: Any) -> tuple[float, float] | None:
-    """Return the model's own loss of a batch and that of its two parts, where they differ: see ``batch_size_effect``.
-
-    The model is in evaluation mode, without dropout.
-    """
-    n = count_samples(y, x)
-    if n < 2:
-        return None
-    total = weights = 0.0
-    with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model):
-        for rows in (slice(None), slice(None, max(1, n // 3)), slice(max(1, n // 3), None)):
-            inputs, targets = take_rows(x, rows, n), take_rows(y, rows, n)
-            loss = float(learn.loss_func(learn.output_of(inputs, targets), *as_arguments(targets)))
-            if rows == slice(None):
-                whole = loss
-            elif weight := float(loss_weight(learn.loss_func, targets, inputs)):
-                total, weights = total + weight * loss, weights + weight
-    combined = total / weights if weights else whole
-    return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)
 
 
 def _check_overfitting(learn: Learner, x: Any, y: Any, observations: list[str]) -> Iterator[Finding]:

@@ -95,6 +95,7 @@ class _TensorCopy(NamedTuple):
     value: Tensor
     grad: Tensor | None
     requires_grad: bool
+    version: int  # torch counts the changes in place, but not those through ``tensor.data``
 
 
 class _Shared(NamedTuple):
@@ -108,7 +109,7 @@ def _copy_of(value: Any, in_data: bool) -> Any:
         fixed = fixed or (value.layout is torch.strided and 0 in value.stride())  # expanded, which no one writes to
         if fixed or (in_data and value.numel() > MANY):
             return None
-        return _TensorCopy(value.detach().clone(), value.grad, value.requires_grad)
+        return _TensorCopy(value.detach().clone(), value.grad, value.requires_grad, value._version)
     if isinstance(value, np.ndarray):
         too_much = in_data and value.size > MANY
         return value.copy() if value.flags.writeable and not value.dtype.hasobject and not too_much else None
@@ -134,10 +135,12 @@ def put(value: Any, copy: Any) -> None:
     """Restore a copy of an object's own state into the object."""
     if isinstance(copy, _TensorCopy):
         with torch.no_grad():
-            if value.shape == copy.value.shape:
-                value.copy_(copy.value)
-            else:
+            if value.shape != copy.value.shape:
                 value.set_(copy.value)
+            elif not (value.is_cpu and value._version == copy.version and torch.equal(value, copy.value)):
+                value.copy_(
+                    copy.value
+                )  # a backward pass may need a tensor that is as it was, and to compare would wait
         value.requires_grad_(copy.requires_grad)
         value.grad = copy.grad
     elif isinstance(copy, _Attributes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,14 @@ import pandas as pd
 import pytest
 import torch
 from conftest import toy_data, toy_learner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import (
+    Callback,
     DataBunch,
     DataError,
     ImageDataBunch,
@@ -475,6 +479,75 @@ def test_a_check_of_a_failing_model_restores_the_state():
 
 
 # --- text
+
+
+# --- buffers
+
+
+class Buffered(nn.Module):
+    """A model whose backward pass needs a buffer, and which may return its own loss."""
+
+    def __init__(self, own_loss, dtype, of_view, norm, counts):
+        super().__init__()
+        whole = torch.arange(1, 33, dtype=dtype)[None]
+        self.register_buffer("whole", whole, persistent=False)
+        self.register_buffer("part", whole[:, :10] if of_view else torch.arange(1, 11, dtype=dtype)[None])
+        self.embedding, self.layer = nn.Embedding(33, 8), nn.Linear(8, 2)
+        self.norm = nn.BatchNorm1d(8) if norm else nn.Identity()
+        self.own_loss, self.counts = own_loss, counts
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x, labels=None):
+        if self.counts:
+            self.calls += 1
+        scale = x * self.part
+        positions = self.embedding(self.part.long()) + self.embedding(self.whole[:, : x.shape[1]].long())
+        logits = self.layer(self.norm((positions * scale[..., None]).mean(1)))
+        if not self.own_loss:
+            return logits
+        return {"loss": None if labels is None else functional.cross_entropy(logits, labels), "logits": logits}
+
+
+@settings(max_examples=16, deadline=None)
+@given(st.booleans(), st.sampled_from([torch.int64, torch.float32]), st.booleans(), st.booleans(), st.booleans())
+def test_a_model_with_buffers_has_no_problem_in_its_backward_pass(own_loss, dtype, of_view, norm, counts):
+    torch.manual_seed(0)
+    x = torch.randn(60, 10)
+    y = (x.sum(1) > 0).long()
+    samples = [{"x": a, "labels": b} for a, b in zip(x, y, strict=True)]
+    data = DataBunch.create(samples, bs=20, seed=0, device="cpu")
+    loss_func = None if own_loss else nn.CrossEntropyLoss()
+    learn = Learner(data, Buffered(own_loss, dtype, of_view, norm, counts), loss_func=loss_func, silent=True)
+    before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+    found = str(learn.check(4))
+    assert "backward pass fails" not in found
+    assert "samples reduce their loss from" in found
+    assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
+
+
+@pytest.mark.parametrize("own_loss", [True, False])
+def test_a_prediction_between_forward_and_backward_pass_leaves_the_buffers(own_loss):
+    class Predicts(Callback):
+        def on_backward_begin(self):
+            learn.pred_batch(batch=({"x": x[:1]}, None))
+
+    torch.manual_seed(0)
+    x = torch.randn(60, 10)
+    samples = [{"x": a, "labels": b} for a, b in zip(x, (x.sum(1) > 0).long(), strict=True)]
+    data = DataBunch.create(samples, bs=20, seed=0, device="cpu")
+    loss_func = None if own_loss else nn.CrossEntropyLoss()
+    learn = Learner(data, Buffered(own_loss, torch.int64, True, False, False), loss_func=loss_func, silent=True)
+    plain = copy.deepcopy(learn)
+    learn.fit(1, callbacks=[Predicts()])
+    plain.fit(1)
+    assert torch.equal(learn.model.layer.weight, plain.model.layer.weight)
+
+
+def test_a_long_error_ends_with_a_whole_word():
+    def fails(output, target):
+        raise RuntimeError("incomprehensible " * 40)
+
+    assert re.search(r"( incomprehensible){5,} \.\.\.$", only_finding(learner(loss_func=fails)).what)
 
 
 def test_results_are_text_and_html():
