@@ -15,6 +15,7 @@ from torch.nn import functional
 from minifast.data.bunch import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.target_checks import (
+    check_class_axis,
     check_loss_weight,
     check_pairing,
     check_regression,
@@ -210,6 +211,7 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
         )
         return
     yield from _check_outputs(learn, output)
+    yield from check_class_axis(learn, output, y)
     yield from check_regression(learn, output, y)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)

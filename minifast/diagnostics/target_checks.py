@@ -13,7 +13,14 @@ from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
 from minifast.losses import batch_size_effect, is_cross_entropy, is_loss, loss_weight
 from minifast.model_loss import ModelLoss
-from minifast.training.batch_checks import check_failed_batch, check_outputs, check_targets, type_name
+from minifast.training.batch_checks import (
+    check_failed_batch,
+    check_outputs,
+    check_targets,
+    class_dimension_cure,
+    has_class_dimension_1,
+    type_name,
+)
 from minifast.training.snapshot import eval_mode, preserve_buffers
 from minifast.utils.tensors import as_arguments, count_samples, take_rows
 
@@ -126,6 +133,20 @@ def check_target_scale(learn: Learner, output: Any, y: Any) -> Iterator[Finding]
             "the scale of the targets, which takes hundreds of steps.",
             "Train on (y - mean) / std, with mean and std of the training targets, and compute prediction * std + mean "
             "after the training.",
+            mild=True,
+        )
+
+
+def check_class_axis(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
+    """Yield a finding if the shapes do not tell which dimension of the outputs has the classes."""
+    if not has_class_dimension_1(learn.loss_func) or not isinstance(output, Tensor) or not isinstance(y, Tensor):
+        return
+    if output.ndim > 2 and y.shape == output.shape[:-1] and y.shape[1:] == output.shape[2:]:
+        yield Finding(
+            f"The outputs {tuple(output.shape)} may have their classes in dimension 1 or in the last one; "
+            f"cross entropy takes dimension 1.",
+            "If the last dimension has the classes, the loss compares the wrong numbers, and no error shows it.",
+            f"If it has, {class_dimension_cure(output)}.",
             mild=True,
         )
 

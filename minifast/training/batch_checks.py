@@ -38,6 +38,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     """
     loss_func = unwrap_loss(learn.loss_func)
     check_broadcast(loss_func, output, target)
+    check_class_dimension(loss_func, output, target)
     if not is_cross_entropy(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 2:
         return
     n_outputs, n_classes = output.shape[1], learn.data.c
@@ -71,6 +72,38 @@ def check_one_class(loss_func: Any, n_outputs: int) -> None:
         raise DataError(
             "The model gives 1 output, and cross entropy over one class is 0 for every input; give the last layer one "
             "output per class, or pass loss_func=nn.BCEWithLogitsLoss() and y.float() for two classes with one output."
+        )
+
+
+def has_class_dimension_1(loss_func: Any) -> bool:
+    """Return whether a loss is torch's cross entropy itself, which takes the classes from dimension 1."""
+    loss = unwrap_loss(loss_func)
+    return is_cross_entropy(loss_func) and getattr(type(loss), "forward", None) in (None, nn.CrossEntropyLoss.forward)
+
+
+def class_dimension_cure(output: torch.Tensor) -> str:
+    """Return how to move the classes of outputs from the last dimension to dimension 1."""
+    moved = "output.transpose(1, 2)" if output.ndim == 3 else "output.movedim(-1, 1)"
+    return (
+        f"let the model return {moved}, or pass loss_func=lambda output, target: "
+        f"torch.nn.functional.cross_entropy({moved}, target)"
+    )
+
+
+def check_class_dimension(loss_func: Any, output: Any, target: Any) -> None:
+    """Check that the classes of outputs for several positions are in dimension 1, where cross entropy takes them from.
+
+    Raises:
+        DataError: they are in the last dimension.
+    """
+    if not has_class_dimension_1(loss_func) or not isinstance(output, torch.Tensor) or output.ndim < 3:
+        return
+    if not isinstance(target, torch.Tensor) or target.is_floating_point():
+        return
+    if target.shape == output.shape[:-1] and target.shape[1:] != output.shape[2:]:
+        raise DataError(
+            f"The outputs have the shape {tuple(output.shape)} and the targets {tuple(target.shape)}: the classes are "
+            f"in the last dimension, but cross entropy takes them from dimension 1; {class_dimension_cure(output)}."
         )
 
 
@@ -228,11 +261,12 @@ def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
             return
         if target.dtype not in (torch.int64, torch.uint8):
             raise DataError(f"The targets are {dtype}, but {name} needs int64; convert them with y.long().")
+        check_class_dimension(loss_func, output, target)
         expected = (*output.shape[:1], *output.shape[2:])
         if output.ndim > 1 and tuple(target.shape) != expected:
             raise DataError(
                 f"The targets have the shape {tuple(target.shape)}, but {name} needs {expected} for outputs of shape "
-                f"{tuple(output.shape)}; reshape them, (n, 1) with y.squeeze(1)."
+                f"{tuple(output.shape)}; reshape them{', with y.squeeze(1)' if target.shape[1:] == (1,) else ''}."
             )
     elif elementwise and target.is_floating_point():
         check_one_output(output, target, dtype)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -188,3 +192,61 @@ def test_optimizers_and_schedulers_of_torch_in_the_wrong_place(arguments, messag
     dataset = TensorDataset(torch.ones(4, 3), torch.tensor([0, 1, 1, 0]))
     with pytest.raises(TypeError, match=message):
         Learner(DataBunch(DataLoader(dataset, 4), device="cpu"), nn.Linear(3, 2), **arguments)
+
+
+# --- classes of several positions
+
+
+class Positions(nn.Module):
+    """Outputs of the shape that a language model or a channels-last network gives."""
+
+    def __init__(self, shape, moved):
+        super().__init__()
+        self.outputs, self.moved = nn.Parameter(torch.randn(shape)), moved
+
+    def forward(self, x):
+        output = self.outputs.expand(len(x), *self.outputs.shape)
+        return output.movedim(-1, 1) if self.moved else output
+
+
+def positions(sizes, classes, loss, moved=False):
+    x, y = torch.randn(8, 2), torch.randint(classes, (8, *sizes))
+    data = DataBunch([(x, y)] * 2, device="cpu")
+    return Learner(data, Positions((*sizes, classes), moved), loss_func=loss, silent=True)
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.functional.cross_entropy], ids=["module", "function"])
+@settings(deadline=None, max_examples=12)
+@given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2), classes=st.integers(2, 5))
+def test_classes_in_the_last_dimension_raise_or_are_reported(loss, sizes, classes):
+    ambiguous = [*sizes[1:], classes] == sizes
+    learn = positions(sizes, classes, loss)
+    found = str(learn.check(9))
+    if ambiguous:
+        assert "cross entropy takes dimension 1" in found
+        return
+    assert "the classes are in the last dimension" in found
+    with pytest.raises(DataError, match=r"but cross entropy takes them from dimension 1; let the model return") as info:
+        learn.fit(1)
+    cure = re.search(r"loss_func=(lambda .*, target\))", str(info.value))[1]
+    fixed = positions(sizes, classes, eval(cure))
+    fixed.model.load_state_dict(learn.model.state_dict())
+    fixed.data = learn.data
+    y, output = learn.data.one_batch()[1], learn.model(torch.zeros(8, 2)).detach()
+    assert fixed.validate(learn.data.train_dl)[0] == pytest.approx(
+        float(nn.functional.cross_entropy(output.flatten(0, -2), y.flatten())), rel=1e-5
+    )
+    other = positions(sizes, classes, loss, moved=True)
+    other.fit(1)
+    assert "last dimension" not in str(other.check(9))
+
+
+def test_a_cross_entropy_that_moves_the_classes_itself_takes_the_last_dimension():
+    class Moves(nn.CrossEntropyLoss):
+        def forward(self, output, target):
+            return super().forward(output.movedim(-1, 1), target)
+
+    for classes in (3, 4):
+        learn = positions([4], classes, Moves())
+        learn.fit(1)
+        assert "dimension" not in str(learn.check(9))
