@@ -7,14 +7,13 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from minifast.data.bunch import DataBunch
 from minifast.data.images.conversion import Pixels
-from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size, read_image
+from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size
 from minifast.data.images.listing import list_images
+from minifast.data.images.sample import as_image
 from minifast.data.images.sources import (
     ImageOptions,
     Parts,
@@ -376,25 +375,11 @@ class ImageDataBunch(DataBunch):
         """Return an image as a batch of one that the model takes.
 
         Args:
-            item: a path, a PIL image, a uint8 array ``(height, width)`` or ``(height, width, channels)`` as in PIL and
-                OpenCV, or a tensor ``(channels, height, width)``.
+            item: a path, a PIL image, an array of uint8 or uint16 ``(height, width)`` or ``(height, width, channels)``
+                as in PIL and OpenCV, which is scaled as a file with these pixels is; or a tensor ``(channels, height,
+                width)`` of uint8, or of floats from 0 to 1, which is not resized.
 
         Raises:
-            DataError: if the value is not an image.
+            DataError: if the value is not an image; it names the type and the shape.
         """
-        if isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
-            from PIL import Image
-
-            try:
-                item = Image.fromarray(item)
-            except TypeError as error:
-                raise DataError(
-                    f"An image array must be (height, width) or (height, width, 1, 3 or 4), got {item.shape}."
-                ) from error
-        if isinstance(item, (str, Path)) or hasattr(item, "convert"):
-            item = torch.from_numpy(read_image(item, check_size(self.size), self.resize, self.pixels).copy())
-        elif isinstance(item, Tensor) and item.ndim == 3 and item.is_floating_point():
-            item = item.expand(self.channels, -1, -1) if len(item) == 1 else item
-        if getattr(item, "ndim", 0) != 3:
-            raise DataError(f"The image must be a path, a PIL image, an array or a tensor, got {type(item).__name__}.")
-        return super().encode(item)
+        return super().encode(as_image(item, check_size(self.size), self.resize, self.pixels))
