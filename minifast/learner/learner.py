@@ -885,7 +885,8 @@ class Learner:
     ) -> Path:
         """Write the model as ONNX to ``path/{file}``, such as ``model.onnx``, and return the path.
 
-        It holds only the model, in evaluation mode, and takes normalized batches of any size. It needs the packages
+        It holds only the model, in evaluation mode, and takes normalized batches of any size: the dimension of the
+        batch is dynamic, all others have the sizes of the data. It needs the packages
         onnx and onnxscript. If onnxruntime is installed, its outputs are compared with the model's first.
 
         Args:

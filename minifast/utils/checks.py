@@ -9,22 +9,45 @@ import math
 import operator
 from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from minifast.errors import DataError
 
 
+def closest(word: str, options: Iterable[str]) -> str | None:
+    """Return the option that was probably meant, or None where none is close.
+
+    Of options that are about as close, the one that begins alike comes first. A word of four letters or more may also
+    be the beginning of an option.
+
+    >>> closest("vit_tinny", ["gcvit_tiny", "vit_tiny_patch16_224"]), closest("xyz", ["on_batch_end"])
+    ('vit_tiny_patch16_224', None)
+    """
+
+    def likeness(option: str) -> tuple[float, float]:
+        whole = difflib.SequenceMatcher(None, option, word).ratio()
+        beginning = option[: len(word)]
+        part = 0.95 * difflib.SequenceMatcher(None, beginning, word).ratio() if len(word) >= 4 else 0.0
+        best = max(whole if whole >= 0.6 else 0.0, part if part >= 0.75 and option[:1] == word[:1] else 0.0)
+        alike = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(option, word, strict=False)))
+        return best and best + 0.1 * alike / max(1, len(word)), whole
+
+    best = max(options, key=likeness, default=None)
+    return None if best is None or not likeness(best)[0] else best
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
-    """Return a question with the closest of ``options``, or an empty string where none is close.
+    """Return a question with the ``closest`` of ``options``, or an empty string where none is close.
 
     >>> did_you_mean("on_bach_end", ["on_batch_end", "on_epoch_end"])
     ' Did you mean on_batch_end?'
     >>> did_you_mean("xyz", ["on_batch_end"])
     ''
     """
-    close = difflib.get_close_matches(word, list(options), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]}?" if close else ""
+    option = closest(word, options)
+    return f" Did you mean {option}?" if option is not None else ""
 
 
 def in_backticks(name: str) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from minifast.utils.checks import did_you_mean, shortlist
+from minifast.utils.checks import closest, shortlist
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -47,6 +47,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("splitter",), ("split_on",)),
     **dict.fromkeys(("fname", "file_name", "filename"), ("file", "fname", "filename")),
     **dict.fromkeys(("with_optim", "save_optimizer"), ("with_opt",)),
+    **dict.fromkeys(("dynamic_axes", "dynamic_shapes"), ("dynamic_axes",)),
 }
 # Where to give what a function does not take.
 ELSEWHERE = {
@@ -59,6 +60,7 @@ ELSEWHERE = {
     "bs": "The batch size belongs to the loaders that you pass, or to DataBunch.create(bs=...).",
     "moms": "The momentum is an argument of fit_one_cycle (moms), or of the optimizer in opt_func.",
     "valid_dl": "Validation data are an argument of DataBunch.",
+    "dynamic_axes": "The size of the batch is dynamic already; all other sizes are those of the data.",
 }
 
 
@@ -81,8 +83,8 @@ def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeEr
         hint = f"Did you mean `{meant}`?"
     elif elsewhere:
         hint = elsewhere
-    elif close := did_you_mean(unknown, [f"`{name}`" for name in allowed]):
-        hint = close.strip()
+    elif (close := closest(unknown, allowed)) is not None:
+        hint = f"Did you mean `{close}`?"
     else:
         hint = f"It takes {shortlist(allowed, most=30)}." if allowed else "It takes no arguments."
     return TypeError(f"{function} has no argument `{unknown}`. {hint}")

@@ -241,3 +241,9 @@ def test_a_public_function_raises_what_it_raises():
 
     with pytest.raises(MinifastError, match="no"):
         fails(1)
+
+
+def test_an_onnx_export_says_that_the_batch_is_dynamic() -> None:
+    for name in ("dynamic_axes", "dynamic_shapes"):
+        with pytest.raises(TypeError, match=rf"has no argument `{name}`\. The size of the batch is dynamic already"):
+            learner().to_onnx("model.onnx", **{name: {}})
