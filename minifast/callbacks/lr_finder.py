@@ -10,7 +10,7 @@ from torch import Tensor
 
 from minifast.callbacks.scheduler import ScheduledParameters
 from minifast.distributed.exchange import gather_rows
-from minifast.finder.learning import Run, ShiftedTargets, run_of, with_unseen
+from minifast.finder.learning import UNSEEN_SHIFTS, Run, ShiftedTargets, run_of, with_unseen
 from minifast.finder.rules import BETA
 from minifast.finder.validation import ValidationSlices
 from minifast.schedules.annealing import Value
@@ -75,7 +75,9 @@ class LRFinder(ScheduledParameters):
 
     def on_train_begin(self, n_epochs: int, epoch: int) -> dict[str, bool]:
         """Set the first learning rate, and skip validation."""
-        self._compared, self._unseen = (ShiftedTargets(self.learn.loss_func) for _ in range(2))
+        self._compared = ShiftedTargets(self.learn.loss_func)
+        self._unseen = ShiftedTargets(self.learn.loss_func, UNSEEN_SHIFTS)
+        self._slices = None
         self._rates = [self.schedules["lr"](i / self.n_batches) for i in range(self.num_it)]
         self._last_rates = [
             rate if isinstance(rate, float) else float(np.asarray(rate).flat[-1]) for rate in self._rates
@@ -110,8 +112,9 @@ class LRFinder(ScheduledParameters):
             return
         if self._slices is None:
             self._slices = ValidationSlices(self.learn, count_samples(target))
-        if self._slices.n_slices:
-            self._unseen.add(*self._slices.next_pair())
+        pair = self._slices.next_pair() if self._slices.n_slices else None
+        if pair is not None:
+            self._unseen.add(*pair)
 
     def jump_to_epoch(self, epoch: int) -> None:
         """Stay at the first learning rate at whatever epoch training starts."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -17,8 +18,8 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
     """Return a learning rate, the figure of the curve or None, and where the learning rate is from.
 
     The finder takes at most as long as one epoch, or ``SECONDS`` if that is longer: with slow networks and small sets
-    it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes half
-    of what the curve shows; then ``default``, or that of ``fit_one_cycle``.
+    it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes the
+    geometric mean of what the curve shows and ``default``; then ``default``, by default that of ``fit_one_cycle``.
     """
     from minifast.distributed.exchange import broadcast
     from minifast.errors import MinifastError
@@ -49,7 +50,9 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
         shown = combine_rules(read_rules(result.lrs, result.losses, 10, 5, result.curves, learned=True))
     except MinifastError:
         return default, figure, f"the default: {unclear}"
-    return shown / 2, figure, f"a careful choice, half of what the curve shows: {unclear}"
+    # The curve is uncertain, so it is drawn to the default.
+    careful = "a careful choice between what the curve shows and the default"
+    return math.sqrt(shown * default), figure, f"{careful}: {unclear}"
 
 
 def run_finder(learn: Any, num_it: int) -> Any:

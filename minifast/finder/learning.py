@@ -33,7 +33,7 @@ from minifast.losses import (
 WINDOW = 0.15  # of the steps, whose mean share is tested
 MIN_STEPS = 8  # of the window
 ERRORS = 3.75  # standard errors by which the training samples must exceed what can be memorized
-UNSEEN_ERRORS = 2.0  # then the samples that were not trained on need fewer
+UNSEEN_ERRORS = 2.5  # then the samples that were not trained on need fewer
 UNSEEN_ERRORS_ALONE = 4.5  # enough whatever the training samples say
 MEMORIZED = 0.03  # share that one earlier pass over the same samples can explain, at most, in a large network
 MOST_MEMORIZED = 0.7
@@ -41,6 +41,7 @@ PLAIN = [  # settings of cross entropy, as a function and as a module
     {"weight": None, "label_smoothing": smoothing, "ignore_index": index}
     for smoothing, index in ((None, None), (0.0, -100))
 ]
+UNSEEN_SHIFTS = 3  # of the targets of samples that were not trained on: fewer samples need less noise
 MOST_STORED = 2**22  # elements of outputs that wait for their losses
 
 
@@ -70,10 +71,15 @@ class ShiftedTargets:
 
     It works for torch's cross entropy and elementwise losses with one tensor of outputs and targets. For others
     ``losses`` returns None: a loss of your own may have effects when it is called.
+
+    Args:
+        loss_func: the loss function.
+        shifts: how many other targets each output is compared with; the loss is their mean.
     """
 
-    def __init__(self, loss_func: Any) -> None:
+    def __init__(self, loss_func: Any, shifts: int = 1) -> None:
         self.loss_func = loss_func
+        self.shifts = shifts
         self.n_targets = 0
         kind = unwrap_loss(loss_func)
         known = is_cross_entropy(loss_func) or isinstance(kind, ELEMENTWISE) or kind in ELEMENTWISE_FUNCTIONS
@@ -107,7 +113,7 @@ class ShiftedTargets:
         """Return the losses against the right and the shifted targets, ``(batches, 2)``, or None."""
         if self._works:
             self._compute()
-        return torch.cat(self._parts).double().cpu().numpy() if self._works and self._parts else None
+        return torch.cat(self._parts).cpu().double().numpy() if self._works and self._parts else None
 
     def _compute(self) -> None:
         waiting, self._waiting, self._stored = self._waiting, [], 0
@@ -125,14 +131,16 @@ class ShiftedTargets:
     @torch.no_grad()
     def _both(self, outputs: Tensor, targets: Tensor) -> Tensor:
         n = len(outputs)
+        others = [targets.roll(shift, 1) for shift in range(1, max(2, min(self.shifts + 1, targets.shape[1])))]
         if self._plain and outputs.ndim == 3 and not targets.is_floating_point() and int(targets.min()) >= 0:
             # Once for both losses. Over a dimension that is not the last it is several times as fast for few classes.
             scores = outputs.float().movedim(2, 0).contiguous().log_softmax(0)
-            indices = torch.stack([targets, targets.roll(1, 1)])
-            return -scores.gather(0, indices).mean(2).t()
-        flat = outputs.flatten(0, 1).float()
-        pairs = [sample_losses(self.loss_func, flat, y.flatten(0, 1)) for y in (targets, targets.roll(1, 1))]
-        return torch.stack([losses.view(n, -1).mean(1) for losses in pairs], 1)
+            losses = -scores.gather(0, torch.stack([targets, *others])).mean(2)
+        else:
+            flat = outputs.flatten(0, 1).float()
+            each = [sample_losses(self.loss_func, flat, y.flatten(0, 1)) for y in (targets, *others)]
+            losses = torch.stack([values.view(n, -1).mean(1) for values in each])
+        return torch.stack([losses[0], losses[1:].mean(0)], 1)
 
 
 def _shapes(batch: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:
@@ -225,7 +233,7 @@ def with_unseen(
     pairs: NDArray[np.float64] | None,
     unseen: NDArray[np.float64] | None,
     steps: Sequence[int],
-    n_slices: int,
+    n_slices: float,
 ) -> Run:
     """Return a run with the gains of samples that were not trained on.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from functools import partial
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
+from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import Callback, DataBunch, Learner, TensorLoader, simple_ann
 from minifast.finder import validation
@@ -36,15 +38,18 @@ LOSSES = [
 
 @pytest.mark.parametrize(("loss_func", "kind"), LOSSES)
 @settings(max_examples=10, deadline=None)
-@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 9))
-def test_both_losses_are_those_of_the_loss_function(loss_func, kind, sizes, seed) -> None:
+@given(sizes=st.lists(st.integers(1, 6), min_size=1, max_size=5), seed=st.integers(0, 9), shifts=st.integers(1, 3))
+def test_both_losses_are_those_of_the_loss_function(loss_func, kind, sizes, seed, shifts) -> None:
     torch.manual_seed(seed)
     _, make_targets, make_outputs = kind
     batches = [(make_outputs(n), make_targets(n)) for n in sizes]
-    compared = ShiftedTargets(loss_func)
+    compared = ShiftedTargets(loss_func, shifts)
     for batch in batches:
         compared.add(*batch)
-    expected = [[float(loss_func(x, y)), float(loss_func(x, y.roll(1, 0)))] for x, y in batches]
+    expected = []
+    for x, y in batches:
+        others = [float(loss_func(x, y.roll(i, 0))) for i in range(1, shifts + 1) if i == 1 or i < len(y)]
+        expected.append([float(loss_func(x, y)), sum(others) / len(others)])
     assert compared.losses() == pytest.approx(np.array(expected), rel=1e-5)
     assert compared.n_targets == sum(y.numel() for _, y in batches)
 
@@ -238,7 +243,7 @@ class UnreadableLoader:
 
 
 @settings(max_examples=40, deadline=None)
-@given(sizes=st.lists(st.integers(1, 7), max_size=8), n=st.integers(1, 9), most=st.integers(1, 20))
+@given(sizes=st.lists(st.integers(1, 7), max_size=8), n=st.integers(1, 9), most=st.integers(16, 40))
 def test_slices_hold_each_kept_sample_once_a_pass(sizes, n, most) -> None:
     batches, first = [], 0
     for size in sizes:
@@ -250,13 +255,14 @@ def test_slices_hold_each_kept_sample_once_a_pass(sizes, n, most) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(validation, "MOST_SAMPLES", most)
         slices = validation.ValidationSlices(learn, n)
-    assert bool(slices.n_slices) == bool(sizes)
-    for _ in range(2):
-        seen = [slices.next_pair() for _ in range(slices.n_slices)]
-        outputs, targets = ([value for pair in seen for value in pair[i].tolist()] for i in range(2))
-        assert outputs == targets
-        assert len(set(targets)) == len(targets) <= most
-        assert len(targets) >= min(first, (most + 1) // 2)
+    kept = round(slices.n_slices * n)
+    assert kept == 0 if first < 8 else (most + 1) // 2 <= kept <= most or kept == first <= most
+    seen = [slices.next_pair() for _ in range(2 * kept)] if kept else []
+    assert {len(targets) for _, targets in seen} <= {min(n, kept)}
+    assert all(output.tolist() == target.tolist() for output, target in seen)
+    counts = Counter(target for _, targets in seen for target in targets.tolist())
+    assert len(counts) == kept
+    assert set(counts.values()) <= {2 * min(n, kept)}
 
 
 @pytest.mark.parametrize(
@@ -268,5 +274,81 @@ def test_slices_hold_each_kept_sample_once_a_pass(sizes, n, most) -> None:
     ],
 )
 def test_samples_without_rows_cannot_be_mixed(batch) -> None:
-    learn = SimpleNamespace(data=SimpleNamespace(valid_dl=[batch]))
+    learn = SimpleNamespace(data=SimpleNamespace(valid_dl=9 * [batch]))
     assert validation.ValidationSlices(learn, 2).n_slices == 0
+
+
+@pytest.mark.parametrize("n_valid", [8, 31, 32, 33, 64, 65, 97])
+def test_the_number_of_validation_samples_does_not_hide_that_a_model_learns(n_valid) -> None:
+    data = sorted_by_class(100, 32, False)
+    x, y = data.valid_dl.dataset[:]
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:n_valid]
+    data.valid_dl = TensorLoader(x[rows], y[rows], 50, device="cpu")
+    torch.manual_seed(0)
+    learn = Learner(data, simple_ann(10, 2), silent=True)
+    assert learn.lr_find().learned
+
+
+def few(x, y):
+    return x[:3], y[:3]
+
+
+def one_class(x, y):
+    return x[y == 0], y[y == 0]
+
+
+@pytest.mark.parametrize("choose", [few, one_class])
+def test_validation_samples_that_tell_nothing_leave_the_decision_to_the_training_samples(choose) -> None:
+    data = sorted_by_class(100, 20, False)
+    data.valid_dl = TensorLoader(*choose(*data.valid_dl.dataset[:]), 50, device="cpu")
+    torch.manual_seed(0)
+    without = sorted_by_class(100, 20, False)
+    without.valid_dl = None
+    learners = []
+    for bunch in (data, without):
+        torch.manual_seed(0)
+        learners.append(Learner(bunch, simple_ann(10, 2), silent=True))
+    assert learners[0].lr_find().suggestion == learners[1].lr_find().suggestion is not None
+
+
+class Remembers(nn.Module):
+    """Its state must have the size of the batch, and changes in each call."""
+
+    def __init__(self, fails: bool) -> None:
+        super().__init__()
+        self.layer, self.state, self.fails = nn.Linear(10, 2), None, fails
+
+    def forward(self, x):
+        if self.fails and not self.training:
+            raise RuntimeError("only in training")
+        output = self.layer(x) + (0 if self.state is None else 0.1 * self.state)
+        self.state = output.detach()
+        return output
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_model_with_a_state_or_that_fails_on_validation_samples_has_the_same_curve(fails) -> None:
+    def curve(valid: bool) -> list[float]:
+        torch.manual_seed(0)
+        learn = Learner(sorted_by_class(100, 20, False), Remembers(fails), silent=True)
+        if not valid:
+            learn.data.valid_dl = None
+        return learn.lr_find().losses
+
+    assert curve(True) == curve(False)
+
+
+def test_a_large_validation_set_is_read_in_part(monkeypatch) -> None:
+    class Counted(TensorDataset):
+        def __getitem__(self, index):
+            seen.add(index)
+            return super().__getitem__(index)
+
+    seen: set[int] = set()
+    monkeypatch.setattr(validation, "MOST_SAMPLES", 50)
+    x, y = sorted_by_class(100, 20, False).train_ds[:]
+    valid = Counted(torch.randn(2000, 10), torch.randint(2, (2000,)))
+    data = DataBunch(DataLoader(TensorDataset(x, y), 20, shuffle=True), DataLoader(valid, 30), device="cpu")
+    Learner(data, simple_ann(10, 2), silent=True).lr_find(num_it=20)
+    assert len(seen) == 50
+    assert {min(seen), max(seen)} == {0, 1999}
