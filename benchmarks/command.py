@@ -23,7 +23,7 @@ SEEDS = 3
 N_CLASSES = (2, 3, 4, 5, 6, 8, 10)
 SIDES = (28, 32, 48, 64, 96, 128)
 RESNET_SIDE = 64  # resnet18 trains on images of at most this side
-EPOCHS = 12
+EPOCHS = 30
 BATCH = 16
 
 
