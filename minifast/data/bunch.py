@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ from minifast.data.normalize import Normalize, Stats, channel_stats, channel_vie
 from minifast.data.resume import preserve_loader
 from minifast.data.showing import show_batch
 from minifast.data.single import batch_of_one
-from minifast.data.targets import default_loss
+from minifast.data.targets import default_loss, without_batch_dimension
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of
@@ -334,11 +334,12 @@ class DataBunch:
         """Return one sample as a batch of one, transformed as the model expects it.
 
         Args:
-            item: a tensor, or several in a tuple, list or dict, as the data set returns it.
+            item: a tensor, or several in a tuple, list or dict, as the data set returns it. A dict may be a batch of 1.
 
         Raises:
             DataError: if the sample is not made of tensors with at least one dimension.
         """
+        item = without_batch_dimension(item, self.train_dl) if isinstance(item, Mapping) else item
         x = batch_of_one(item, self.device, self.train_dl.target, self.channels)
         return (self.train_dl if self.valid_dl is None else self.valid_dl).transformed((x, None))[0]
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
 from minifast.data.resume import preserve_loader
+from minifast.errors import DataError
 from minifast.losses import MSELossFlat
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import as_pair
@@ -64,6 +65,33 @@ def default_loss(loader: Any, classes: Any) -> nn.Module | None:
     if targets.is_floating_point():
         return MSELossFlat()
     return nn.CrossEntropyLoss() if targets.ndim == 1 else None
+
+
+def without_batch_dimension(item: Any, loader: Any) -> Any:
+    """Return a sample that is a mapping and already a batch of one without the dimension of the batch.
+
+    A tokenizer with ``return_tensors="pt"`` returns such a batch. The batches of the loader tell it from a sample.
+
+    Raises:
+        DataError: it is a batch of several samples.
+    """
+    tensors = {name: value for name, value in item.items() if isinstance(value, Tensor) and value.ndim > 1}
+    if not tensors:
+        return item
+    with _keep_generators():
+        try:
+            inputs = pair_of(loader)[0]
+            ndims = {name: inputs[name].ndim for name in tensors if name in inputs}
+        except Exception:  # a loader without a data set cannot tell
+            return item
+    if not ndims or any(tensors[name].ndim != ndim for name, ndim in ndims.items()):
+        return item
+    if any(len(tensors[name]) != 1 for name in ndims):
+        raise DataError(
+            f"`item` must be one sample, got a batch of {max(len(tensors[name]) for name in ndims)}; predict them one "
+            f"by one, or pass learn.pred_batch(batch=(inputs, None))."
+        )
+    return {name: value[0] if name in ndims else value for name, value in item.items()}
 
 
 def no_loss_reason(loader: Any) -> str:

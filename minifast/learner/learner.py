@@ -740,11 +740,13 @@ class Learner:
         """Predict one sample.
 
         Args:
-            item: the inputs of one sample, as the dataset returns them. For image data also a file's path, a PIL image
-                or an array; for a table a row: a dict, a pandas Series or a data frame of one row.
+            item: the inputs of one sample, as the dataset returns them, or a dict that is a batch of one, such as that
+                of a tokenizer. For image data also a file's path, a PIL image or an array; for a table a row: a dict, a
+                pandas Series or a data frame of one row.
 
         Returns:
-            ``(class, index, probabilities)`` for classes; an unnamed class is its index. Under binary cross entropy,
+            ``(class, index, probabilities)`` for classes; an unnamed class is its index. A model that returns its own
+            loss for class numbers predicts classes too. Under binary cross entropy,
             for multi-label targets, ``(classes above 0.5, 0/1 vector, probabilities)``. A single
             output for two classes predicts the second class above 0.5 after the loss's activation, or above 0 if a
             loss of your own has none. With one class per position the first two are class numbers. Otherwise

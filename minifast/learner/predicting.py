@@ -16,6 +16,7 @@ from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
 from minifast.data.shards import is_sharded
 from minifast.data.showing import is_mask
+from minifast.data.targets import first_targets
 from minifast.distributed.group import current_group
 from minifast.errors import DataError
 from minifast.losses import (
@@ -29,6 +30,7 @@ from minifast.losses import (
 )
 from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.metrics.loss_options import threshold_of
+from minifast.model_loss import ModelLoss
 from minifast.training import loop
 from minifast.training.batch_checks import explain_errors
 from minifast.training.callback import Callback, adopt_callbacks
@@ -211,8 +213,9 @@ def decide(learn: Learner, output: Any) -> tuple[Any, Any, Any]:
     """Return what ``Learner.predict`` returns for the predictions of one sample."""
     classes, loss_func = learn.data.classes, learn.loss_func
     if not isinstance(output, Tensor) or output.ndim > 1:
-        if isinstance(output, Tensor) and is_cross_entropy(loss_func):
-            last = output.ndim == 2 and has_classes_last(learn, output[None])
+        own = isinstance(loss_func, ModelLoss) and loss_func.is_classification
+        if isinstance(output, Tensor) and (own or is_cross_entropy(loss_func)):
+            last = own or (output.ndim == 2 and has_classes_last(learn, output[None]))
             if classes is not None and output.shape[-1 if last else 0] != len(classes):
                 raise DataError(
                     f"The model gives outputs of the shape {tuple(output.shape)} for the sample, but the data have "
@@ -222,7 +225,7 @@ def decide(learn: Learner, output: Any) -> tuple[Any, Any, Any]:
             return number, number, output
         return output, output, output
     if classes is None:
-        if not is_cross_entropy(loss_func):
+        if not predicts_class(learn, output):
             return output, output, output
         return int(output.argmax()), output.argmax(), output
     binary = activation_name(loss_func) == "sigmoid" or is_loss(loss_func, nn.BCELoss, functional.binary_cross_entropy)
@@ -239,6 +242,17 @@ def decide(learn: Learner, output: Any) -> tuple[Any, Any, Any]:
             f"{len(classes)} outputs."
         )
     return classes[int(number)], number, output
+
+
+def predicts_class(learn: Learner, output: Tensor) -> bool:
+    """Return whether the outputs of a sample are one for each class, by the loss or by the targets of a model's own."""
+    loss_func = learn.loss_func
+    if not isinstance(loss_func, ModelLoss):
+        return is_cross_entropy(loss_func)
+    if loss_func.is_classification or loss_func.activation != "none" or output.numel() == 1:
+        return loss_func.is_classification
+    targets = first_targets(learn.data.train_dl)
+    return isinstance(targets, Tensor) and targets.ndim == 1 and not targets.is_floating_point()
 
 
 def class_of(loss_func: Any, prediction: Tensor) -> Tensor:

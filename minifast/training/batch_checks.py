@@ -28,6 +28,11 @@ if TYPE_CHECKING:
     from minifast.training.state import State
 
 OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
+UNEQUAL = (  # what torch's collate function says of samples of different shapes, the last in a worker process
+    "each element in list of batch should be of equal size",
+    "stack expects each tensor to be equal size",
+    "Trying to resize storage that is not resizable",
+)
 
 
 def check_outputs(learn: Learner, output: Any, target: Any) -> None:
@@ -157,7 +162,14 @@ def explain_error(learn: Learner, state: State, error: BaseException) -> None:
         DataError: types or shapes do not fit; otherwise nothing happens.
     """
     kinds = (RuntimeError, TypeError, ValueError, IndexError)
-    if not isinstance(error, kinds) or isinstance(error, OTHER_CAUSES) or state.last_input is None:
+    if not isinstance(error, kinds) or isinstance(error, OTHER_CAUSES):
+        return
+    if isinstance(error, RuntimeError) and any(text in str(error) for text in UNEQUAL):
+        raise DataError(
+            "The samples of a batch differ in length or size, so they cannot be one tensor; resize images, and pad "
+            "sequences in `collate_fn`, such as transformers' DataCollatorWithPadding(tokenizer)."
+        )
+    if state.last_input is None:
         return
     if state.last_loss is None or is_first_batch(state):  # the first loss may be one that has no gradient
         check_failed_batch(learn, error, state.last_input, state.last_output, state.last_target)

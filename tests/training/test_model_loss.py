@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -252,3 +253,56 @@ class TestTransformers:
         assert learn.validate()[0] == pytest.approx(self.plain(model, parts, [20, 19]), rel=1e-5)
         with pytest.raises(DataError, match="compares its outputs with the labels of the next position"):
             learn.validate(metrics=[accuracy])
+
+
+# --- predictions of one sample
+
+
+def samples(labels=Y):
+    return [{"x": x, "labels": y} for x, y in zip(X, labels, strict=True)]
+
+
+class OfTransformers(WithLoss):
+    """A model with the configuration of transformers' classifiers."""
+
+    config = SimpleNamespace(problem_type="single_label_classification")
+
+
+@pytest.mark.parametrize("model", [WithLoss, OfTransformers])
+@pytest.mark.parametrize("as_batch", [False, True], ids=["sample", "batch of one"])
+def test_a_sample_is_predicted_as_a_class_as_with_cross_entropy(model, as_batch):
+    learn = Learner(DataBunch.create(samples(), bs=10, device="cpu"), model(), silent=True)
+    plain = Learner(learn.data, learn.model, loss_func=nn.CrossEntropyLoss(), silent=True)
+    for x in X[:3]:
+        item = {"x": x[None] if as_batch else x}
+        name, number, output = learn.predict(item)
+        expected = plain.predict({"x": x})
+        assert (name, int(number)) == (expected[0], int(expected[1]))
+        assert torch.allclose(output if model is OfTransformers else output.softmax(0), expected[2])
+
+
+def test_float_labels_of_a_model_with_its_own_loss_are_no_classes():
+    class Regression(WithLoss):
+        def forward(self, x, labels=None):
+            output = self.layer(x)
+            return Output(output, None if labels is None else functional.mse_loss(output, labels))
+
+    data = DataBunch.create(samples(torch.randn(30, 3)), bs=10, device="cpu")
+    learn = Learner(data, Regression(), silent=True)
+    assert all(part.shape == (3,) for part in learn.predict({"x": X[0]}))
+
+
+def test_a_batch_of_several_for_one_sample_raises():
+    learn = Learner(DataBunch.create(samples(), bs=10, device="cpu"), WithLoss(), silent=True)
+    with pytest.raises(DataError, match="`item` must be one sample, got a batch of 2; predict them one by one"):
+        learn.predict({"x": X[:2]})
+
+
+@pytest.mark.parametrize("as_lists", [True, False])
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_samples_of_different_lengths_name_the_collate_function(as_lists, num_workers):
+    rows = [[1.0] * (1 + i % 3) for i in range(12)]
+    unpadded = [{"x": row if as_lists else torch.tensor(row), "labels": 0} for row in rows]
+    data = DataBunch.create(unpadded, bs=4, device="cpu", num_workers=num_workers)
+    with pytest.raises(DataError, match=r"differ in length or size, .* DataCollatorWithPadding\(tokenizer\)"):
+        Learner(data, WithLoss(), silent=True).fit(1)
