@@ -38,7 +38,8 @@ def test_without_a_suggestion_the_training_takes_more_steps_and_then_a_careful_c
     assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--seed", "0", "--out", str(out)]) == 0
     text = capsys.readouterr().out
     assert re.findall(r"Looking for a learning rate: (\d+) steps, about \d+ seconds", text) == ["50", "80"]
-    reason = r"Training with a maximum learning rate of \S+, (a careful choice between .* shows and the default|the default): the loss"
+    choice = "(a careful choice between .* shows and the default|the default)"
+    reason = rf"Training with a maximum learning rate of \S+, {choice}: the loss"
     assert re.search(reason, text)
     assert "learn." not in text
     assert {path.name for path in out.iterdir()} == RESULTS
