@@ -112,7 +112,7 @@ class LRFinder(ScheduledParameters):
             return
         if self._slices is None:
             self._slices = ValidationSlices(self.learn, count_samples(target))
-        pair = self._slices.next_pair() if self._slices.n_slices else None
+        pair = self._slices.next_pair(self.learn) if self._slices.n_slices else None
         if pair is not None:
             self._unseen.add(*pair)
 

@@ -128,9 +128,9 @@ def _has_several_labels(loader: Any, exclusive: bool) -> bool:
 
     With ``exclusive``, rows that all have one 1 are a class for each sample.
     """
-    n = len(loader.dataset)
-    indices = torch.linspace(0, n - 1, min(n, N_LOOKED), dtype=torch.float64).long().tolist()
     try:
+        n = len(loader.dataset)
+        indices = torch.linspace(0, n - 1, min(n, N_LOOKED), dtype=torch.float64).long().tolist()
         rows = torch.cat([pair_of(loader, i)[1] for i in indices])
     except Exception:  # the first epoch of a fit raises the error
         return False

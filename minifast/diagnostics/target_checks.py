@@ -116,10 +116,10 @@ def check_target_scale(learn: Learner, output: Any, y: Any) -> Iterator[Finding]
     if not isinstance(output, Tensor) or not isinstance(y, Tensor) or not y.is_floating_point():
         return
     is_scaled = any(is_loss(learn.loss_func, kind, function) for kind, function in SCALED_LOSSES)
-    if not is_scaled or output.numel() != y.numel() or len(y) < 2 or len(output) != len(y):
+    if not is_scaled or not (y.ndim and output.ndim) or output.numel() != y.numel() or not 1 < len(y) == len(output):
         return
-    y, output = (values.detach().double().flatten(1 if 1 < values.ndim < 3 else 0) for values in (y, output))
-    columns = [values.reshape(len(values), -1).cpu() for values in (y, output)]
+    width = y.shape[1] if y.ndim == output.ndim == 2 else 1  # images, for example, have one scale
+    columns = [values.cpu().double().reshape(-1, width) for values in (y, output)]  # not every device has float64
     (deviations, means), (starts, centers) = (torch.std_mean(values, 0, correction=0) for values in columns)
     gaps = (means - centers).abs()
     wide = (deviations > WIDE) & (deviations > 10 * starts)

@@ -35,7 +35,6 @@ class ValidationSlices:
     """
 
     def __init__(self, learn: Learner, n: int) -> None:
-        self.learn = learn
         self._inputs, self._targets, total = _read(learn.data)
         self.n_slices = total / n
         self._n = min(n, total)
@@ -43,15 +42,15 @@ class ValidationSlices:
         self._next = 0
 
     @torch.no_grad()
-    def next_pair(self) -> tuple[Any, Any] | None:
+    def next_pair(self, learn: Learner) -> tuple[Any, Any] | None:
         """Return the model's output for the next slice, in evaluation mode, and its targets; None if it fails."""
         total = len(self._order)
         rows = self._order[(self._next + torch.arange(self._n)) % total]  # all of one size: the last one wraps around
         self._next = (self._next + self._n) % total
         inputs, targets = (_take(part, rows, total) for part in (self._inputs, self._targets))
         try:
-            with eval_mode(self.learn.model), preserve_buffers(self.learn.model):
-                return self.learn.output_of(inputs), targets
+            with eval_mode(learn.model), preserve_buffers(learn.model):
+                return learn.output_of(inputs), targets
         except Exception:  # the validation of a fit raises it; the training samples decide alone
             self.n_slices = 0
             return None

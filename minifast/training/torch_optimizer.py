@@ -108,7 +108,7 @@ def call_opt_func(
     if len(parameters) == 1:
         try:
             return fast_optimizer.construct_optimizer(opt_func, list(parameters[0]), **settings)
-        except wrong_use:
+        except (*wrong_use, ValueError, RuntimeError):  # what a tensor raises in place of a dict
             try:
                 return fast_optimizer.construct_optimizer(opt_func, as_groups(), **settings)
             except Exception:  # the error for plain parameters is raised

@@ -182,3 +182,13 @@ def test_a_collate_function_that_fails_leaves_the_error_to_the_first_batch():
     learn = Learner(DataBunch(loader, device="cpu"), nn.Linear(3, 1), loss_func=MSELossFlat(), silent=True)
     with pytest.raises(ZeroDivisionError):
         learn.fit(1)
+
+
+class WithoutLength:
+    def __getitem__(self, index):
+        return torch.zeros(4), torch.tensor([0.0, 1.0, 1.0])
+
+
+def test_a_data_set_without_a_length_has_a_loss():
+    loader = DataLoader(WithoutLength(), batch_sampler=[[0, 1], [2, 3]])
+    assert isinstance(DataBunch(loader, loader, device="cpu").loss_func, MSELossFlat)

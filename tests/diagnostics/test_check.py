@@ -318,6 +318,17 @@ def test_targets_of_another_scale_than_the_outputs_are_reported(loss, mean, std,
     )
 
 
+class OfFlatTargets(nn.MSELoss):
+    def forward(self, input, target):
+        return super().forward(input, target.flatten(1))
+
+
+def test_images_as_targets_have_one_scale():
+    y = 300 + torch.randn(120, 1, 4, 4)
+    findings = learner(nn.Linear(10, 16), torch.randn(120, 10), y, loss_func=OfFlatTargets()).check().findings
+    assert any(finding.what.startswith("The targets have a mean of 300") for finding in findings)
+
+
 def test_targets_that_the_model_scales_itself_are_not_reported():
     table = pd.DataFrame({"a": torch.randn(200).numpy()})
     table["price"] = 4000 + 800 * table["a"]

@@ -257,7 +257,7 @@ def test_slices_hold_each_kept_sample_once_a_pass(sizes, n, most) -> None:
         slices = validation.ValidationSlices(learn, n)
     kept = round(slices.n_slices * n)
     assert kept == 0 if first < 8 else (most + 1) // 2 <= kept <= most or kept == first <= most
-    seen = [slices.next_pair() for _ in range(2 * kept)] if kept else []
+    seen = [slices.next_pair(learn) for _ in range(2 * kept)] if kept else []
     assert {len(targets) for _, targets in seen} <= {min(n, kept)}
     assert all(output.tolist() == target.tolist() for output, target in seen)
     counts = Counter(target for _, targets in seen for target in targets.tolist())

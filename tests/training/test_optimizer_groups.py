@@ -93,13 +93,27 @@ def of_groups(groups, lr):
     return torch.optim.SGD([{**group, "weight_decay": 0.1} for group in groups], lr=lr)
 
 
-@pytest.mark.parametrize("opt_func", [without_decay_of_biases, in_halves, by_the_first, of_groups])
+def of_copied_groups(groups, lr):
+    return torch.optim.SGD([dict(group, weight_decay=0.1) for group in groups], lr=lr)
+
+
+def of_groups_that_are_asked(groups, lr):
+    decays = [0.0 if "weight_decay" in group else 0.1 for group in groups]
+    return torch.optim.SGD(
+        [group | {"weight_decay": decay} for group, decay in zip(groups, decays, strict=True)], lr=lr
+    )
+
+
+OF_GROUPS = (of_groups, of_copied_groups, of_groups_that_are_asked)
+
+
+@pytest.mark.parametrize("opt_func", [without_decay_of_biases, in_halves, by_the_first, *OF_GROUPS])
 def test_a_function_gets_what_torch_s_optimizers_take(opt_func) -> None:
     ours, theirs = model(), model()
     learn = learner(ours, opt_func)
     learn.fit(2, 1e-2)
     parameters = list(theirs.parameters())
-    optimizer = opt_func([{"params": parameters}] if opt_func is of_groups else theirs.parameters(), lr=1e-2)
+    optimizer = opt_func([{"params": parameters}] if opt_func in OF_GROUPS else theirs.parameters(), lr=1e-2)
     for _ in range(2):
         for x, y in batches():
             nn.functional.cross_entropy(theirs(x), y).backward()

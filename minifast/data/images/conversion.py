@@ -24,7 +24,13 @@ class UnreadableImageError(DataError):
 
 
 class ValueRangeError(UnreadableImageError):
-    """An image has values outside of 0 to 65535, or of 0 to 1 for floats, and there is no ``value_range``."""
+    """An image has values outside of 0 to 65535, or of 0 to 1 for floats, and there is no ``value_range``.
+
+    Attributes:
+        values: the lowest and the highest value, and whether they are integers.
+    """
+
+    values: tuple[float, float, bool] = (0.0, 0.0, False)
 
 
 class Pixels(NamedTuple):
@@ -90,10 +96,12 @@ def _scaled(image: Any, value_range: tuple[float, float] | None, name: Any) -> A
         raise UnreadableImageError(f"{name} has pixels that are NaN or infinite. {REMEDY}")
     low, high = value_range or (0, DEEP if image.mode.startswith("I") else 1)
     if value_range is None and values.size and not (low <= values.min() and values.max() <= high):
-        raise ValueRangeError(
+        error = ValueRangeError(
             f"{name} has values from {values.min():g} to {values.max():g}, outside of {low} to {high} (mode "
             f"{image.mode}). {ADVICE}"
         )
+        error.values = float(values.min()), float(values.max()), image.mode.startswith("I")
+        raise error
     return Image.fromarray(np.rint((values - low) / (high - low) * BYTE).clip(0, BYTE).astype(np.uint8))
 
 

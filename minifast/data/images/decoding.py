@@ -27,7 +27,7 @@ from minifast.data.images.conversion import (
 )
 from minifast.data.images.listing import list_images
 from minifast.data.images.resizing import METHODS
-from minifast.data.images.value_range import sample_values, suggest_range
+from minifast.data.images.value_range import Values, sample_values, suggest_range
 from minifast.errors import DataError
 from minifast.utils.checks import check_count, check_folder, check_word, shortlist, shown
 from minifast.utils.files import replacing
@@ -332,7 +332,8 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pi
 
 def with_range(error: ValueRangeError, names: Sequence[str]) -> DataError:
     """Return the error of an image of a data set with the range of the values of all its files, or of a sample."""
-    return DataError(f"{error} {suggest_range(names, sample_values(names))}")
+    values = [*sample_values(names), Values(*error.values, 0, 0)]  # the image may be outside of the sample
+    return DataError(f"{error} {suggest_range(names, values)}")
 
 
 def _content(file: Any) -> io.BytesIO:

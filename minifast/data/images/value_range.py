@@ -90,7 +90,7 @@ def suggest_range(names: Sequence[str], values: Sequence[Values]) -> str:
     elif low == high:
         white = low + 1
     return (
-        f"The values of {len(values)} of the {len(names)} images range from {low:g} to {high:g}; "
+        f"The values of {min(len(values), len(names))} of the {len(names)} images range from {low:g} to {high:g}; "
         f"value_range=({black:g}, {white:g}) fits them."
     )
 

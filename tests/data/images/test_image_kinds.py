@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from minifast import DataError, ImageDataBunch
+from minifast.data.images import value_range
 from minifast.data.images.conversion import Pixels
 from minifast.data.images.decoding import decode, read_image
 
@@ -265,6 +266,14 @@ def test_the_suggested_range_clips_no_image(tmp_path_factory, dtype, memory, val
         warnings.filterwarnings("error", "value_range")
         data = ImageDataBunch.from_folder(path, **options, value_range=(black, white))
     assert len([*data.train_dl, *data.valid_dl])
+
+
+def test_a_single_image_out_of_range_is_in_the_suggested_range(tmp_path, monkeypatch):
+    monkeypatch.setattr(value_range, "SAMPLED", 2)
+    gray, deep = np.uint8([[0, 200]]), np.float32([[-3, 9]])
+    path = write_classes(tmp_path, [(gray, gray)] * 3 + [(deep, gray)] + [(gray, gray)] * 2, "tif")
+    with pytest.raises(DataError, match=r"values from -3 to 9, .* range from -3 to 9; value_range=\(-3, 9\) fits them"):
+        ImageDataBunch.from_folder(path, **OPTIONS)
 
 
 @pytest.mark.parametrize(
