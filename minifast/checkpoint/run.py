@@ -132,10 +132,10 @@ class Checkpointer(LearnerCallback):
 
     def _resume_message(self, name: str) -> str:
         if self.finished:
-            return f"The run {name} is finished; the learner has its final state. resume=False starts it again."
+            return f"The run {name!r} is finished; the learner has its final state. resume=False starts it again."
         saved = self._saved or {}
         where = f"epoch {saved['epoch']}, batch {saved['num_batch']}"
-        return f"Resuming the run {name} at {where}.{describe_ranks(saved, self._group)}"
+        return f"Resuming the run {name!r} at {where}.{describe_ranks(saved, self._group)}"
 
     def _note_progress(self, epoch: int, num_batch: int) -> None:
         self.how_to_resume = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"

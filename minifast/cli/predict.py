@@ -44,7 +44,7 @@ def predict(options: argparse.Namespace) -> None:
         outputs = predict_images(load_learner(model, test=images, device=device), options)
     found = [as_prediction(learn, str(image), output) for image, output in zip(images, outputs, strict=True)]
     if options.csv is not None:
-        write_csv(options.csv, found)
+        write_csv(options.csv, found, label_delim_of(model))
         counts = Counter(name for prediction in found for name in prediction.names or ["none"])
         summary = f": {', '.join(f'{name} {n} times' for name, n in counts.most_common(MOST_COUNTS))}"
         is_number = found[0].kind == "prediction"
@@ -194,8 +194,25 @@ def check_csv(out: Path) -> None:
         raise UsageError(f"--csv {error.strerror}.") from error
 
 
-def write_csv(out: Path, found: Sequence[Prediction]) -> None:
-    """Write a row per image: its name, class, the probability of it, and those of all classes; or its numbers."""
+def label_delim_of(model: Path) -> str:
+    """Return the separator of several labels in a cell of the table that a model was trained on.
+
+    It is in the ``options.json`` beside the model; without that file, or for other labels, it is a comma and a space.
+    """
+    try:
+        saved = json.loads((model.parent / "options.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return ", "
+    delim = saved.get("label_delim") if isinstance(saved, dict) else None
+    return delim if isinstance(delim, str) and delim else ", "
+
+
+def write_csv(out: Path, found: Sequence[Prediction], label_delim: str) -> None:
+    """Write a row per image: its name, class, the probability of it, and those of all classes; or its numbers.
+
+    Several classes of an image are in one cell, with ``label_delim`` between them, so that ``minifast train --csv``
+    reads the file as it read the labels.
+    """
     from minifast.utils.files import write_rows
 
     first = found[0]
@@ -207,6 +224,6 @@ def write_csv(out: Path, found: Sequence[Prediction]) -> None:
     header += [f"probability of {name}" for name in first.probabilities]
     rows = []
     for each in found:
-        chosen = [each.names[0], each.values[0]] if each.kind == "class" else [", ".join(each.names)]
+        chosen = [each.names[0], each.values[0]] if each.kind == "class" else [label_delim.join(each.names)]
         rows.append([each.image, *chosen, *each.probabilities.values()])
     write_rows([header, *rows], out)

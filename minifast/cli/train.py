@@ -111,6 +111,8 @@ def report(out: Path, learn: Any, record: dict[str, Any], seconds: float, advice
 
 def saved_options(options: argparse.Namespace) -> argparse.Namespace:
     """Return the options that the training in the folder of ``--resume`` was started with."""
+    if not options.resume.is_dir():
+        raise UsageError(f"--resume: there is no folder {options.resume}; give the results folder of a training.")
     file = options.resume / "options.json"
     if not file.is_file():
         raise UsageError(f"--resume {options.resume} has no options.json; give the results folder of a training.")

@@ -97,7 +97,7 @@ def test_a_finished_run_is_shown_and_not_trained_again(tmp_path, capsys):
     second.fit(2, 1e-2, checkpoint="run")
     assert same(first, second)
     text = capsys.readouterr().out
-    assert "The run run is finished" in text
+    assert "The run 'run' is finished" in text
     assert len([line for line in text.splitlines() if line[:3] in ("0  ", "1  ")]) == 2
     second.fit(2, 1e-2, checkpoint="run", resume=False)
     assert not same(first, second)
@@ -161,7 +161,8 @@ def test_a_truncated_file_is_detected_and_the_previous_one_is_used(tmp_path, mon
     again = learner(tmp_path)
     again.silent = False
     again.fit_one_cycle(4, 1e-2, checkpoint="run", every=1)
-    assert "is damaged; using the file before it. Resuming the run run at epoch 2, batch 1." in capsys.readouterr().out
+    said = "is damaged; using the file before it. Resuming the run 'run' at epoch 2, batch 1."
+    assert said in capsys.readouterr().out
     assert same(alone, again)
     for each in file.parent.iterdir():
         each.write_bytes(b"nothing")

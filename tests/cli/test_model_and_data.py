@@ -108,7 +108,7 @@ def test_labels_in_a_csv_file_are_trained_and_predicted(kind, metric, words, fol
         assert list(probabilities.values()) == pytest.approx(output.tolist(), abs=1e-5)
         assert record["probabilities"] == pytest.approx(probabilities)
         if kind == "classes":
-            assert row["classes"] == ", ".join(chosen)
+            assert row["classes"] == "|".join(chosen)  # as in the table of the training
             assert record["classes"] == chosen
         else:
             assert row["class"] == record["class"] == str(chosen)

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from minifast import DatasetType, ImageDataBunch, cli, load_learner
+from minifast.cli.predict import Prediction, label_delim_of, write_csv
 from minifast.data import synthetic
 from minifast.data.images.image_bunch import BUDGET
+from minifast.data.labels import as_labels
+from minifast.data.tables import read_csv
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,20 @@ def test_predictions_of_a_test_folder_come_with_their_files(memory, valid_pct, t
         assert (learn.predict(file)[2] - row).abs().max() < 1e-5
     for part in (data.train_ds, data.valid_ds):
         assert [file.parent.name for file in part.items] == [data.classes[int(part[i][1])] for i in range(len(part))]
+
+
+@pytest.mark.parametrize(
+    ("content", "delim"),
+    [(None, ", "), ("{", ", "), ("[]", ", "), ('{"label_delim": null}', ", "), ('{"label_delim": " "}', " ")],
+)
+def test_classes_in_a_cell_are_separated_as_in_the_training(content, delim, tmp_path) -> None:
+    if content is not None:
+        (tmp_path / "options.json").write_text(content)
+    assert label_delim_of(tmp_path / "export.pkl") == delim
+    found = [
+        Prediction("a.png", "classes", ["cat", "dog"], [0.9, 0.8], {"cat": 0.9, "dog": 0.8}),
+        Prediction("b.png", "classes", [], [], {"cat": 0.1, "dog": 0.2}),
+    ]
+    write_csv(tmp_path / "out.csv", found, delim)
+    labels = read_csv(tmp_path / "out.csv", None, "infer")["classes"]
+    assert as_labels(labels, None, delim).targets.tolist() == [[1.0, 1.0], [0.0, 0.0]]

@@ -167,6 +167,11 @@ def test_what_cannot_be_resumed_exits_with_2(content, words, tmp_path, capsys):
     assert words in capsys.readouterr().err
 
 
+def test_resuming_a_folder_that_does_not_exist_says_so(tmp_path, capsys):
+    assert cli.main(["train", "--resume", str(tmp_path / "nowhere")]) == 2
+    assert f"--resume: there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
+
+
 @pytest.mark.usefixtures("without_export")
 def test_augment_changes_the_training(folder, tmp_path):
     losses = []
