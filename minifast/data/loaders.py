@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
-from minifast.data.order import order_of, resolve_seed
+from minifast.data.order import EpochCounter, order_of, resolve_seed
 from minifast.data.resume import batches_before
 from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
@@ -141,7 +141,7 @@ class BatchLoader:
         return batch
 
 
-class DeviceDataLoader(BatchLoader):
+class DeviceDataLoader(BatchLoader, EpochCounter):
     """Wrap a loader: move each batch to the device and transform it there.
 
     In a DataBunch, batches without samples are skipped with a warning. All other attributes are those of the wrapped

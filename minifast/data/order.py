@@ -59,15 +59,29 @@ class EpochOrder(Sampler[int]):
         return iter(order_of(self.n, self.seed, epoch).tolist())
 
 
-def set_epoch(loader: Any, epoch: int) -> None:
+def set_epoch(loader: Any, epoch: int) -> bool:
     """Call ``set_epoch`` of a loader's samplers and data set, such as torch's DistributedSampler, if they have it.
 
-    They draw the order from the epoch, and would repeat that of the first one.
+    They draw the order from the epoch, and would repeat that of the first one. Returns whether one of them has it.
     """
     inner = getattr(loader, "dl", loader)
     batch_sampler = getattr(inner, "batch_sampler", None)
     samplers = [getattr(inner, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)]
     owners = {id(owner): owner for owner in (inner, getattr(inner, "dataset", None), *samplers)}
-    for owner in owners.values():
-        if callable(method := getattr(owner, "set_epoch", None)):
-            method(epoch)
+    methods = [getattr(owner, "set_epoch", None) for owner in owners.values()]
+    for method in filter(callable, methods):
+        method(epoch)
+    return any(map(callable, methods))
+
+
+class EpochCounter:
+    """A loader that counts epochs over all fits for ``set_epoch``, as ``EpochOrder`` counts them."""
+
+    dl: Any
+    epochs_begun: int | None = None  # None too where nothing has set_epoch
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Tell samplers and data set the number of the epoch, at first that of the epoch in the fit."""
+        number = epoch if self.epochs_begun is None else self.epochs_begun
+        if set_epoch(self.dl, number):
+            self.epochs_begun = number + 1

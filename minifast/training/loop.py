@@ -35,7 +35,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             state.begin_epoch()
             set_training_mode(learn)
             dispatch("on_epoch_begin", metrics=True)
-            for batch in bar.track(state.batches(learn.data.train_dl)):
+            for batch in bar.track(state.batches(learn.data.train_dl, trains=True)):
                 one_batch(learn, *as_pair(batch), dispatch)
                 if state.stop_epoch:
                     break

@@ -115,9 +115,12 @@ class State:
         smoothed = self.raw_losses.smoothed()
         return torch.tensor(smoothed[-1]) if smoothed else None
 
-    def batches(self, loader: Any) -> Any:
+    def batches(self, loader: Any, trains: bool = False) -> Any:
         """Return the batches of a loader: all, or after a resume those that remain in the epoch."""
-        set_epoch(loader, self.epoch)
+        if trains and hasattr(loader, "begin_epoch"):
+            loader.begin_epoch(self.epoch)
+        else:
+            set_epoch(loader, self.epoch)
         rest, self.rest = self.rest, None
         batches = loader if rest is None else rest(loader)
         return batches if self.split is None else self.split(batches)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -106,6 +108,31 @@ def test_each_epoch_has_its_own_order(kind) -> None:
     learner(kind, seen).fit(3, 1e-3)
     assert seen.rows == expected(kind, 3)
     assert seen.rows[:5] != seen.rows[5:10]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_fit_goes_on_with_new_orders(kind) -> None:
+    seen = Seen()
+    learn = learner(kind, seen)
+    learn.fit(2, 1e-3)
+    learn.lr_find(num_it=12)
+    learn.validate(learn.data.train_dl)
+    del seen.rows[10:]
+    learn.fit(1, 1e-3)
+    assert seen.rows == expected(kind, 3)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_fit_that_stopped_goes_on_in_its_order(kind, tmp_path, monkeypatch) -> None:
+    for stop in (6, None):
+        seen = Seen()
+        learn = learner(kind, seen, path=tmp_path)
+        learn.fit(2, 1e-3, checkpoint="first")
+        monkeypatch.setattr(Seen, "stop", stop)
+        with pytest.raises(RuntimeError, match="power cut") if stop else nullcontext():
+            learn.fit(2, 1e-3, checkpoint="second", every=1)
+        monkeypatch.setattr(Seen, "stop", None)
+    assert seen.rows[-10:] == expected(kind, 4)[10:]
 
 
 @pytest.mark.parametrize("kind", KINDS)
