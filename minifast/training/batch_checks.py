@@ -62,7 +62,6 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
             f"The data have one class only, {shortlist(learn.data.classes or ['0'])}, so the loss is 0 for every input "
             f"and nothing can be learned; give samples of two or more classes."
         )
-    check_one_class(loss_func, n_outputs)
     if n_outputs != n_classes:
         raise DataError(
             f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
