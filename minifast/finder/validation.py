@@ -87,7 +87,9 @@ def _read(data: DataBunch) -> tuple[Any, Any, int]:
         return None, None, 0
     inputs, targets = concatenate(kept, counts)
     sizes: set[Any] = set()
-    map_tensors(lambda tensor: sizes.add(len(tensor) if tensor.ndim else None), (inputs, targets), sizes.add)
+    map_tensors(
+        lambda tensor: sizes.add(len(tensor) if tensor.ndim else 0), (inputs, targets), lambda other: sizes.add(0)
+    )
     differ = isinstance(targets, Tensor) and bool((targets != targets[:1]).any())
     return (inputs, targets, total) if sizes == {total} and differ else (None, None, 0)
 

@@ -100,10 +100,10 @@ class FrozenFeatures:
 
     def _find(self, x: Any) -> tuple[Tensor | None, list[nn.Module]]:
         """Return the features of a batch, or None, and the layers that take them."""
-        train = self.state.train
+        train = self.learn.model.training  # not the state's: lr_find looks at validation samples during training
         first, rest, containers = frozen_layers(self.learn.model)
         if train not in self.tables:
-            self.tables[train] = self._make_table(x, first, containers)
+            self.tables[train] = self._make_table(x, train, first, containers)
         table = self.tables[train]
         if table is None or not isinstance(x, Tensor) or x.requires_grad:
             return None, rest
@@ -119,9 +119,9 @@ class FrozenFeatures:
             self._looked, self._seen = now, (digest_of(first), repr(settings_of(first)))
         return self._seen
 
-    def _make_table(self, x: Any, first: list[nn.Module], containers: list[nn.Module]) -> Table | None:
+    def _make_table(self, x: Any, train: bool, first: list[nn.Module], containers: list[nn.Module]) -> Table | None:
         """Return the table of the training or validation set; None if its features cannot be kept."""
-        train, data = self.state.train, self.learn.data
+        data = self.learn.data
         loader = data.train_dl if train else data.valid_dl
         changed = train and self.state.train_batch is not None and self.state.train_batch[0] is not x
         if changed or not isinstance(x, Tensor) or not is_fixed(loader) or not first or has_hooks(first, containers):
