@@ -100,6 +100,7 @@ class Checkpointer(LearnerCallback):
         self._writer = files.CheckedFile(file)
         self._warned = False
         self._file_lock: Any = None
+        self._is_new = False  # the folder
         self._run: Any = None  # RunState, from the beginning of the fit
         self._saved: dict[str, Any] | None = None
         self.how_to_resume = "nothing is saved yet"  # a sentence without its full stop
@@ -199,7 +200,7 @@ class Checkpointer(LearnerCallback):
 
         lock = FileLock(self.file.with_name(f".{self.file.name}_lock"))
         try:
-            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self._is_new = files.make_folder(self.file.parent)
             # The workers of a process that was killed hold its lock for some seconds more.
             lock.acquire(timeout=LOCK_SECONDS)
         except Timeout:
@@ -214,6 +215,7 @@ class Checkpointer(LearnerCallback):
         if self._file_lock is not None:
             Path(self._file_lock.lock_file).unlink(missing_ok=True)
             self._file_lock.release()
+            files.remove_empty(self.file.parent, self._is_new)
             self._file_lock = None
 
     def on_train_begin(self) -> None:

@@ -83,7 +83,8 @@ def find_data(data: str) -> Path:
         raise UsageError(f"{data} is a file; give the folder of the images. A file of labels comes after --csv.")
     names = {name.lower(): address for name, address in vars(URLs).items() if name.isupper()}
     if data.lower() not in names:
-        raise UsageError(f"{data} is neither a folder nor the name of a data set.{did_you_mean(data.lower(), names)}")
+        close = did_you_mean(data.lower(), [name for name in names if name[0] == data[:1].lower()])
+        raise UsageError(f"{data} is neither a folder nor the name of a data set.{close}")
     try:
         return untar_data(names[data.lower()], timeout=DOWNLOAD_TIMEOUT)
     except DownloadError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from minifast.cli import commands
 from minifast.cli.common import DEFAULT_DATA, UsageError
 from minifast.errors import MinifastError
+from minifast.utils.checks import did_you_mean
 from minifast.utils.text import write_text
 
 CODES = "Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 interrupted."
@@ -230,7 +231,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the command line without the program's name. By default that of the process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    options = parser().parse_args(arguments)
+    options = parse(arguments)
     try:
         if getattr(options, "nproc", 1) > 1 and "WORLD_SIZE" not in os.environ:
             from minifast.distributed.launch import launch
@@ -254,6 +255,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         write_text(f"minifast: {' '.join(message.split()) or type(error).__name__}", stream=sys.stderr)
         return 1
     return 0
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options of a command line; an unknown one is an error of its command, with what was meant."""
+    root = parser()
+    options, unknown = root.parse_known_args(arguments)
+    if unknown:
+        subparsers = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
+        command = subparsers.choices[options.command]
+        known = [name for action in command._actions for name in action.option_strings]
+        command.error(
+            f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0].partition('=')[0], known)}"
+        )
+    return options
 
 
 def own_words(message: str, options: argparse.Namespace) -> str:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import DataError, MinifastError
-from minifast.utils.checks import shortlist
+from minifast.utils.checks import counted, shortlist
 from minifast.utils.text import can_write, is_terminal, text_table, write_result, write_text
 
 MOST_COUNTS = 10  # classes in the line after --csv
@@ -44,11 +44,13 @@ def predict(options: argparse.Namespace) -> None:
         outputs = predict_images(load_learner(model, test=images, device=device), options)
     found = [as_prediction(learn, str(image), output) for image, output in zip(images, outputs, strict=True)]
     if options.csv is not None:
+        if not options.csv.parent.is_dir():
+            write_text(f"The folder {options.csv.parent} does not exist; it is made.", stream=sys.stderr)
         write_csv(options.csv, found, label_delim_of(model))
         counts = Counter(name for prediction in found for name in prediction.names or ["none"])
-        summary = f": {', '.join(f'{name} {n} times' for name, n in counts.most_common(MOST_COUNTS))}"
-        is_number = found[0].kind == "prediction"
-        text = f"Wrote the predictions of {len(found)} images to {options.csv}{'' if is_number else summary}."
+        summary = ", ".join(f"{name} {counted(n, 'time')}" for name, n in counts.most_common(MOST_COUNTS))
+        text = f"Wrote the predictions of {counted(len(found), 'image')} to {options.csv}"
+        text += "." if found[0].kind == "prediction" else f": {summary}."
         write_text(text, stream=sys.stderr)
     if options.json:
         records = [prediction.as_json() for prediction in found]

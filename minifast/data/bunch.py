@@ -14,7 +14,7 @@ from torch import Tensor
 from minifast.data.batch_fn import adapt
 from minifast.data.checks import check_batch, check_devices, check_loader, check_loader_options
 from minifast.data.creation import LoaderOptions, make_loaders
-from minifast.data.labels import Labels, count_classes, printable, target_text
+from minifast.data.labels import Labels, check_class_names, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchFn,
     BatchLoader,
@@ -112,6 +112,8 @@ class DataBunch:
         for loader in self.dls if target is not None or batch_fn is not None else ():
             loader.target, loader.batch_fn = target, batch_fn
         self.loss_is_default = loss_func is None
+        if classes is not None and loss_func is None and batch_fn is None:
+            check_class_names(classes, self.train_ds)
         is_known = loss_func is not None or batch_fn is not None
         self.loss_func = loss_func if is_known else default_loss(self.train_dl, self.classes)
         self.norm: Normalize | None = None

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset, TensorDataset
 
 from minifast.errors import DataError
 from minifast.utils.checks import check_once, did_you_mean, shortlist
@@ -246,6 +247,26 @@ def count_classes(dataset: Any) -> int | None:
         return None
     is_numbers = array.dtype.kind in "iu" and array.ndim == 1 and array.min() >= 0
     return int(array.max()) + 1 if is_numbers else None
+
+
+def check_class_names(classes: Sequence[Any], dataset: Any) -> None:
+    """Raise a DataError if a data set in memory has class numbers that ``classes`` does not name.
+
+    Only the targets of a TensorDataset, or of a Subset of one, are looked at: other data sets may change theirs.
+    """
+    rows: Any = slice(None)
+    if isinstance(dataset, Subset):
+        dataset, rows = dataset.dataset, list(dataset.indices)
+    targets = dataset.tensors[-1] if isinstance(dataset, TensorDataset) and len(dataset.tensors) > 1 else None
+    if targets is None or targets.ndim != 1 or targets.is_floating_point() or not len(targets[rows]):
+        return
+    largest = int(targets[rows].max())
+    if largest >= len(classes):
+        raise DataError(
+            f"The targets go up to {largest}, but `classes` has {len(classes)} name{'s' if len(classes) != 1 else ''} "
+            f"({shortlist(classes)}); name all classes in `classes`, in the order of their numbers from 0, or leave "
+            f"it out."
+        )
 
 
 def printable(label: Any) -> Any:

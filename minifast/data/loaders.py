@@ -16,7 +16,7 @@ from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 from minifast.utils.public import warn_caller
-from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
+from minifast.utils.tensors import as_pair, count_samples, map_tensors, present_device, target_names
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
 BatchFn = Callable[[Any], tuple[Any, Any]]  # takes a batch of a loader and returns (inputs, targets)
@@ -43,11 +43,12 @@ def as_device(device: torch.device | str | int) -> torch.device:
     ValueError: `device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got 'gpu'.
     """
     try:
-        return torch.device(device)
+        known = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(
             f"`device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got {device!r}."
         ) from error
+    return present_device(known)
 
 
 def is_same_device(a: torch.device, b: torch.device) -> bool:
@@ -108,7 +109,7 @@ class BatchLoader:
     """Base class of the loaders: batch transforms, applied on the device."""
 
     def __init__(self, device: torch.device | str | None, tfms: list[Transform] | None = None) -> None:
-        self.device = torch.device(device) if device is not None else default_device()
+        self.device = as_device(device) if device is not None else default_device()
         self.tfms = list(tfms or [])
         self.target: Target = None
         self.batch_fn: Callable[[Any], tuple[Any, Any]] | None = None

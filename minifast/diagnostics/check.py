@@ -33,6 +33,7 @@ from minifast.training import loop
 from minifast.training.batch_checks import type_name
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
+from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.groups import BatchNorm, regroup
 from minifast.training.lazy import initialize_lazy
 from minifast.training.non_finite import diagnose, is_finite
@@ -41,7 +42,7 @@ from minifast.training.progress import NullProgress
 from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
 from minifast.training.untrained import untrained_parameters
-from minifast.utils.checks import shortlist
+from minifast.utils.checks import counted, shortlist
 from minifast.utils.shapes import is_counted
 from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
 
@@ -143,9 +144,9 @@ def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
                 mild=True,
             )
     batches = len(learn.data.train_dl)
-    if batches * epochs < FEW_STEPS:
+    if (steps := batches * epochs) < FEW_STEPS:
         yield Finding(
-            f"{epochs} epoch{'s' if epochs > 1 else ''} of {batches} batches: {batches * epochs} steps in total.",
+            f"{counted(epochs, 'epoch')} of {counted(batches, 'batch', 'batches')}: {counted(steps, 'step')} in total.",
             f"With fewer than {FEW_STEPS} steps a schedule changes in large jumps and has no warm-up.",
             f"Use a smaller batch size, or train for {math.ceil(FEW_STEPS / batches)} epochs or more: "
             f"learn.check(epochs) takes the number.",
@@ -177,7 +178,9 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
         output = learn.output_of(x, y)
     except Exception as error:  # a model can raise anything
         yield find_reason(learn, error, x, None, y) or Finding(
-            f"The model fails on a batch of shape {_shape(x)}: {_message(error)}",
+            f"The model fails on a batch of shape {_shape(x)}: {_message(error)}. "
+            f"{describe_failed_layer(learn.model, error)}".rstrip(". ")
+            + ".",
             "It cannot be trained.",
             "Compare the model's input shape with data.one_batch(); change the model or the data.",
         )

@@ -63,6 +63,8 @@ R = TypeVar("R")
 
 def check_data(data: Any) -> DataBunch:
     """Return ``data`` if it is a DataBunch."""
+    if isinstance(data, nn.Module):
+        raise TypeError(f"`data` comes first, then the model, as in Learner(data, model); got {type(data).__name__}.")
     if not isinstance(data, DataBunch):
         raise TypeError(
             f"`data` must be a DataBunch, got {type(data).__name__}; wrap your loaders: DataBunch(train_dl, valid_dl)."

@@ -28,6 +28,7 @@ from minifast.training.batch_checks import OTHER_CAUSES, check_arguments, explai
 from minifast.training.batchnorm import batchnorm_steps, statistics_warning
 from minifast.training.callback import Callback, LearnerCallback, adopt_callbacks, check_callbacks, overrides
 from minifast.training.dispatcher import Dispatcher
+from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.features import precomputed
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
@@ -390,3 +391,5 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
         failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
         advice = "learn.check() finds such problems before training. " if failed and is_first_batch(state) else ""
         add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {advice}{saved}".rstrip())
+        if layer := describe_failed_layer(learn.model, error):
+            add_note(error, layer)

@@ -51,6 +51,8 @@ class TabularModel(nn.Module):
         y_stats: tuple[Tensor, Tensor] | None = None,
     ) -> None:
         super().__init__()
+        if isinstance(layers, (int, str)) or not hasattr(layers, "__len__"):
+            raise TypeError(f"`layers` must be a list of widths, such as [200, 100], got {layers!r}.")
         widths = [check_count("each of layers", width) for width in layers]
         probabilities = check_dropout(ps, len(widths))
         self.embeds = nn.ModuleList(nn.Embedding(n, width) for n, width in emb_szs)

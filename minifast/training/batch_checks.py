@@ -19,7 +19,8 @@ from minifast.losses import (
     setting_of,
     unwrap_loss,
 )
-from minifast.utils.checks import shortlist
+from minifast.training.failed_layer import describe_failed_layer
+from minifast.utils.checks import add_note, shortlist
 from minifast.utils.shapes import is_counted
 from minifast.utils.tensors import as_arguments, forward_of
 
@@ -189,6 +190,8 @@ def explain_errors(learn: Learner, state: State) -> Iterator[None]:
             explain_error(learn, state, error)
         except DataError as clearer:
             raise clearer from error
+        if layer := describe_failed_layer(learn.model, error):
+            add_note(error, layer)
         raise
 
 

@@ -138,6 +138,15 @@ def shortlist(names: Iterable[Any], most: int = 5) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def counted(n: int, one: str, many: str = "") -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "batch", "batches"), counted(2, "step")
+    ('1 batch', '2 steps')
+    """
+    return f"{n} {one if n == 1 else many or one + 's'}"
+
+
 def check_folder(path: Path) -> Path:
     """Return ``path`` if it is an existing folder.
 

@@ -13,7 +13,7 @@ import secrets
 import stat
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,6 +25,20 @@ from minifast.utils import safetensors_files
 CHUNK = 2**20  # bytes that are read at once to compute a checksum
 
 
+def make_folder(folder: Path) -> bool:
+    """Make a folder if there is none, and return whether it is new."""
+    is_new = not folder.is_dir()
+    folder.mkdir(parents=True, exist_ok=True)
+    return is_new
+
+
+def remove_empty(folder: Path, is_new: bool) -> None:
+    """Remove a folder that ``make_folder`` made, if it is still empty."""
+    if is_new:
+        with suppress(OSError):
+            folder.rmdir()
+
+
 @contextmanager
 def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iterator[Path]:
     """Yield a new file beside ``file`` to write into; it replaces ``file`` in one step.
@@ -32,7 +46,7 @@ def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iter
     The content is flushed to the disk and ``before_move`` is called before the move. On failure the new file is
     removed. The new file has the permissions of the file that it replaces, or those that the umask gives.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
+    is_new = make_folder(file.parent)
     mode = stat.S_IMODE(file.stat().st_mode) if file.is_file() else None
     temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
     # The process's umask must not be changed to read it: other threads create files at the same time.
@@ -48,20 +62,22 @@ def replacing(file: Path, before_move: Callable[[], None] | None = None) -> Iter
         temporary.replace(file)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        remove_empty(file.parent, is_new)
         raise
 
 
 def check_writable(file: Path) -> None:
-    """Raise OSError if ``file`` cannot be written, ImportError without its package; its folder is made if needed."""
+    """Raise OSError if ``file`` cannot be written, ImportError without its package; nothing stays behind."""
     if safetensors_files.is_safetensors(file):
         safetensors_files.package(file)
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        is_new = make_folder(file.parent)
         if file.is_dir():
             raise IsADirectoryError(errno.EISDIR, "it is a folder")
         temporary = file.with_name(f".{file.name}.{secrets.token_hex(4)}")
         temporary.touch(exist_ok=False)
         temporary.unlink()
+        remove_empty(file.parent, is_new)
     except OSError as error:
         reason = f"{file} cannot be written: {error.strerror}; use another folder or name"
         raise OSError(error.errno, reason) from error

@@ -209,6 +209,27 @@ def map_tensors(function: Callable[[Tensor], Any], values: Any, others: Callable
     return values if others is None else others(values)
 
 
+def present_device(device: torch.device) -> torch.device:
+    """Return ``device`` if this machine has such a GPU, or it is no GPU.
+
+    Raises:
+        ValueError: torch finds none.
+
+    >>> present_device(torch.device("cpu"))
+    device(type='cpu')
+    """
+    is_missing = {
+        "cuda": lambda: not torch.cuda.is_available(),
+        "mps": lambda: not torch.backends.mps.is_available(),
+    }
+    if device.type in is_missing and is_missing[device.type]():
+        raise ValueError(
+            f"`device` is '{device}', but torch finds no such GPU here; pass device='cpu', or leave `device` out to "
+            f"use a GPU only where there is one."
+        )
+    return device
+
+
 def take_rows(values: Any, rows: int | slice, n: int) -> Any:
     """Return sample ``rows``, or several, of a batch of ``n``; tensors without a row per sample stay.
 

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import FailsAt, toy_learner
 
+from minifast import SaveModelCallback
 from minifast.errors import FileFormatError
 from minifast.utils import files
 
@@ -28,6 +29,21 @@ class Code:
 
     def __reduce__(self):
         return os.system, (self.command,)
+
+
+def test_a_folder_stays_only_if_something_is_written_into_it(tmp_path):
+    file = tmp_path / "models" / "a"
+    files.check_writable(file)
+    with pytest.raises(OSError, match="full"), files.replacing(file):
+        raise OSError("full")
+    learn = toy_learner(path=tmp_path)
+    for options in ({}, {"callbacks": [SaveModelCallback()]}):
+        with pytest.raises(OSError, match="gone"):
+            learn.fit(1, **{**options, "callbacks": [*options.get("callbacks", []), FailsAt(0)]})
+    assert not (tmp_path / "models").exists()
+    (tmp_path / "models").mkdir()
+    files.check_writable(file)
+    assert (tmp_path / "models").is_dir()
 
 
 def same(found, wanted) -> bool:

@@ -89,6 +89,7 @@ def test_torchvision_model_and_sizes(tmp_path):
         (["train", "--wd", "-1"], "must be a number of at least 0, got '-1'"),
         (["compare", "--lr", "nan"], "must be a number above 0, got 'nan'"),
         (["train", "--speed", "1"], "unrecognized arguments: --speed"),
+        (["train", "--sise", "32"], "minifast train: error: unrecognized arguments: --sise. Did you mean --size?"),
         (["tarin"], "invalid choice: 'tarin'"),
         ([], "COMMAND"),
     ],

@@ -15,6 +15,7 @@ from minifast import (
     DeviceDataLoader,
     Learner,
     MinifastError,
+    TensorDataBunch,
     TensorLoader,
     accuracy,
     imagenet_stats,
@@ -42,6 +43,38 @@ class Single(Dataset):
         if i:
             raise IndexError(i)
         return torch.zeros(3), self.target
+
+
+@pytest.mark.parametrize("is_split", [True, False])
+@pytest.mark.parametrize("n", [2, 3, 5])
+def test_too_few_names_of_classes_are_an_error_of_the_bunch(n, is_split):
+    samples = TensorDataset(torch.zeros(20, 3), torch.arange(20) % n)
+    dataset = Subset(samples, list(range(1, 20))) if is_split else samples
+    assert len(DataBunch(DataLoader(dataset, 5), device="cpu", classes=list(range(n))).classes) == n
+    for names in ([], ["a"], list("abcde")[: n - 1]):
+        with pytest.raises(DataError, match=f"The targets go up to {n - 1}, but `classes` has {len(names)} name"):
+            DataBunch(DataLoader(dataset, 5), device="cpu", classes=names)
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0", "mps"])
+@pytest.mark.parametrize("kind", ["loaders", "arrays", "loader"])
+def test_a_gpu_that_is_not_there_is_an_error_at_once(kind, device, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    x, y = torch.zeros(20, 3), torch.arange(20) % 2
+    make = {
+        "loaders": lambda: DataBunch(DataLoader(TensorDataset(x, y), 5), device=device),
+        "arrays": lambda: TensorDataBunch.from_arrays(x, y, device=device),
+        "loader": lambda: TensorLoader(x, y, 5, device=device),
+    }
+    with pytest.raises(ValueError, match=rf"`device` is '{device}', but torch finds no such GPU here"):
+        make[kind]()
+
+
+def test_a_model_in_place_of_the_data_says_the_order():
+    data = DataBunch([(torch.zeros(2, 3), torch.tensor([0, 1]))], device="cpu")
+    with pytest.raises(TypeError, match=r"`data` comes first, then the model"):
+        Learner(torch.nn.Linear(3, 2), data)
 
 
 def toy_bunch(**kwargs) -> DataBunch:

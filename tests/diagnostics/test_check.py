@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -255,6 +256,41 @@ def test_one_class_is_an_error_in_a_check_and_before_the_first_step(labels, n_ou
         with pytest.raises(DataError, match=r"one class .*0 for every input"):
             start()
     assert all(map(torch.equal, before, learn.model.parameters()))
+
+
+INPUTS = torch.randn(120, 10)
+IMAGES = torch.randn(120, 3, 8, 8)
+WORDS = torch.arange(240).remainder(9).reshape(120, 2)
+
+
+@pytest.mark.parametrize(
+    ("layers", "x", "words"),
+    [
+        ([nn.Linear(9, 2)], INPUTS, "Layer 0.0, Linear(in_features=9, .* got .* (10, 10); it needs (..., 9)"),
+        (
+            [nn.Conv2d(1, 2, 3)],
+            IMAGES,
+            "Layer 0.0, Conv2d(1, 2, .* (10, 3, 8, 8); it needs (n, 1, height, width)",
+        ),
+        ([nn.BatchNorm1d(7)], INPUTS, "Layer 0.0, BatchNorm1d(7, .* got .* (10, 10); it needs (n, 7)"),
+        ([nn.BatchNorm2d(3)], INPUTS, "Layer 0.0, BatchNorm2d(3, .* got .* (10, 10); it needs (n, 3, height, width)"),
+        (
+            [nn.Embedding(5, 2)],
+            WORDS,
+            "Layer 0.0, Embedding(5, 2), .* numbers from 0 to 4, it got numbers from 0 to",
+        ),
+        ([nn.Identity(), nn.Tanh(), nn.Linear(3, 2)], INPUTS, "Layer 0.2, Linear(in_features=3, .* needs (..., 3)"),
+    ],
+)
+def test_the_layer_that_fails_is_named_with_what_it_got_and_needs(layers, x, words):
+    pattern = ".*".join(map(re.escape, words.split(" .* ")))
+    learn = learner(nn.Sequential(nn.Sequential(*layers)), x)
+    assert re.search(pattern, only_finding(learn).what)
+    for method in (partial(learn.fit, 1), partial(learn.validate, learn.data.train_dl)):
+        with pytest.raises((RuntimeError, ValueError, IndexError), match=r"\S") as caught:
+            method()
+        if sys.version_info >= (3, 11):
+            assert any(re.search(pattern, note) for note in caught.value.__notes__)
 
 
 def test_a_model_that_fails_on_the_batch():

@@ -187,7 +187,7 @@ def test_training_data_without_a_batch_raise() -> None:
 
 
 def data_of(targets: list[int], classes=("a", "b"), bs: int = 4) -> DataBunch:
-    items = TensorDataset(torch.zeros(len(targets), 10), torch.tensor(targets))
+    items = list(TensorDataset(torch.zeros(len(targets), 10), torch.tensor(targets)))  # the bunch cannot check it
     return DataBunch(DataLoader(items, bs), DataLoader(items, bs), device="cpu", classes=classes)
 
 

@@ -14,6 +14,31 @@ from minifast import DatasetType, Learner, TabularDataBunch, accuracy, load_lear
 from minifast.tabular import TabularModel
 
 
+def dated(n: int) -> pd.DataFrame:
+    days = pd.date_range("2020-01-01", periods=n)
+    return pd.DataFrame({"sold": days, "name": [f"n{i}" for i in range(n)], "a": np.arange(n) / n, "price": np.ones(n)})
+
+
+@pytest.mark.parametrize(
+    ("column", "words"),
+    [("sold", r"'sold' has 80 .* \(dates or times\), .*df\['sold'\]\.dt\.year"), ("name", "'name' has 80 ")],
+)
+def test_a_column_with_almost_as_many_categories_as_rows_is_reported(column, words):
+    table = dated(100)[[column, "a", "price"]]
+    with pytest.warns(UserWarning, match=words) as caught:
+        TabularDataBunch.from_df(".", table, "price", seed=0, device="cpu")
+    assert [warning.filename for warning in caught] == [__file__]
+    table[column] = np.arange(100) // 10
+    TabularDataBunch.from_df(".", table, "price", cat_names=[column], seed=0, device="cpu")
+
+
+@pytest.mark.parametrize("layers", [50, "50"])
+def test_layers_that_are_no_list_are_named(layers):
+    data = TabularDataBunch.from_df(".", dated(30)[["a", "price"]], "price", seed=0, device="cpu")
+    with pytest.raises(TypeError, match="`layers` must be a list of widths"):
+        tabular_learner(data, layers=layers)
+
+
 def table(n: int = 300) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     df = pd.DataFrame({"town": rng.choice(["A", "B", None], n), "area": rng.uniform(10, 200, n)})

@@ -134,7 +134,7 @@ def test_a_list_of_validation_batches_that_are_no_pairs_raises_before_training()
     ],
 )
 def test_the_fit_and_the_check_name_the_same_cause(x, y, width, classes, message):
-    dataset = TensorDataset(x, y)
+    dataset = list(TensorDataset(x, y))  # whose targets the bunch does not check
     data = DataBunch(DataLoader(dataset, 4), device="cpu", classes=classes)
     learn = Learner(data, nn.Linear(3, width), silent=True)
     with pytest.raises(DataError, match=message) as caught:

@@ -15,6 +15,7 @@ from minifast.errors import DataError
 from minifast.utils.checks import check_once, shortlist
 from minifast.utils.public import warn_caller
 
+FEW = 20  # so many categories of a small table are never too many
 MISSING = "#na#"  # the name of category 0: missing, or not in the training rows
 
 
@@ -31,6 +32,23 @@ class Normalize:
 
 
 PROCS = (FillMissing, Categorify, Normalize)
+
+
+def warn_about_categories(name: Any, column: Any, n: int) -> None:
+    """Warn of a categorical column of dates, or one that has about as many categories as rows."""
+    if n < FEW or n <= len(column) / 2:
+        return
+    if getattr(column.dtype, "kind", "O") in "mM":
+        what, cure = (
+            "dates or times",
+            f"Make numbers of it, such as df[{name!r}].dt.year and .dt.month, and drop the column",
+        )
+    else:
+        what, cure = f"{column.dtype} values", "Make numbers or a few categories of it, or drop the column"
+    warn_caller(
+        f"The categorical column {name!r} has {n} different values in {len(column)} training rows ({what}), so most "
+        f"are seen once and the model cannot learn from them. {cure}."
+    )
 
 
 class TableEncoder:
@@ -82,6 +100,8 @@ class TableEncoder:
         """
         numbers = {name: numbers_of(table, name) for name in self.cont_names}
         self.classes = {name: [MISSING, *categories_of(table[name])] for name in self.cat_names}
+        for name in self.cat_names:
+            warn_about_categories(name, table[name], len(self.classes[name]) - 1)
         for name, values in numbers.items():
             gaps = np.isnan(values)
             if gaps.all():
