@@ -102,6 +102,7 @@ TESTS: dict[str, list[str]] = {
     "several processes train, validate, predict and find a learning rate as one, up to rounding": [
         "distributed/test_processes.py::test_two_processes_equal_one",
         "distributed/test_processes.py::test_three_processes_equal_one",
+        "distributed/test_features.py::test_features_do_not_depend_on_the_number_of_processes",
     ],
     "runs of several processes resume bit for bit, after kills too; another number of them up to rounding": [
         "distributed/test_resuming.py::test_as_many_processes_resume_bit_for_bit",

@@ -141,12 +141,18 @@ class NaNCheck(LearnerCallback):
         learn = self.learn
         learning_rates = [*self.recorder.lrs, learn.opt.lr][: len(losses)]
         diagnosis: list[str] = []
+        # On the CPU, all processes see the loss at the same batch.
+        parallel = learn.parallel if learn.data.device.type == "cpu" else None
+        if parallel is not None:
+            parallel.unwrap()  # so that the gradients are those of the share
         if batch is not None:
             # The error must be raised even if the diagnosis fails, for example without memory.
             with contextlib.suppress(Exception), preserve_model(learn.model), learn.in_precision():
                 diagnosis.extend(diagnose(learn.model, learn.loss_func, *batch))
+        if parallel is not None:
+            diagnosis = parallel.gather_diagnosis(diagnosis)
         advice = "try a lower learning rate (lr_find shows which), and look for NaN or huge values in the data"
-        if any(line.startswith("The batch's") for line in diagnosis):
+        if any("The batch's" in line for line in diagnosis):
             advice = "fix the data or leave that sample out"
         elif not epoch and not num_batch:
             advice = (

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from minifast.data.loaders import has_length, is_same_device
+from minifast.data.shards import unsplit_stream
+from minifast.distributed.group import current_group
 from minifast.errors import DataError
 from minifast.utils.public import check_keywords
 
@@ -17,10 +19,11 @@ from minifast.utils.public import check_keywords
 def check_loader(name: str, dl: Any) -> None:
     """Raise a DataError if an argument is not an iterable with a length."""
     if not hasattr(dl, "__iter__") or not has_length(dl):
+        unsplit = unsplit_stream(dl, current_group())  # in several processes the first thing to change
         raise DataError(
-            f"`{name}` must have a length and yield batches (x, y), got {type(dl).__name__}. Give a torch "
+            f"{unsplit} `{name}` must have a length and yield batches (x, y), got {type(dl).__name__}. Give a torch "
             f"DataLoader whose data set has a length, DataBunch.create(train_ds, epoch_length=100) for an "
-            f"IterableDataset without a length, or a list of batches."
+            f"IterableDataset without a length, or a list of batches.".lstrip()
         )
     first = next(iter(dl), None) if name == "valid_dl" and isinstance(dl, (list, tuple)) else None
     is_batch = isinstance(first, (list, tuple, Mapping, Tensor)) or not hasattr(first, "__iter__")

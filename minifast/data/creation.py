@@ -10,7 +10,9 @@ from torch.utils.data import DataLoader, IterableDataset
 from minifast.data.checks import check_dataset
 from minifast.data.loaders import has_length
 from minifast.data.order import EpochOrder, resolve_seed
+from minifast.data.shards import unsplit_stream
 from minifast.data.stream import EpochStream
+from minifast.distributed.group import current_group
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 
@@ -75,8 +77,8 @@ def make_stream(
         return DataLoader(dataset, bs, drop_last=train and len(dataset) >= bs, **common)
     if length is None:
         raise DataError(
-            f"`{name}`, a {type(dataset).__name__}, has no length; give the number of batches of an epoch, such as "
-            f"{argument}=100."
+            f"{unsplit_stream(dataset, current_group())} `{name}`, a {type(dataset).__name__}, has no length; give the "
+            f"number of batches of an epoch, such as {argument}=100.".lstrip()
         )
     seed = resolve_seed(seed)
     loader: Any = DataLoader(dataset, bs, drop_last=train, **{**common, "generator": torch.Generator()})

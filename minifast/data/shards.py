@@ -51,16 +51,10 @@ class Shards:
         inner = unwrap_loader(loader)
         if is_sharded(inner, self.group.size):
             return self._as_they_are(loader)
-        if isinstance(inner, DataLoader):
-            if isinstance(inner.dataset, IterableDataset):
-                raise DataError(
-                    f"{type(inner.dataset).__name__} is an IterableDataset, whose samples cannot be split over "
-                    f"{self.group.size} processes from outside. Let it yield the samples of its process only (by "
-                    f"torch.distributed.get_rank()) and set its attribute `sharded = True`; or use a data set with "
-                    f"a length and indices."
-                )
-            if inner.batch_sampler is not None and isinstance(loader, DeviceDataLoader):
-                return self._of_data_loader(loader, inner)
+        if unsplit := unsplit_stream(inner, self.group):
+            raise DataError(unsplit)
+        if isinstance(inner, DataLoader) and inner.batch_sampler is not None and isinstance(loader, DeviceDataLoader):
+            return self._of_data_loader(loader, inner)
         return self._cut(loader, inner)
 
     @property
@@ -219,6 +213,19 @@ def is_sharded(loader: Any, size: int) -> bool:
     parts = [loader, *(getattr(loader, name, None) for name in ("sampler", "batch_sampler", "dataset"))]
     parts.append(getattr(parts[2], "sampler", None))
     return any(getattr(part, "sharded", None) is True or getattr(part, "num_replicas", None) == size for part in parts)
+
+
+def unsplit_stream(loader: Any, group: Group | None) -> str:
+    """Return why the processes cannot share the samples of a loader or data set; "" if they can, or there is one."""
+    loader = unwrap_loader(loader)
+    dataset = getattr(loader, "dataset", loader)
+    if group is None or not isinstance(dataset, IterableDataset) or is_sharded(loader, group.size):
+        return ""
+    return (
+        f"{type(dataset).__name__} is an IterableDataset, whose samples cannot be split over {group.size} processes "
+        f"from outside. Let it yield the samples of its process only (by torch.distributed.get_rank()) and set its "
+        f"attribute `sharded = True`; or use a data set with a length and indices."
+    )
 
 
 def _is_pair(batch: Any) -> bool:

@@ -38,6 +38,7 @@ from minifast.training.groups import BatchNorm, regroup
 from minifast.training.lazy import initialize_lazy
 from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
+from minifast.training.parallel import group_of
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import preserve_learner, preserve_model
 from minifast.training.state import State
@@ -69,6 +70,8 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         set_training_mode(learn)
         findings = [*_check_inputs(x), *_check_setup(learn, epochs), *_check_statistics(learn, x, y)]
         findings += _check_batch(learn, x, y, observations)
+    if (group := group_of(learn)) is not None:
+        observations.append(f"This is the result of process 0, which all {group.size} processes have.")
     return CheckResult(findings, " ".join(observations))
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from minifast.distributed.group import Group, current_group
+from minifast.distributed.group import Group, current_group, guarded
 from minifast.errors import MinifastError
 from minifast.utils.tensors import first_dimension, is_plain, map_tensors
 
@@ -90,6 +90,18 @@ def from_first(function: Callable[[], T], group: Group | None) -> T:
     if failure is not None:
         raise failure
     return sent  # type: ignore[no-any-return]
+
+
+def result_of_first(function: Callable[[], T], group: Group | None) -> T:
+    """Call ``function`` on each rank, because it may run the model of all, and return the result of rank 0 on each.
+
+    >>> result_of_first(lambda: 1, None)
+    1
+    """
+    if group is None:
+        return function()
+    with guarded(group):
+        return broadcast(function())
 
 
 def _sendable(error: Exception) -> Exception:

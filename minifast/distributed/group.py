@@ -9,6 +9,7 @@ import importlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -192,6 +193,22 @@ def _settle(group: Group) -> None:
         sys.excepthook = _excepthook
     if group.rank:
         text.mute()
+        _mute_warnings()
+
+
+def _mute_warnings() -> None:
+    """Show no more warnings that minifast raises, because rank 0 shows them; those of other packages stay."""
+    show = warnings.showwarning
+
+    def show_others(*arguments: Any, **keywords: Any) -> None:
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_globals.get("__name__") in ("warnings", "_py_warnings"):
+            frame = frame.f_back
+        raised_in = "" if frame is None else str(frame.f_globals.get("__name__"))
+        if raised_in.partition(".")[0] != "minifast":
+            show(*arguments, **keywords)
+
+    warnings.showwarning = show_others
 
 
 def local_rank() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import os
 import signal
@@ -10,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -38,7 +40,7 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
 
     Raises:
         MinifastError: the function failed in a process; the message names the process and the cause. Or a GPU was used
-            before in a notebook.
+            before in a notebook, or a script calls it where each process would call it again.
     """
     check_callable("function", function)
     check_count("nproc", nproc)
@@ -52,6 +54,11 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
         raise MinifastError(
             "A GPU was used in this notebook before, so it cannot be used in other processes that this one starts. "
             "Restart the kernel, and use the GPU only in the function."
+        )
+    if not forks and (line := _unguarded_line()) is not None:
+        raise MinifastError(
+            f"launch is called in line {line} of {sys.modules['__main__'].__file__}, a script that each process "
+            f'imports and so would call it again; put the call under `if __name__ == "__main__":`.'
         )
     api: Any = importlib.import_module("torch.distributed.launcher.api")
     config = api.LaunchConfig(
@@ -78,8 +85,32 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
         if isinstance(failure.message, dict):
             raise MinifastError(f"Process {rank} of {nproc} failed: {failure.message['message']}") from error
         how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
-        raise MinifastError(f"Process {rank} of {nproc} {how}, before the function returned.") from error
+        why = "" if forks or failure.exitcode != 1 else (
+            " If its traceback above begins in your script and not in the function: each process imports the script, "
+            "so what only the first one does must be under `if __name__ == \"__main__\":`."
+        )  # fmt: skip
+        raise MinifastError(f"Process {rank} of {nproc} {how}, before the function returned.{why}") from error
     return results[0]  # type: ignore[no-any-return]
+
+
+def _unguarded_line() -> int | None:
+    """Return the line of the script that is being executed, if other processes would execute it too on importing it.
+
+    That is one outside of every ``if``, such as ``if __name__ == "__main__":``.
+    """
+    main = sys.modules["__main__"]
+    frame = sys._getframe()
+    while frame.f_back is not None and not (frame.f_globals is vars(main) and frame.f_code.co_name == "<module>"):
+        frame = frame.f_back
+    if frame.f_globals is not vars(main) or frame.f_code.co_name != "<module>" or not getattr(main, "__file__", None):
+        return None  # as in a thread
+    try:
+        statements = ast.parse(Path(str(main.__file__)).read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return None
+    line = frame.f_lineno
+    running = next((one for one in statements if one.lineno <= line <= (one.end_lineno or one.lineno)), None)
+    return None if running is None or isinstance(running, (ast.If, ast.Try)) else line
 
 
 @contextmanager

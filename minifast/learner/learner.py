@@ -24,6 +24,7 @@ from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
+from minifast.distributed.exchange import result_of_first
 from minifast.errors import MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
@@ -43,7 +44,7 @@ from minifast.training.groups import check_groups, freeze_to, group_indices, spl
 from minifast.training.lazy import initialize_lazy
 from minifast.training.loss_choice import choose_loss
 from minifast.training.optimizer import AdamW, DefaultDecay, OptimWrapper
-from minifast.training.parallel import Parallel, shard, share_model
+from minifast.training.parallel import Parallel, group_of, shard, share_model
 from minifast.training.torch_optimizer import check_opt_func
 from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count, shown
@@ -166,7 +167,7 @@ class Learner:
         self.data = data if batch_fn is None else with_batch_fn(data, check_callable("batch_fn", batch_fn))
         self.model = unwrap_compiled(model).to(data.device)
         self.opt_func = check_opt_func(opt_func)
-        self.loss_func: Any = check_callable("loss_func", choose_loss(self.data, self.model, loss_func))
+        self.loss_func: Any = check_callable("loss_func", choose_loss(self.data, self.model, loss_func, distributed))
         self.metrics = as_list(metrics)
         for metric in self.metrics:
             as_metric(metric)
@@ -452,7 +453,8 @@ class Learner:
         One batch goes through the model and the loss, and the model overfits a few of its samples. Afterwards the
         weights, optimizer, random generators and data order are restored. The check covers shapes and types, class
         numbers, the initial loss, a softmax before the loss, frozen parameters, missing gradients, the scale of the
-        inputs, the number of steps and the momentum. It trains for 40 to 120 steps on 16 samples.
+        inputs, the number of steps and the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
+        have the result of the first.
 
         Raises:
             DataError: the training data have no batch.
@@ -465,7 +467,8 @@ class Learner:
         >>> print(Learner(data, model).check().findings[0].what)
         The outputs sum to 1: the model ends in a softmax, but cross entropy applies one itself.
         """
-        return check(self, check_count("epochs", epochs))
+        epochs = check_count("epochs", epochs)
+        return result_of_first(lambda: check(self, epochs), group_of(self))
 
     # --- parameter groups
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from minifast.data.tensors import TensorDataBunch
 from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
 from minifast.losses import (
     ELEMENTWISE,
@@ -244,10 +245,10 @@ def check_input_types(learn: Learner, x: Any) -> None:
                 )
         elif tensor.dtype != expected and learn.precision is None and not embeds:
             scale = " / 255" if tensor.dtype == torch.uint8 else ""
-            raise DataError(
-                f"The inputs are {dtype}, but the model's parameters are {type_name(expected)}; convert the inputs "
-                f"with x.to(torch.{type_name(expected)}){scale} in the data set."
-            )
+            how = f"convert the inputs with x.to(torch.{type_name(expected)}){scale} in the data set"
+            if isinstance(learn.data, TensorDataBunch) and tensor.is_floating_point():  # whose dtype decided it
+                how = f"pass dtype=torch.{type_name(expected)} to {type(learn.data).__name__}.from_arrays"
+            raise DataError(f"The inputs are {dtype}, but the model's parameters are {type_name(expected)}; {how}.")
 
 
 def check_target_types(loss_func: Any, output: Any, target: Any) -> None:

@@ -167,7 +167,7 @@ class Parallel:
     def _restore(self) -> None:
         self.learn.parallel = self._before
         self.state.split = None
-        self._unwrap()
+        self.unwrap()
 
     def _split(self, batches: Any) -> Shards:
         if isinstance(batches, RemainingBatches):
@@ -189,13 +189,14 @@ class Parallel:
             return model
         trainable = [id(parameter) for parameter in model.parameters() if parameter.requires_grad]
         if trainable != self._trainable:  # at the first batch, and where layers are unfrozen during a fit
-            self._unwrap()
+            self.unwrap()
             self._trainable, self._all_used = trainable, None
         if self._wrapped is None and self._all_used:
             self._wrapped = wrap(model)
         return model if self._wrapped is None else self._wrapped
 
-    def _unwrap(self) -> None:
+    def unwrap(self) -> None:
+        """Let gradients stay those of this process's share."""
         if self._wrapped is not None:
             self._wrapped = None
             gc.collect()  # it refers to itself, and would react to gradients until it is freed
@@ -209,8 +210,7 @@ class Parallel:
         state, loss_func = self.state, self.learn.loss_func
         if not state.train or not isinstance(loss, Tensor) or loss.numel() != 1:
             return loss
-        weight = loss_weight(loss_func, state.last_target, state.last_input) if self.has_samples else 0
-        weight = torch.as_tensor(weight, dtype=torch.float64).to(loss.device)
+        weight = torch.as_tensor(self._own_weight(), dtype=torch.float64).to(loss.device)
         value = torch.where(weight == 0, 0, weight * loss.detach().double().reshape(()))
         total, weights = add_up(torch.stack([value, weight])).unbind()
         scale = weight * self.group.size
@@ -257,12 +257,25 @@ class Parallel:
 
     def _mean(self, loss: Tensor) -> Tensor:
         """Return the loss of the whole batch, of which each process has the loss of its share."""
-        state = self.state
-        weight = loss_weight(self.learn.loss_func, state.last_target, state.last_input) if self.has_samples else 0
-        weight = torch.as_tensor(weight, dtype=torch.float64).to(loss.device)
+        weight = torch.as_tensor(self._own_weight(), dtype=torch.float64).to(loss.device)
         value = torch.where(weight == 0, 0, weight * loss.detach().double().reshape(()))
         total, weights = add_up(torch.stack([value, weight])).unbind()
         return (total / weights).to(loss.dtype)
+
+    def gather_diagnosis(self, lines: list[str]) -> list[str]:
+        """Return the sentences on a loss that is not finite, of which each process has those of its share."""
+        if not self._own_weight() and self.weight:  # what is wrong with a share that counts for nothing is no cause
+            lines = []
+        everyone = gather(lines)
+        if all(theirs == lines for theirs in everyone):
+            return lines
+        of = f"of {self.group.size}"
+        return [f"Process {rank} {of}: {line}" for rank, theirs in enumerate(everyone) for line in theirs]
+
+    def _own_weight(self) -> Any:
+        """Return the weight of this process's share in the loss of the batch."""
+        state = self.state
+        return loss_weight(self.learn.loss_func, state.last_target, state.last_input) if self.has_samples else 0
 
     def after_backward(self, skip_bwd: bool, skip_step: bool) -> None:
         """Average the gradients that DistributedDataParallel does not, and share the buffers of process 0."""

@@ -417,6 +417,16 @@ def test_inputs_of_unequal_length_name_the_one():
         TensorDataBunch.from_arrays((np.zeros((10, 2)), np.zeros(9)), np.zeros(10), device="cpu")
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_the_argument_that_decides_the_type_of_inputs_is_named(dtype):
+    data = bunch()
+    name = str(dtype)
+    expected = rf"inputs are float32, .* are {name[6:]}; pass dtype={name} to TensorDataBunch\.from_arrays\."
+    with pytest.raises(DataError, match=expected):
+        Learner(data, simple_ann(4, 2).to(dtype), silent=True).fit(1)
+    assert bunch(dtype=dtype).one_batch()[0].dtype is dtype
+
+
 @pytest.mark.parametrize("form", [np.asarray, torch.as_tensor], ids=["numpy", "torch"])
 def test_doubles_stay_doubles(form):
     x = form(np.linspace(0, 1, 40).reshape(20, 2) / 3)

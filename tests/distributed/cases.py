@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from functools import partial
 from pathlib import Path
 
@@ -33,6 +34,7 @@ from minifast import (
     accuracy,
     set_seed,
 )
+from minifast.distributed.group import _mute_warnings
 
 torch.set_num_threads(1)
 SGD = partial(torch.optim.SGD, momentum=0.9)
@@ -242,6 +244,72 @@ def refused_stream() -> dict:
     return {"refused": int(os.environ.get("WORLD_SIZE", 1)) == 1}
 
 
+def refused_without_length() -> dict:
+    """The first error is that of several processes, whatever else an IterableDataset needs."""
+
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return iter(list(zip(*samples(20), strict=True)))
+
+    class Sized(Endless):
+        def __len__(self):
+            return 20
+
+    def learner(data, **options):
+        return Learner(data, network(), silent=True, **options)
+
+    makers = {
+        "loader": lambda: DataBunch(DataLoader(Endless(), 4), device="cpu"),
+        "data set": lambda: DataBunch.create(Endless(), bs=4, device="cpu"),
+        "without loss": lambda: learner(DataBunch(DataLoader(Sized(), 4), device="cpu")),
+    }
+    said = {
+        name: told(make, "is an IterableDataset, whose samples cannot be split over") for name, make in makers.items()
+    }
+    alone = learner(DataBunch(DataLoader(Sized(), 4), device="cpu"), loss_func=nn.CrossEntropyLoss(), distributed=False)
+    alone.fit(1)
+    return {"said": said, "losses": len(alone.recorder.raw_losses)}
+
+
+def checked() -> dict:
+    """Each process has the result of the first one, also where their random numbers differ."""
+    set_seed(3)
+    learn = Learner(tensors(33), network(), opt_func=SGD, silent=True)
+    torch.manual_seed(int(os.environ.get("RANK", 0)))
+    before = torch.get_rng_state()
+    text = str(learn.check())
+    size = os.environ.get("WORLD_SIZE")
+    assert f"of process 0, which all {size} processes have." in text or size is None
+    same = torch.equal(before, torch.get_rng_state())
+    return {"of all ranks": {"text": text, "problems": len(learn.check().findings)}, "restored": same}
+
+
+class Warns(Callback):
+    def on_train_begin(self):
+        warnings.warn("by the script", stacklevel=1)
+
+
+def warned() -> dict:
+    """Warnings of minifast are shown by the first process, those of others by each."""
+    shown = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        before, warnings.showwarning = warnings.showwarning, lambda message, *_, **__: shown.append(str(message))
+        muted = int(os.environ.get("RANK", 0)) > 0
+        if muted:
+            _mute_warnings()
+        try:
+            data = DataBunch(
+                tensors(33).train_dl, DataLoader(TensorDataset(*samples(3)), 10, drop_last=True), device="cpu"
+            )
+            learn = Learner(data, network(), opt_func=SGD, silent=True, callbacks=[Warns()])
+            learn.fit(1)
+        finally:
+            warnings.showwarning = before
+    ours = [text for text in shown if text.startswith("The validation data have no batch")]
+    return {"others": shown.count("by the script"), "ours": len(ours) == (not muted)}
+
+
 def batches_of_list() -> dict:
     batches = [samples(n) for n in (9, 1, 4, 7)]
     return fitted(DataBunch(batches, batches[:2], device="cpu"), loss_func=nn.CrossEntropyLoss(), metrics=[accuracy])
@@ -307,7 +375,10 @@ def not_finite() -> dict:
     try:
         learn.fit(1, 0.1)
     except NonFiniteLossError as error:
-        said = str(error)[:60]
+        said = [str(error)[:60], "fix the data or leave that sample out" in str(error)]
+        lines = [line for line in str(error).splitlines() if "The " in line][1:-1]
+        assert all(line.startswith("Process 1 of") for line in lines) == ("WORLD_SIZE" in os.environ)  # has sample 13
+        said += [line[line.index("The ") :] for line in lines]
     data = tensors(64)
     return {"said": said, **fitted(data)}  # the processes train together after it
 
@@ -366,7 +437,9 @@ def told(call, *words: str) -> str:
     try:
         call()
     except MinifastError as error:
-        return "refused" if all(word in str(error) for word in words) else str(error)
+        if "WORLD_SIZE" in os.environ and not all(word in str(error) for word in words):
+            return str(error)
+        return "refused"
     return "accepted" if "WORLD_SIZE" in os.environ else "refused"
 
 
@@ -455,6 +528,9 @@ CASES = {
     "files": files,
     "NaN": not_finite,
     "differences": differences,
+    "IterableDataset, without a length": refused_without_length,
+    "check": checked,
+    "warnings": warned,
     "alone": alone,
     "interpretation": interpreted,
     "buffers": buffers,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from cases import SGD, network, tensors
 
-from minifast import Learner, MinifastError, set_seed
+from minifast import DataBunch, Learner, MinifastError, set_seed
 from minifast.distributed import launch
 
 
@@ -23,6 +23,15 @@ def train(fails: bool = False) -> dict:
     return {"size": os.environ.get("WORLD_SIZE", "1"), "validated": learn.validate()}
 
 
+def sample() -> list:
+    """Train on other data in each process, as a script does that makes them without a seed at its top."""
+    torch.manual_seed(int(os.environ["RANK"]))
+    learn = Learner(DataBunch([(torch.rand(8, 6).double(), torch.zeros(8).long())], device="cpu"), network(),
+                    loss_func=torch.nn.CrossEntropyLoss(), silent=True)  # fmt: skip
+    learn.fit(1, 0.02)
+    return learn.recorder.raw_losses
+
+
 if __name__ == "__main__":
     module = sys.modules["__main__"]
     if sys.argv[1] == "notebook":  # its functions are in no file that another process could import
@@ -31,5 +40,7 @@ if __name__ == "__main__":
     after = launch(train, nproc=2)
     assert after["size"] == "2"
     torch.testing.assert_close(torch.tensor(after["validated"]), torch.tensor(before["validated"]))
+    with pytest.raises(MinifastError, match="The processes differ in checksum of training samples"):
+        launch(sample)
     with pytest.raises(MinifastError, match="Process 1 of 2 failed: ValueError: no samples left"):
         launch(train, fails=True)
