@@ -111,11 +111,10 @@ class DataBunch:
         self.classes = None if names is None else list(map(printable, names))
         for loader in self.dls if target is not None or batch_fn is not None else ():
             loader.target, loader.batch_fn = target, batch_fn
-        self.loss_is_default = loss_func is None
-        if classes is not None and loss_func is None and batch_fn is None:
+        self.loss_is_default, self.loss_func = loss_func is None, loss_func
+        if loss_func is None and batch_fn is None:
             check_class_names(classes, self.train_ds)
-        is_known = loss_func is not None or batch_fn is not None
-        self.loss_func = loss_func if is_known else default_loss(self.train_dl, self.classes)
+            self.loss_func = default_loss(self.train_dl, self.classes)
         self.norm: Normalize | None = None
 
     @classmethod

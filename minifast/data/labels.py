@@ -249,11 +249,13 @@ def count_classes(dataset: Any) -> int | None:
     return int(array.max()) + 1 if is_numbers else None
 
 
-def check_class_names(classes: Sequence[Any], dataset: Any) -> None:
+def check_class_names(classes: Sequence[Any] | None, dataset: Any) -> None:
     """Raise a DataError if a data set in memory has class numbers that ``classes`` does not name.
 
     Only the targets of a TensorDataset, or of a Subset of one, are looked at: other data sets may change theirs.
     """
+    if classes is None:
+        return
     rows: Any = slice(None)
     if isinstance(dataset, Subset):
         dataset, rows = dataset.dataset, list(dataset.indices)

@@ -203,6 +203,7 @@ def test_a_diverged_run_is_counted_and_the_others_continue() -> None:
     assert "The loss was NaN or infinite in 2 runs of bad." in result.verdict
 
 
+@pytest.mark.filterwarnings("ignore:The validation loss is nan:UserWarning")
 def test_a_validation_loss_of_nan_counts_as_diverged_and_other_seeds_are_shown() -> None:
     class MakesNaN(Callback):
         def on_loss_begin(self, last_output, train):
