@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from types import FrameType
 from typing import Any
 
@@ -33,7 +34,9 @@ def describe_failed_layer(model: nn.Module, error: BaseException) -> str:
         module, value = owner, next((argument for argument in arguments if isinstance(argument, Tensor)), None)
     if module is None or value is None or not names[id(module)] or list(module.children()):
         return ""
-    need = next((needs(module, value) for kind, needs in NEEDS.items() if isinstance(module, kind)), "")
+    need = ""
+    with suppress(Exception):  # after an error on a GPU, its tensors cannot be read
+        need = next((needs(module, value) for kind, needs in NEEDS.items() if isinstance(module, kind)), "")
     got = f"got an input of shape {tuple(value.shape)}"
     return f"Layer {names[id(module)]}, {shown(module)}, {got}{f'; it needs {need}' if need else ''}."
 
