@@ -50,7 +50,7 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
         shown = combine_rules(read_rules(result.lrs, result.losses, 10, 5, result.curves, learned=True))
     except MinifastError:
         return default, figure, f"the default: {unclear}"
-    # The curve is uncertain, so it is drawn to the default.
+    # The curve is uncertain, so the default counts as much.
     careful = "a careful choice between what the curve shows and the default"
     return math.sqrt(shown * default), figure, f"{careful}: {unclear}"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from minifast.errors import DataError
-from minifast.utils.checks import check_once, did_you_mean, shortlist
+from minifast.utils.checks import check_once, counted, did_you_mean, shortlist
 
 
 class Labels(NamedTuple):
@@ -264,11 +264,15 @@ def check_class_names(classes: Sequence[Any] | None, dataset: Any) -> None:
         return
     largest = int(targets[rows].max())
     if largest >= len(classes):
-        raise DataError(
-            f"The targets go up to {largest}, but `classes` has {len(classes)} name{'s' if len(classes) != 1 else ''} "
-            f"({shortlist(classes)}); name all classes in `classes`, in the order of their numbers from 0, or leave "
-            f"it out."
-        )
+        raise too_few_names(largest, len(classes), classes)
+
+
+def too_few_names(largest: int, n: int, classes: Sequence[Any]) -> DataError:
+    """Return the error for a class number that none of ``n`` class names belongs to."""
+    return DataError(
+        f"The targets go up to {largest}, but `classes` has {counted(n, 'name')} ({shortlist(classes)}); name all "
+        f"classes in `classes`, in the order of their numbers from 0, or leave it out."
+    )
 
 
 def printable(label: Any) -> Any:

@@ -47,20 +47,13 @@ class ValidationSlices:
         total = len(self._order)
         rows = self._order[(self._next + torch.arange(self._n)) % total]  # all of one size: the last one wraps around
         self._next = (self._next + self._n) % total
-        inputs, targets = (_take(part, rows, total) for part in (self._inputs, self._targets))
+        inputs, targets = (take_rows(part, rows, total) for part in (self._inputs, self._targets))
         try:
             with eval_mode(learn.model), preserve_buffers(learn.model):
                 return learn.output_of(inputs), targets
         except Exception:  # the validation of a fit raises it; the training samples decide alone
             self.n_slices = 0
             return None
-
-
-def _take(values: Any, rows: Tensor, n: int) -> Any:
-    def take(tensor: Tensor) -> Tensor:
-        return tensor[rows.to(tensor.device)] if tensor.ndim and len(tensor) == n else tensor
-
-    return map_tensors(take, values)
 
 
 def _read(data: DataBunch) -> tuple[Any, Any, int]:

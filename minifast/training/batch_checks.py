@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from minifast.data.labels import too_few_names
 from minifast.data.tensors import TensorDataBunch
 from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
 from minifast.losses import (
@@ -54,11 +55,7 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
         return
     largest = _largest_class(loss_func, as_arguments(target)[0])
     if largest >= n_classes and (n_outputs != n_classes or n_classes == 1):
-        names = f"{n_classes} name{'s' if n_classes > 1 else ''} ({shortlist(learn.data.classes or ())})"
-        raise DataError(
-            f"The targets go up to {largest}, but `classes` has {names}; name all classes in `classes`, in the order "
-            f"of their numbers from 0, or leave it out."
-        )
+        raise too_few_names(largest, n_classes, learn.data.classes or ())
     if n_classes == 1:
         raise DataError(
             f"The data have one class only, {shortlist(learn.data.classes or ['0'])}, so the loss is 0 for every input "

@@ -343,10 +343,6 @@ class GradientAverager(Callback):
         """Average the gradients."""
         self._parallel.after_backward(skip_bwd, skip_step)
 
-    def on_epoch_end(self, epoch: int) -> None:
-        """Check that the steps were the same, before the epoch is recorded."""
-        check_same_weights(self._parallel.learn, self._parallel.group, f"at the end of epoch {epoch}")
-
 
 def wrap(model: nn.Module) -> nn.Module:
     """Return a model in torch's DistributedDataParallel, which shares no buffers by itself."""

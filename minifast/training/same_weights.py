@@ -88,5 +88,5 @@ class WeightsCheck(Callback):
         self._group = group
 
     def on_epoch_end(self, epoch: int) -> None:
-        """Check that the callbacks changed the weights alike."""
+        """Check that steps and callbacks changed the weights alike."""
         check_same_weights(self._learn, self._group, f"at the end of epoch {epoch}")

@@ -137,10 +137,9 @@ def put(value: Any, copy: Any) -> None:
         with torch.no_grad():
             if value.shape != copy.value.shape:
                 value.set_(copy.value)
+            # A backward pass may need a tensor that is as it was. On other devices, to compare would wait.
             elif not (value.is_cpu and value._version == copy.version and torch.equal(value, copy.value)):
-                value.copy_(
-                    copy.value
-                )  # a backward pass may need a tensor that is as it was, and to compare would wait
+                value.copy_(copy.value)
         value.requires_grad_(copy.requires_grad)
         value.grad = copy.grad
     elif isinstance(copy, _Attributes):

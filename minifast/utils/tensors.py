@@ -230,7 +230,7 @@ def present_device(device: torch.device) -> torch.device:
     return device
 
 
-def take_rows(values: Any, rows: int | slice, n: int) -> Any:
+def take_rows(values: Any, rows: int | slice | Tensor, n: int) -> Any:
     """Return sample ``rows``, or several, of a batch of ``n``; tensors without a row per sample stay.
 
     >>> take_rows({"x": torch.arange(3), "scale": torch.ones(())}, 1, 3)

@@ -13,7 +13,7 @@ from minifast.data.images.conversion import ADVICE, DEEP
 from minifast.utils.public import warn_caller
 
 SAMPLED = 64  # images whose values are read, evenly spaced over a data set
-MANY = 0.1  # the fraction of white pixels, or of lost images, from which a warning says so
+MANY = 0.1  # the fraction of white pixels, or of lost images, from which there is a warning
 LOST = 0.9  # the fraction of clipped pixels from which an image counts as lost
 
 
