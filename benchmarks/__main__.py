@@ -14,6 +14,7 @@ from benchmarks.timing import table
 MEASURED = {
     "imports": "import time",
     "step": "time per training step, and lr_find",
+    "first_fit": "the first fit of a process against its second",
     "mnist": "two epochs of the 1cycle policy on MNIST_SAMPLE against a hand-written loop",
     "decode": "loading images for the first time and from the cache",
     "streaming": "reading images that do not fit in memory",
@@ -23,7 +24,7 @@ MEASURED = {
     "compare": "several runs of compare at the same time",
     "compiled": "learn.compile(): time of compilation, speed gained, graphs compiled in each epoch",
     "parallel": "the ten lines of the README in two processes that train together, against one",
-    "processes": "a whole process against fastai, Lightning, skorch, Keras and Ignite",
+    "processes": "a whole process against other libraries",
     "device": "steps on a CUDA device",
     "finder": "error rates of the learning rate finder, and accuracy at the learning rate of each rule",
     "command": "minifast train on generated folders: does it always end trained",

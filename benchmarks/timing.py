@@ -78,6 +78,15 @@ def process(arguments: Sequence[str], **environment: str) -> float:
     return duration
 
 
+def numbers_of(code: str) -> list[float]:
+    """Return the numbers that a new Python process prints last; it runs ``code`` with one OpenMP thread."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    completed = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    if completed.returncode:
+        raise SystemExit(f"The process failed:\n{completed.stderr}")
+    return [float(number) for number in completed.stdout.splitlines()[-1].split()]
+
+
 def peak_memory(code: str) -> float:
     """Return the peak memory in MB of a new Python process that runs ``code``, as Linux reports it.
 
@@ -85,11 +94,7 @@ def peak_memory(code: str) -> float:
     """
     measured = f"{code}\nlines = open('/proc/self/status').read().splitlines()"
     measured += "\nprint(next(int(line.split()[1]) / 1024 for line in lines if line.startswith('VmHWM')))"
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    completed = subprocess.run([sys.executable, "-c", measured], env=env, capture_output=True, text=True, check=False)
-    if completed.returncode:
-        raise SystemExit(f"The process failed:\n{completed.stderr}")
-    return float(completed.stdout.split()[-1])
+    return numbers_of(measured)[0]
 
 
 def table(rows: Sequence[Row]) -> str:
