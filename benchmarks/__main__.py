@@ -51,6 +51,8 @@ VERSIONS = (
     "skorch",
     "keras",
     "pytorch-ignite",
+    "accelerate",
+    "torchtnt",
     "joblib",
     "scikit-learn",
 )

@@ -10,7 +10,7 @@ from benchmarks.timing import Row, interleaved, process
 from minifast import URLs, untar_data
 
 PEERS = {"minifast": "minifast", "fastai": "fastai", "lightning": "lightning", "skorch": "skorch",
-         "keras": "keras", "ignite": "ignite"}  # fmt: skip
+         "keras": "keras", "ignite": "ignite", "accelerate": "accelerate", "torchtnt": "torchtnt"}  # fmt: skip
 SCRIPTS = Path(__file__).parent / "peers"
 
 
