@@ -5,7 +5,10 @@ order is restored by ``minifast.data.resume``; the atomic writes themselves live
 """
 
 from minifast.checkpoint.run import RunCheckpoint
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "RunCheckpoint",
 ]
+
+suggest_names(__name__)

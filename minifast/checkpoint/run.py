@@ -6,19 +6,17 @@ import math
 import re
 import reprlib
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from minifast.checkpoint import version_0_1
 from minifast.checkpoint.fingerprint import run_fingerprint
 from minifast.checkpoint.model import model_file
-from minifast.checkpoint.run_state import FORMAT, RunState, describe_ranks, of_rank, with_ranks
+from minifast.checkpoint.run_state import FORMAT, RunState, describe_ranks, of_rank, warn_of_unsaved_state, with_ranks
 from minifast.data.resume import saves_own_state
 from minifast.distributed.exchange import agree, from_first
 from minifast.distributed.sharding import is_sharded, load_shards, remove_shards, save_shards, take_shards
@@ -31,6 +29,7 @@ from minifast.training.state import State
 from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
 from minifast.utils.compat import with_later_settings
+from minifast.utils.interrupts import DelayedInterrupt
 from minifast.utils.public import warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import is_plain
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-STATEFUL_TYPES = (deque, set, dict, list, bytearray, np.ndarray, np.generic)
 LOCK_SECONDS = 10
 
 
@@ -67,6 +65,7 @@ class RunCheckpoint:
     every: int | str | None = None
     resume: bool = True
     on_write_error: str = "continue"
+    how_to_resume: ClassVar[str] = "repeat the same call to resume there"  # of a run that stopped early
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -99,6 +98,7 @@ class Checkpointer(LearnerCallback):
         self._identity = run_fingerprint(learn)
         self._writer = files.CheckedFile(file)
         self._warned = False
+        self._interrupt = DelayedInterrupt()
         self._file_lock: Any = None
         self._is_new = False  # the folder
         self._run: Any = None  # RunState, from the beginning of the fit
@@ -139,7 +139,7 @@ class Checkpointer(LearnerCallback):
         return f"Resuming the run {name!r} at {where}.{describe_ranks(saved, self._group)}"
 
     def _note_progress(self, epoch: int, num_batch: int) -> None:
-        self.how_to_resume = f"{self.file} holds epoch {epoch}, batch {num_batch}: repeat the same call to resume there"
+        self.how_to_resume = f"{self.file} holds epoch {epoch}, batch {num_batch}: {self.checkpoint.how_to_resume}"
 
     def attach(self, state: State, callbacks: Sequence[Callback]) -> None:
         """Take the state to save and the other callbacks."""
@@ -158,7 +158,7 @@ class Checkpointer(LearnerCallback):
             if not self.learn.silent:
                 write_text(self._message)
         for callback in self._others:
-            _warn_of_unsaved_state(callback)
+            warn_of_unsaved_state(callback)
 
     def _compare(self, saved: dict[str, Any]) -> None:
         version = saved.get("format", 1)
@@ -221,6 +221,8 @@ class Checkpointer(LearnerCallback):
     def on_train_begin(self) -> None:
         """Restore the state that the file holds; save a new run before its first batch."""
         from_first(self._lock, self._group)
+        if self._group is None:  # several processes would stop at different batches
+            self._interrupt.start()
         self._run = RunState(self.learn, self._others)
         for path, value in self._run.unsaved():
             what = f"{path} is a {type(value).__name__}"
@@ -271,20 +273,30 @@ class Checkpointer(LearnerCallback):
     def _note_position(self) -> None:
         self._position, self._random_at_epoch = self._run.position(), get_rng_states()
 
+    def on_batch_begin(self, train: bool) -> None:
+        """Delay a Ctrl-C to the end of a training batch, whose state can be saved."""
+        if train:
+            self._interrupt.hold()
+        else:
+            self._interrupt.release()
+
     def on_batch_end(self, train: bool, num_batch: int, stop_epoch: bool) -> None:
-        """Save if the interval has passed."""
-        if not train or stop_epoch or (self._batches is None and self._seconds is None):
+        """Save if the interval has passed, or after Ctrl-C."""
+        if not train or stop_epoch:
             return
-        due = self._batches is not None and (num_batch + 1) % self._batches == 0
+        due = self._interrupt.pending or (self._batches is not None and (num_batch + 1) % self._batches == 0)
         if not due and (seconds := self._seconds) is not None:
             due = from_first(lambda: time.monotonic() - self._saved_at >= seconds, self._group)
         if due:
             self._save(self._state.epoch, num_batch + 1, self._state.iteration + 1)
+        if self._interrupt.pending or getattr(self.learn.data.train_dl, "num_workers", 0) > 0:
+            self._interrupt.release()  # Ctrl-C ends worker processes too, so the next batch would never come
 
     def on_epoch_end(self, epoch: int, iteration: int) -> None:
         """Save."""
         self._position = self._run.position()
         self._save(epoch + 1, 0, iteration)
+        self._interrupt.release()
 
     def on_train_end(self, exception: Any, epoch: int, iteration: int) -> None:
         """Mark the run as finished if it ended without an error."""
@@ -292,6 +304,7 @@ class Checkpointer(LearnerCallback):
             if not exception and not self.finished:
                 self._save(epoch, 0, iteration, finished=True)
         finally:
+            self._interrupt.stop()
             self._unlock()
             vars(self).pop("_run", None)  # it refers to the learner, which refers to this callback
 
@@ -368,18 +381,6 @@ class Checkpointer(LearnerCallback):
 
 def _name(callback: Callback) -> str:
     return type(callback).__name__
-
-
-def _warn_of_unsaved_state(callback: Callback) -> None:
-    """Warn of an attribute that holds state of a type that a checkpoint cannot save."""
-    if type(callback).state_dict is not Callback.state_dict:
-        return
-    for name, value in vars(callback).items():
-        if isinstance(value, STATEFUL_TYPES) and not is_plain(value):
-            warn_caller(
-                f"{_name(callback)}.{name} is a {type(value).__name__}, which a checkpoint does not save; give "
-                f"{_name(callback)} the methods state_dict and load_state_dict.",
-            )
 
 
 def save_interval(every: int | str | None) -> tuple[int | None, float | None]:

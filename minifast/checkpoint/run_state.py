@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -16,6 +17,7 @@ from minifast.distributed.sharding import like_model
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module, loss_parameters
 from minifast.training.snapshot import not_owned
+from minifast.utils.public import warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 from minifast.utils.saved_state import (
     UNKNOWN,
@@ -30,7 +32,7 @@ from minifast.utils.saved_state import (
     single_values,
     to_plain,
 )
-from minifast.utils.tensors import map_tensors
+from minifast.utils.tensors import is_plain, map_tensors
 from minifast.utils.walk import changing_attributes, package_of, walk
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # of the files; version 0.1 wrote 1, without a number
 LOADERS = ("train_dl", "valid_dl")
+STATEFUL_TYPES = (deque, set, dict, list, bytearray, np.ndarray, np.generic)
 
 
 OF_RANK = ("position", "random_at_epoch", "gradients", "state", "random")  # what each of several processes has
@@ -188,3 +191,16 @@ class RunState:
             changes = is_iterator(value) or (is_container and name in changing_attributes(owner.__class__))
             if changes and to_plain(value) is UNKNOWN:
                 yield path, value
+
+
+def warn_of_unsaved_state(callback: Callback) -> None:
+    """Warn of an attribute that holds state of a type that a checkpoint cannot save."""
+    if type(callback).state_dict is not Callback.state_dict:
+        return
+    name = type(callback).__name__
+    for attribute, value in vars(callback).items():
+        if isinstance(value, STATEFUL_TYPES) and not is_plain(value):
+            warn_caller(
+                f"{name}.{attribute} is a {type(value).__name__}, which a checkpoint does not save; give "
+                f"{name} the methods state_dict and load_state_dict.",
+            )

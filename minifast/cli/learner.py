@@ -110,17 +110,16 @@ def describe(data: Any) -> str:
     return f"{len(data.train_ds)} training and {len(data.valid_ds)} validation images {what}.{why}"
 
 
-def fit(learn: Any, options: argparse.Namespace, lr: float, checkpoint: str | None) -> None:
+def fit(learn: Any, options: argparse.Namespace, lr: float, checkpoint: Any) -> None:
     """Train with the 1cycle policy; of a pretrained network first the new head alone."""
-    saving = {"checkpoint": checkpoint, "every": "60s" if checkpoint else None}
     if not options.pretrained:
-        learn.fit_one_cycle(options.epochs, lr, **saving)
+        learn.fit_one_cycle(options.epochs, lr, checkpoint=checkpoint)
         return
     write_text(
         f"First one epoch for the new head alone, then {options.epochs} for all layers, with learning rates up to "
         f"{lr / 2:.2g} for the head and {lr / 200:.2g} for the first layers."
     )
-    learn.fine_tune(options.epochs, lr, **saving)
+    learn.fine_tune(options.epochs, lr, checkpoint=checkpoint)
 
 
 def fits_of(learn: Any) -> list[tuple[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,11 +78,13 @@ def train(options: argparse.Namespace) -> None:
                 written.insert(0, "lr_find.png")
             write_text(f"Training with a maximum learning rate of {record['lr']:.2g}, {reason}.")
         write_options(out, record)  # before the training, so that --resume finds them
-        fit(learn, options, record["lr"], CHECKPOINT if options.checkpoint else None)
+        fit(learn, options, record["lr"], resumable(out) if options.checkpoint else None)
         record["finished"] = True
     except KeyboardInterrupt:
-        if options.checkpoint:
-            write_text(f"minifast train --resume {out} continues the training.")
+        if not options.checkpoint:
+            write_text("This command ends: only a training with --checkpoint can be resumed.")
+        elif learn.recorder.call.get("method", "lr_find") == "lr_find":  # a fit prints it with what is saved
+            write_text(f"{resume_command(out)}.")
         raise
     finally:
         write_options(out, record)
@@ -95,6 +98,21 @@ def train(options: argparse.Namespace) -> None:
             report(out, learn, record, time.monotonic() - begin, advice)
     if advice:
         write_text(advice)
+
+
+def resume_command(out: Path) -> str:
+    """Return the command that continues the training in a results folder, in words without a full stop."""
+    return f"minifast train --resume {shlex.quote(str(out))} continues the training"
+
+
+def resumable(out: Path) -> Any:
+    """Return the checkpoint of ``--checkpoint``, whose messages name the command that continues the training."""
+    from minifast.checkpoint import RunCheckpoint
+
+    class CommandCheckpoint(RunCheckpoint):
+        how_to_resume = resume_command(out)
+
+    return CommandCheckpoint(CHECKPOINT, every="60s")
 
 
 def report(out: Path, learn: Any, record: dict[str, Any], seconds: float, advice: str) -> None:

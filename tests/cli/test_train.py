@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,40 @@ def test_a_stopped_training_is_resumed_with_its_options(folder, tmp_path, monkey
     capsys.readouterr()
     assert cli.main(["train", "--resume", str(out)]) == 2
     assert "the training is finished" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("without_export")
+def test_ctrl_c_saves_the_batch_and_names_the_command(folder, tmp_path, monkeypatch, capsys):
+    class Presses(Callback):
+        at = 1
+
+        def on_step_end(self, iteration):
+            if iteration == Presses.at:
+                signal.raise_signal(signal.SIGINT)
+
+    fit, out = Learner.fit_one_cycle, tmp_path / "my results"
+    monkeypatch.setattr(Learner, "fit_one_cycle", lambda *args, **kwargs: fit(*args, callbacks=[Presses()], **kwargs))
+    command = ["train", str(folder), "--bs", "8", "--epochs", "2", "--lr", "1e-2", "--out", str(out)]
+    assert cli.main([*command, "--checkpoint"]) == 130
+    said = capsys.readouterr()
+    held = f"{out / 'run.checkpoint'} holds epoch 0, batch 2"
+    lines = [line for line in said.out.splitlines() if "esume" in line]
+    assert len(lines) == 1
+    assert lines[0].endswith(f"{held}: minifast train --resume '{out}' continues the training.")
+    assert said.err == "minifast: interrupted\n"
+    Presses.at = -1
+    assert cli.main(["train", "--resume", str(out)]) == 0
+    assert "Resuming the run 'run' at epoch 0, batch 2." in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("without_export")
+def test_ctrl_c_without_a_checkpoint_says_that_nothing_can_be_resumed(folder, tmp_path, monkeypatch, capsys):
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Learner, "fit_one_cycle", stop)
+    assert cli.main(["train", str(folder), "--bs", "8", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 130
+    assert "This command ends: only a training with --checkpoint can be resumed." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
