@@ -58,6 +58,7 @@ def train(options: argparse.Namespace) -> None:
     seed = torch.seed() % 2**31 if options.seed is None else options.seed
     out, seed = broadcast((out, seed))  # of several processes, those of the first
     torch.manual_seed(seed)
+    write_text(f"Reading the images in {folder}.")  # many of them take minutes
     data = read_data(folder, options, seed)
     learn = make_learner(data, options, out)
     try:

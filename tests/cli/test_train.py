@@ -186,6 +186,18 @@ def test_ctrl_c_without_a_checkpoint_says_that_nothing_can_be_resumed(folder, tm
     assert "This command ends: only a training with --checkpoint can be resumed." in capsys.readouterr().out
 
 
+def test_the_command_says_what_it_reads_before_it_reads(folder, tmp_path, monkeypatch, capsys):
+    said = []
+
+    def read(*_: object, **__: object) -> None:
+        said.extend(capsys.readouterr().out.splitlines())
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minifast.data.images.image_bunch.ImageDataBunch.from_folder", read)
+    assert cli.main(["train", str(folder), "--out", str(tmp_path / "out")]) == 130
+    assert said == [f"Reading the images in {folder}."]
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
