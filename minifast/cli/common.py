@@ -51,6 +51,9 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
     """Return the arguments of ``ImageDataBunch`` that do not depend on where the labels are."""
     from minifast.data.images.augment import get_transforms
 
+    limits = options.value_range
+    if limits is not None and limits[0] >= limits[1]:
+        raise UsageError(f"--value-range {limits[0]:g} {limits[1]:g}: give the lower value first.")
     return {
         "size": options.size,
         "bs": options.bs,
@@ -58,6 +61,7 @@ def data_options(options: argparse.Namespace) -> dict[str, Any]:
         "ds_tfms": get_transforms() if options.augment else None,
         "resize": options.resize,
         "on_bad_image": options.on_bad_image,
+        "value_range": None if limits is None else tuple(limits),
     }
 
 

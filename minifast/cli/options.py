@@ -191,6 +191,9 @@ def _add_training_options(add: Callable[..., object]) -> None:
     add("--on-bad-image", choices=("raise", "skip"), default="raise",
         help="what to do about files that cannot be decoded: end with all their names (the default), or leave them "
         "out")  # fmt: skip
+    add("--value-range", nargs=2, type=_limit, metavar=("LOW", "HIGH"),
+        help="for images with more than 8 bits per channel: the values that become black and white (default: 0 65535, "
+        "or for floats 0 1)")  # fmt: skip
     add("--augment", action="store_true",
         help="flip, rotate, zoom and warp the training images at random and change their lighting")  # fmt: skip
     add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
@@ -220,6 +223,10 @@ def _decay(text: str) -> float:
     return _number(text, lambda value: value >= 0, "of at least 0")
 
 
+def _limit(text: str) -> float:
+    return _number(text, lambda value: True, "such as 4095")
+
+
 def _lr(text: str) -> float | str:
     return text if text == "auto" else _number(text, what="above 0, such as 5e-2, or auto")
 
@@ -238,7 +245,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return launch(main, arguments, nproc=options.nproc)
         with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_, **__: write_text(f"minifast: {message}", stream=sys.stderr)
+            warnings.showwarning = lambda message, *_, **__: write_text(
+                f"minifast: {own_words(str(message), options)}", stream=sys.stderr
+            )
             check_resume(options)
             options.command_line = shlex.join(["minifast", *arguments])
             getattr(commands, options.command)(options)
@@ -272,10 +281,19 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def own_words(message: str, options: argparse.Namespace) -> str:
-    """Return a message of the library with the command's options in place of the arguments of Python that they set."""
-    return re.sub(
-        r"`(\w+)`", lambda name: f"--{name[1].replace('_', '-')}" if hasattr(options, name[1]) else name[0], message
-    )
+    """Return a message of the library with the command's options in place of the arguments of Python that they set.
+
+    >>> own_words("`bs` and value_range=(0, 9)", argparse.Namespace(bs=1, value_range=None))
+    '--bs and --value-range 0 9'
+    """
+
+    def option(match: re.Match[str]) -> str:
+        name = match["name"] or match["argument"]
+        values = (match["values"] or match["word"] or "").replace(",", "")
+        return f"--{name.replace('_', '-')} {values}".rstrip() if hasattr(options, name) else match[0]
+
+    argument = r"`(?P<name>\w+)`|\b(?P<argument>\w+)=(?:\((?P<values>[^()]*)\)|'(?P<word>\w+)')"
+    return re.sub(argument, option, message)
 
 
 def check_resume(options: argparse.Namespace) -> None:

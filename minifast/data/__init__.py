@@ -16,6 +16,7 @@ from minifast.data.normalize import channel_view, denormalize, imagenet_stats, n
 from minifast.data.synthetic import generate_sample
 from minifast.data.tabular import TabularDataBunch
 from minifast.data.tensors import TensorDataBunch
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "DataBunch",
@@ -37,3 +38,5 @@ __all__ = [
     "untar_data",
     "verify_images",
 ]
+
+suggest_names(__name__)

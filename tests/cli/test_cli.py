@@ -15,9 +15,11 @@ import time
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from PIL import Image
 
 from minifast import DownloadError, MinifastError, cli
 from minifast.data import synthetic
@@ -135,6 +137,29 @@ def test_a_failure_prints_one_line_and_exits_with_1(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="truncated"):
         cli.main([*command, "--debug"])
+
+
+@pytest.mark.usefixtures("without_export")
+@pytest.mark.parametrize("option", [(), ("--on-bad-image", "skip")])
+@pytest.mark.parametrize(("values", "kind"), [((-2, 7.5), np.float32), ((0, 4000), np.uint16)])
+def test_the_range_that_an_error_or_warning_suggests_can_be_given(option, values, kind, tmp_path, capsys):
+    for part in ("train", "valid"):
+        for name in ("a", "b"):
+            (tmp_path / "data" / part / name).mkdir(parents=True)
+            for i in range(2):
+                pixels = np.linspace(*values, 256).reshape(16, 16).astype(kind)
+                Image.fromarray(pixels).save(tmp_path / "data" / part / name / f"{i}.tif")
+    command = ["train", str(tmp_path / "data"), "--bs", "2", "--epochs", "1", "--lr", "1e-2", *option]
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert cli.main([*command, "--out", str(tmp_path / "out")]) == (1 if kind is np.float32 else 0)
+    error = capsys.readouterr().err
+    assert "black and white in all images as --value-range. The values" in error
+    arguments = re.search(r"; (--value-range \S+ \S+) fits", error)[1].split()
+    assert cli.main([*command, *arguments, "--out", str(tmp_path / "other")]) == 0
+    assert capsys.readouterr().err == ""
+    assert cli.main([*command, *arguments[:2], arguments[1], "--out", str(tmp_path / "third")]) == 2
+    assert "give the lower value first" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,7 @@ from minifast.utils.checks import check_count, check_folder, check_word, shortli
 from minifast.utils.files import replacing
 from minifast.utils.folders import cache_file
 
+OTHERS = "minifast.data.verify_images finds all such files, and on_bad_image='skip' leaves them out."
 SHOWN = 10  # unreadable images that an error names
 LIST_FILE = "unreadable_images.txt"  # in the working directory, for more of them
 
@@ -103,7 +104,7 @@ class ImageFiles:
         except ValueRangeError as error:
             raise with_range(error, [name for name, _, _ in self.listing]) from error
         except UnreadableImageError as error:
-            raise DataError(str(error)) from error  # only its class comes back from a worker
+            raise DataError(f"{error} {OTHERS}") from error  # only its class comes back from a worker
         check_same_size(self.reference_size(), self.listing[i][0], image)
         channels = 1 if self.pixels.mask else self.pixels.channels
         return torch.from_numpy(np.broadcast_to(image, (channels, *image.shape[1:])).copy()), self.labels[i]
@@ -123,7 +124,7 @@ class ImageFiles:
                 try:
                     self._pixels = decode(names, self.size, self._threads(), writer, self.resize, self.pixels)
                 except UnreadableImageError as error:
-                    raise all_unreadable(self._all_names(), error, self.pixels) from error
+                    raise all_unreadable(self.all_names(), error, self.pixels) from error
         check_same_size(self.reference_size(), self.listing[0][0], self._pixels[0])
         return self._pixels, torch.as_tensor(self.labels, dtype=None if len(self.labels) else torch.int64)
 
@@ -148,11 +149,16 @@ class ImageFiles:
             try:
                 height, width = (self._read(name) if self._pixels is None else self._pixels[0]).shape[1:]
             except UnreadableImageError as error:
-                raise all_unreadable(self._all_names(), error, self.pixels) from error
+                raise all_unreadable(self.all_names(), error, self.pixels) from error
             self.reference = name, height, width
         return self.reference
 
-    def _all_names(self) -> list[str]:
+    def sets(self) -> list[ImageFiles]:
+        """Return the sets of files that this one reads: itself."""
+        return [self]
+
+    def all_names(self) -> list[str]:
+        """Return the files of all parts of the data."""
         return [name for files in (self, *self.others) for name, _, _ in files.listing]
 
     def decoded_bytes(self) -> int:
@@ -290,28 +296,29 @@ def verify_images(files: str | Path | Iterable[str | Path]) -> list[Path]:
     if isinstance(files, (str, Path)):
         files = [name for name, _, _ in list_images(check_folder(Path(files)), recurse=True)]
     names = [os.fspath(file) for file in files]
-    return [Path(names[i]) for i in unreadable_rows(names)]
+    return [Path(names[i]) for i in decoding_errors(names)]
 
 
-def unreadable_rows(names: Sequence[str], pixels: Pixels = COLOR) -> list[int]:
-    """Return the positions of the files that cannot be decoded."""
+def decoding_errors(names: Sequence[str], pixels: Pixels = COLOR) -> dict[int, Exception]:
+    """Return the errors of the files that cannot be decoded, by their positions."""
 
-    def is_bad(file: str) -> bool:
+    def error_of(file: str) -> Exception | None:
         try:
             read_image(file, pixels=pixels)
-        except (UnreadableImageError, FileNotFoundError):
-            return True
-        return False
+        except (UnreadableImageError, FileNotFoundError) as error:
+            return error.with_traceback(None)
+        return None
 
     with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        return [i for i, bad in enumerate(pool.map(is_bad, names)) if bad]
+        return {i: error for i, error in enumerate(pool.map(error_of, names)) if error is not None}
 
 
 def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pixels) -> DataError:
     """Return the error for all files that cannot be read, one of which raised ``first``."""
     if isinstance(first, ValueRangeError):
         return with_range(first, names)
-    bad = [Path(names[i]) for i in unreadable_rows(names, pixels)]
+    errors = decoding_errors(names, pixels)
+    bad = [Path(names[i]) for i, error in errors.items() if not isinstance(error, ValueRangeError)]
     if len(bad) < 2:
         return DataError(str(first), cli_hint="Or leave it out with --on-bad-image skip.")
     listed = ""

@@ -66,6 +66,10 @@ class SegmentationFiles(ImageFiles):
         """Return the bytes that the decoded images and masks need."""
         return super().decoded_bytes() + self.masks.decoded_bytes()
 
+    def sets(self) -> list[ImageFiles]:
+        """Return the images and the masks."""
+        return [self, self.masks]
+
     @cached_property
     def _all_numbers(self) -> Tensor:
         return self._numbers(self.masks.tensors()[0][:, 0], [name for name, _, _ in self.masks.listing])

@@ -7,14 +7,31 @@ import json
 import os
 from collections import Counter
 from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypedDict
 
 import torch
 from torch.utils.data import DataLoader
 
-from minifast.data.images.conversion import COLOR, Pixels, check_value_range
-from minifast.data.images.decoding import ImageFiles, Size, cache_file_of, digest, unreadable_rows
+from minifast.data.images.conversion import (
+    COLOR,
+    Pixels,
+    UnreadableImageError,
+    ValueRangeError,
+    check_value_range,
+    upright_size,
+)
+from minifast.data.images.decoding import (
+    ImageFiles,
+    Size,
+    all_unreadable,
+    cache_file_of,
+    decoding_errors,
+    digest,
+    read_listed,
+    with_range,
+)
 from minifast.data.images.listing import list_images
 from minifast.data.images.value_range import warn_about_values
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
@@ -130,16 +147,45 @@ def subfolder(path: Path, name: str, part: str) -> Path:
     return folder
 
 
+def check_headers(files: ImageFiles) -> None:
+    """Raise a DataError that names all unreadable files of the data if one of these has no header of an image.
+
+    Without such a file, the pixels of none are read, so an image that is truncated raises an error in the training.
+    """
+    names = [name for name, _, _ in files.listing]
+    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        suspects = [name for name, size in zip(names, pool.map(upright_size, names), strict=True) if size is None]
+    for name in suspects:
+        try:
+            read_listed(name, files.size, files.resize, files.pixels)
+        except UnreadableImageError as error:
+            raise all_unreadable(files.all_names(), error, files.pixels) from error
+
+
+def undecodable(files: ImageFiles) -> list[int]:
+    """Return the rows of the files that cannot be decoded.
+
+    Raises:
+        DataError: the values of an image are outside of the range, which makes it no broken file.
+    """
+    names = [name for name, _, _ in files.listing]
+    errors = decoding_errors(names, files.pixels)
+    outside = next((error for error in errors.values() if isinstance(error, ValueRangeError)), None)
+    if outside is not None:
+        raise with_range(outside, names) from outside
+    return list(errors)
+
+
 def leave_out_unreadable(files: ImageFiles) -> None:
     """Leave out the files that cannot be decoded, and print how many; the result is kept until a file changes."""
-    store, fingerprint = cache_file_of(f"{files.name} unreadable{files.pixels}"), digest(repr(files.listing))
+    store, fingerprint = cache_file_of(f"{files.name} undecodable{files.pixels}"), digest(repr(files.listing))
     try:
         saved = json.loads(store.read_text()) if store is not None else {}
         bad = saved["bad"] if saved["fingerprint"] == fingerprint else None
     except (OSError, ValueError, KeyError, TypeError):
         bad = None
     if bad is None:
-        bad = unreadable_rows([name for name, _, _ in files.listing], files.pixels)
+        bad = undecodable(files)
         with contextlib.suppress(OSError):
             if store is not None:
                 with replacing(store) as file:
@@ -238,6 +284,9 @@ def make_loaders(
             f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.",
         )
     in_memory = sum({id(files): files.decoded_bytes() for files, _ in parts}.values()) <= memory
+    if not in_memory:
+        for files in {id(files): files for part, _ in parts for files in part.sets()}.values():
+            check_headers(files)
     loaders: list[Any] = []
     for i, (files, indices) in enumerate(parts):
         batch_size = val_bs if i else bs

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from minifast import DataError, ImageDataBunch, get_image_files
+from minifast import DataError, ImageDataBunch, SegmentationDataBunch, get_image_files
 from minifast.data import verify_images
-from minifast.data.images import decoding
+from minifast.data.images import decoding, sources
 
 
 def write_images(folder: Path, n: int, bad: set[int]) -> list[Path]:
@@ -64,9 +65,7 @@ def test_the_error_names_those_of_all_parts(images, where, memory):
         for part in ("train", "valid", "test")
         for file in write_images(images / part, 8, {3, 6} if part in where else set())
     ]
-    if memory == 0 and "train" not in where:
-        return  # read from files, only the first training image is decoded before the training
-    if memory == 0:
+    if memory == 0 and "train" in where:
         broken += write_images(images / "train", 8, {0, 3, 6})[:1]
     with pytest.raises(DataError, match=f"^{len(broken)} of 24 images cannot be read: ") as caught:
         ImageDataBunch.from_folder(images, test="test", bs=4, num_workers=0, device="cpu", memory=memory)
@@ -131,3 +130,84 @@ def test_a_misspelt_word_is_an_error(images):
     write_images(images, 6, set())
     with pytest.raises(ValueError, match="`on_bad_image` must be one of 'raise', 'skip', got 'ignore'"):
         bunch(images, on_bad_image="ignore")
+
+
+# --- images read batch by batch
+
+
+def read_all(data: ImageDataBunch) -> None:
+    for part in (data.train_dl, data.valid_dl):
+        list(part)
+
+
+@pytest.mark.parametrize("bad", [{3}, {4, 7}, {1, 6, 9, 12}, {3, 5, 8}])  # of each, one at least has no header
+def test_files_read_in_batches_are_checked_before_the_training(images, bad):
+    broken = write_images(images, 20, bad)
+    in_memory, in_batches = ([], [])
+    for memory, said in ((2**30, in_memory), (0, in_batches)):
+        with pytest.raises(DataError) as caught:
+            bunch(images, memory=memory)
+        said.append((str(caught.value).split(" The first: ")[0], caught.value.cli_message.split(" The first: ")[0]))
+    assert in_batches == in_memory
+    assert all(str(file) in in_batches[0][0] for file in broken)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_truncated_file_among_those_names_how_to_find_the_others(images, num_workers):
+    write_images(images, 20, set())
+    broken = [images / "b" / "005.png", images / "a" / "008.png"]
+    for file in broken:
+        file.write_bytes(file.read_bytes()[:-24])  # it still has a header
+    data = ImageDataBunch.from_folder(
+        images, valid_pct=0.25, seed=0, bs=4, num_workers=num_workers, device="cpu", memory=0
+    )
+    with pytest.raises(DataError, match=r"verify_images finds all such files, and on_bad_image='skip'") as caught:
+        read_all(data)
+    assert any(str(file) in str(caught.value) for file in broken)
+    read_all(bunch(images, on_bad_image="skip", memory=0))
+
+
+def test_only_headers_are_read_before_the_training(images, monkeypatch):
+    write_images(images, 20, set())
+    decoded, headers = [], []
+    read, size = decoding.read_image, sources.upright_size
+    monkeypatch.setattr(decoding, "read_image", lambda name, *rest: decoded.append(name) or read(name, *rest))
+    monkeypatch.setattr(sources, "upright_size", lambda name: headers.append(name) or size(name))
+    bunch(images, memory=0)
+    assert len(headers) == len(set(headers)) == 20
+    assert len(set(decoded)) < 5  # the size of all, and the type of the inputs
+
+
+def test_masks_read_in_batches_are_checked_before_the_training(tmp_path):
+    for folder in ("images", "masks"):
+        (tmp_path / folder).mkdir()
+        for i in range(8):
+            Image.new("L", (8, 8), i % 2).save(tmp_path / folder / f"{i}.png")
+    (tmp_path / "masks" / "5.png").write_bytes(b"not an image")
+    with pytest.raises(DataError, match=r"masks.5\.png is not a readable image"):
+        SegmentationDataBunch.from_folder(tmp_path, ["a", "b"], seed=0, bs=2, memory=0, num_workers=0, device="cpu")
+
+
+# --- images out of the value range are no broken files
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+@pytest.mark.parametrize("broken", [set(), {0}, {3, 7}])
+def test_images_out_of_the_value_range_are_not_left_out(images, memory, broken):
+    write_images(images, 20, broken)
+    for i in (4, 9):
+        Image.fromarray(np.float32([[-2, 7.5]])).save(images / "ab"[i % 2] / f"deep{i}.tif")
+    options = {"on_bad_image": "skip", "memory": memory, "size": 8}
+    with pytest.raises(DataError, match=r"deep\d\.tif has values from -2 to 7\.5, .* value_range=\(-2, 7\.5\) fits"):
+        bunch(images, **options)
+    data = bunch(images, **options, value_range=(-2, 7.5))
+    assert len(data.train_ds) + len(data.valid_ds) == 22 - len(broken)
+
+
+def test_an_image_out_of_the_value_range_is_not_counted_as_broken(images):
+    broken = write_images(images, 20, {0, 3})
+    Image.fromarray(np.float32([[-2, 7.5]])).save(images / "b" / "deep.tif")
+    with pytest.raises(DataError, match=r"^2 of 21 images cannot be read") as caught:
+        bunch(images, size=8)
+    assert "deep" not in str(caught.value)
+    assert verify_images(images) == sorted([*broken, images / "b" / "deep.tif"])
