@@ -37,6 +37,7 @@ from minifast.metrics.base import as_metric, columns_of
 from minifast.model_loss import forward
 from minifast.models import initialize
 from minifast.schedules.annealing import Schedule
+from minifast.training.batch_checks import explain_errors_of_batch
 from minifast.training.batchnorm import hold_frozen_statistics
 from minifast.training.callback import Callback, check_callback_fns, check_callbacks
 from minifast.training.features import FrozenFeatures
@@ -779,7 +780,8 @@ class Learner:
     def summary(self) -> str:
         """Return a table of the model's layers with output shapes and parameter counts, for one batch of the data."""
         x, _ = self.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
-        return summary(self.model, x)
+        with explain_errors_of_batch(self, x):
+            return summary(self.model, x)
 
     # --- files
 

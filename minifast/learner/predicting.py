@@ -32,7 +32,7 @@ from minifast.metrics.base import as_metric, columns_of, expand_all
 from minifast.metrics.loss_options import threshold_of
 from minifast.model_loss import ModelLoss
 from minifast.training import loop
-from minifast.training.batch_checks import explain_errors
+from minifast.training.batch_checks import explain_errors, explain_errors_of_batch
 from minifast.training.callback import Callback, adopt_callbacks
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.parallel import Parallel, group_of
@@ -197,8 +197,10 @@ def pred_batch(
 ) -> Any:
     """Return the predictions of one batch."""
     x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False) if batch is None else batch
+    x = to_device(x, learn.data.device)
     with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model), torch.no_grad():
-        outputs = learn.output_of(to_device(x, learn.data.device))
+        with explain_errors_of_batch(learn, x, y):
+            outputs = learn.output_of(x)
         predictions = map_tensors(activation_for(learn, outputs, y) if activ is None else activ, outputs)
     return to_device(predictions, torch.device("cpu"))
 

@@ -22,13 +22,14 @@ from minifast.losses import (
     unwrap_loss,
 )
 from minifast.training.failed_layer import describe_failed_layer
+from minifast.training.progress import NullProgress
+from minifast.training.state import State
 from minifast.utils.checks import add_note, shortlist
 from minifast.utils.shapes import is_counted
 from minifast.utils.tensors import as_arguments, forward_of
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
-    from minifast.training.state import State
 
 OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
 UNEQUAL = (  # what torch's collate function says of samples of different shapes, the last in a worker process
@@ -191,6 +192,15 @@ def explain_errors(learn: Learner, state: State) -> Iterator[None]:
         if layer := describe_failed_layer(learn.model, error):
             add_note(error, layer)
         raise
+
+
+@contextmanager
+def explain_errors_of_batch(learn: Learner, x: Any, y: Any = None) -> Iterator[None]:
+    """Do the same for an error of the model in one batch outside of a pass."""
+    state = State(1, NullProgress())
+    state.begin_batch(x, y, train=False)
+    with explain_errors(learn, state):
+        yield
 
 
 def check_arguments(model: nn.Module, x: Any) -> None:

@@ -22,6 +22,7 @@ from minifast import (
     Callback,
     DataBunch,
     DataError,
+    DatasetType,
     ImageDataBunch,
     Learner,
     TabularDataBunch,
@@ -286,11 +287,16 @@ def test_the_layer_that_fails_is_named_with_what_it_got_and_needs(layers, x, wor
     pattern = ".*".join(map(re.escape, words.split(" .* ")))
     learn = learner(nn.Sequential(nn.Sequential(*layers)), x)
     assert re.search(pattern, only_finding(learn).what)
-    for method in (partial(learn.fit, 1), partial(learn.validate, learn.data.train_dl)):
+    sample = partial(learn.predict, x[4])
+    methods = [partial(learn.fit, 1), partial(learn.validate, learn.data.train_dl), learn.summary, sample]
+    looks = (learn.pred_batch, learn.get_preds, learn.show_results, learn.interpret)
+    methods += [partial(look, ds_type=DatasetType.Train) for look in looks]
+    for method in methods:
         with pytest.raises((RuntimeError, ValueError, IndexError), match=r"\S") as caught:
             method()
+        shapes = pattern.replace(re.escape("(10, "), re.escape("(1, ")) if method is sample else pattern
         if sys.version_info >= (3, 11):
-            assert any(re.search(pattern, note) for note in caught.value.__notes__)
+            assert any(re.search(shapes, note) for note in caught.value.__notes__), method
 
 
 def test_a_model_that_fails_on_the_batch():
