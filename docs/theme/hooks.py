@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import posixpath
 import re
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,17 @@ def on_nav(nav: Any, files: Any, **_: Any) -> Any:
     for source, page in PAGES.items():
         files.get_file_from_path(page).abs_src_path = str(source)
     return nav
+
+
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
+    """Point links to files outside ``docs``, which work in the repository, at their pages."""
+    here = posixpath.dirname(page.file.src_uri)
+
+    def to_page(link: re.Match[str]) -> str:
+        shown = PAGES.get((ROOT / "docs" / here / link[1]).resolve())
+        return link[0] if shown is None else f"]({posixpath.relpath(shown, here or '.')}"
+
+    return re.sub(r"\]\(([^)\s#]+)", to_page, markdown)
 
 
 def on_page_content(html: str, page: Any, **_: Any) -> str:

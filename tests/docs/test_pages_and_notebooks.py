@@ -185,12 +185,42 @@ def test_readme_is_short_and_begins_with_what_it_is():
     assert README.count("![") >= 2
 
 
-@pytest.mark.parametrize(
-    "path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"], ids=page_id
-)
-def test_links_of_a_file_in_the_repository_lead_somewhere(path):
-    for link in re.findall(r"\]\(([^)# ]+)", path.read_text()):
-        assert link.startswith("http") or path.parent.joinpath(link).exists(), link
+FILES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+FILES += [ROOT / "benchmarks" / "README.md", ROOT / "examples" / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors of the headings of a page, as git hosts and the site make them."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    plain = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", heading).lower() for heading in headings]
+    return {re.sub(r"[^\w\- ]", "", heading).replace(" ", "-") for heading in plain}
+
+
+def dead_links(path: Path) -> list[str]:
+    """The relative links of a page that lead to no file in the repository, or to no heading of it."""
+    dead = []
+    for link, anchor in re.findall(r"\]\(([^)\s#]*)(?:#([^)\s]*))?[^)]*\)", path.read_text("utf-8")):
+        if link.startswith(("http:", "https:", "mailto:")):
+            continue
+        target = path.parent / link if link else path
+        exists = target.exists() and target.resolve().is_relative_to(ROOT)
+        if not exists or (anchor and target.suffix == ".md" and anchor not in anchors(target.read_text("utf-8"))):
+            dead.append(f"{link}#{anchor}" if anchor else link)
+    return dead
+
+
+@pytest.mark.parametrize("path", FILES, ids=page_id)
+def test_a_reader_of_the_repository_finds_no_dead_link(path):
+    assert dead_links(path) == []
+
+
+def test_a_dead_link_would_be_seen(tmp_path, monkeypatch):
+    (tmp_path / "other.md").write_text("# Some `words`, and more")
+    page = tmp_path / "page.md"
+    good = "[a](other.md) [b](other.md#some-words-and-more) [c](https://x.org) ![d](other.md 'title') [e](#here)"
+    page.write_text(f"## Here\n\n{good} [f](gone.md) [g](other.md#gone) [h](#gone) ![i](images/gone.png)")
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    assert dead_links(page) == ["gone.md", "other.md#gone", "#gone", "images/gone.png"]
 
 
 def test_files_that_pages_name_exist():
