@@ -150,7 +150,9 @@ def __getattr__(name: str) -> Any:
         globals().update({key: value for key, value in names.items() if not key.startswith("_")})
         if name in names:
             return names[name]
-    raise AttributeError(f"module 'minifast' has no attribute {name!r}")
+    from minifast.utils.public import unknown_name
+
+    raise unknown_name(__name__, name, [*__dir__(), *_MOVED])
 
 
 def __dir__() -> list[str]:

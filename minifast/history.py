@@ -13,6 +13,7 @@ from minifast.distributed.exchange import from_first
 from minifast.distributed.group import current_group
 from minifast.errors import FileFormatError
 from minifast.utils import files
+from minifast.utils.public import suggest_names
 from minifast.utils.tensors import as_plain
 from minifast.utils.text import html_table, text_table
 
@@ -141,3 +142,6 @@ def _decode(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _decode(element) for name, element in value.items()}
     return NON_FINITE.get(value, value) if isinstance(value, str) else value
+
+
+suggest_names(__name__)

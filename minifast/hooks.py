@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
+from minifast.utils.public import suggest_names
 from minifast.utils.tensors import map_tensors
 
 HookFunc = Callable[[nn.Module, Any, Any], Any]
@@ -161,3 +162,6 @@ def hook_output(module: nn.Module, detach: bool = True, grad: bool = False) -> H
 def hook_outputs(modules: Iterable[nn.Module], detach: bool = True, grad: bool = False) -> Hooks:
     """Store the output of each of ``modules``, or with ``grad`` its gradients; see ``hook_output``."""
     return Hooks(modules, _output, is_forward=not grad, detach=detach)
+
+
+suggest_names(__name__)

@@ -16,6 +16,7 @@ from minifast.errors import DataError
 from minifast.model_loss import ModelLoss
 from minifast.utils.checks import bound_arguments, check_number, check_word
 from minifast.utils.compiled import uncompiled
+from minifast.utils.public import suggest_names
 from minifast.utils.shapes import is_counted, match_shapes
 from minifast.utils.tensors import as_arguments, count_samples, take_rows, target_names
 
@@ -359,3 +360,6 @@ def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:
                 f"function calls squeeze(), name the dimension, such as squeeze(1)."
             ) from error
     return losses  # type: ignore[no-any-return]
+
+
+suggest_names(__name__)

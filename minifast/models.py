@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifast.utils.checks import check_count, did_you_mean
-from minifast.utils.public import public
+from minifast.utils.checks import check_count
+from minifast.utils.public import public, unknown_name
 
 
 @torch.no_grad()
@@ -178,8 +178,8 @@ def __getattr__(name: str) -> Any:
 
         if hasattr(models, name):
             return getattr(models, name)
-        raise AttributeError(f"minifast.models has no model {name!r}.{did_you_mean(name, dir(models))}")
-    raise AttributeError(f"minifast.models has no attribute {name!r}.")
+        raise unknown_name(__name__, name, __dir__(), "model")
+    raise unknown_name(__name__, name, ())
 
 
 def __dir__() -> list[str]:

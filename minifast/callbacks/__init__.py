@@ -32,6 +32,7 @@ from minifast.callbacks.stoppers import StopAfterNBatches, TerminateOnNaNCallbac
 from minifast.callbacks.tensorboard import TensorBoardCallback
 from minifast.callbacks.wandb import WandbCallback
 from minifast.training.callback import Callback, LearnerCallback
+from minifast.utils.public import suggest_names
 
 EMA = EMACallback
 EarlyStopping = EarlyStoppingCallback
@@ -87,3 +88,5 @@ __all__ = [
     "WandbCallback",
     "one_cycle_scheduler",
 ]
+
+suggest_names(__name__)

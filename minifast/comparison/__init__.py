@@ -6,5 +6,8 @@ and the significance test.
 
 from minifast.comparison.comparing import compare
 from minifast.comparison.result import Comparison
+from minifast.utils.public import suggest_names
 
 __all__ = ["Comparison", "compare"]
+
+suggest_names(__name__)

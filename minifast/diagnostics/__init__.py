@@ -7,6 +7,7 @@
 from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.interpretation import ClassificationInterpretation, Interpretation
 from minifast.diagnostics.summary import model_sizes, model_summary, num_features_model
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "CheckResult",
@@ -17,3 +18,5 @@ __all__ = [
     "model_summary",
     "num_features_model",
 ]
+
+suggest_names(__name__)

@@ -5,5 +5,8 @@ among the processes is in ``minifast.data.shards``, what a run does with them in
 """
 
 from minifast.distributed.launch import launch
+from minifast.utils.public import suggest_names
 
 __all__ = ["launch"]
+
+suggest_names(__name__)

@@ -7,6 +7,7 @@ exported file.
 
 from minifast.learner.learner import Learner, fit_one_cycle, lr_find
 from minifast.learner.loading import load_learner
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "Learner",
@@ -14,3 +15,5 @@ __all__ = [
     "load_learner",
     "lr_find",
 ]
+
+suggest_names(__name__)

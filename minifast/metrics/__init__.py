@@ -32,6 +32,7 @@ from minifast.metrics.regression import (
     root_mean_squared_error,
 )
 from minifast.metrics.wrappers import AverageMetric, add_metrics
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "AUROC",
@@ -67,3 +68,5 @@ __all__ = [
     "root_mean_squared_error",
     "top_k_accuracy",
 ]
+
+suggest_names(__name__)

@@ -15,6 +15,7 @@ from minifast.schedules.one_cycle import (
 )
 from minifast.schedules.registry import SCHEDULES, flat_cosine, warm_restarts
 from minifast.schedules.shapes import constant, cosine, exponential, join, linear, polynomial, repeat, step
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "SCHEDULES",
@@ -40,3 +41,5 @@ __all__ = [
     "two_halves",
     "warm_restarts",
 ]
+
+suggest_names(__name__)

@@ -9,6 +9,7 @@ from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.state import EVENTS
+from minifast.utils.public import suggest_names
 
 __all__ = [
     "EVENTS",
@@ -19,3 +20,5 @@ __all__ = [
     "OptimWrapper",
     "SmoothenValue",
 ]
+
+suggest_names(__name__)

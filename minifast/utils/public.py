@@ -1,7 +1,8 @@
-"""What every public function does for its caller: suggest the right argument, and keep tracebacks short."""
+"""What every public function and module does for its user: suggest the right name, and keep tracebacks short."""
 
 from __future__ import annotations
 
+import dis
 import inspect
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import FunctionType, TracebackType
 from typing import Any, ParamSpec, TypeVar
 
-from minifast.utils.checks import closest, shortlist
+from minifast.utils.checks import closest, did_you_mean, shortlist
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -222,6 +223,38 @@ def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
+def suggest_names(module_name: str) -> None:
+    """Let an unknown name of a module raise an error with the name that was probably meant.
+
+    Call it at the end of the module. Type checkers do not see it, so they still report unknown names.
+    """
+    module: Any = sys.modules[module_name]
+
+    def missing(name: str) -> Any:
+        own = vars(module).get("__all__") or [
+            known for known, value in vars(module).items() if getattr(value, "__module__", "") == module_name
+        ]
+        raise unknown_name(module_name, name, own)
+
+    module.__getattr__ = missing
+
+
+def unknown_name(
+    module_name: str, name: str, names: Iterable[str], what: str = "attribute"
+) -> AttributeError | ImportError:
+    """Return the error for a name that a module does not have; to be raised in its ``__getattr__``.
+
+    Python replaces the text of an AttributeError in ``from module import name``, so that is answered by an ImportError.
+    """
+    if name.startswith("_"):  # Python and its tools look for such names
+        return AttributeError(f"module {module_name!r} has no attribute {name!r}", name=name, obj=None)
+    message = f"{module_name} has no {what} {name!r}.{did_you_mean(name, names)}"
+    frame = sys._getframe(2)  # of the code that asks for the name
+    if frame.f_lasti >= 0 and dis.opname[frame.f_code.co_code[frame.f_lasti]] == "IMPORT_FROM":
+        return ImportError(message, name=module_name)
+    return AttributeError(message, name=name, obj=None)  # without the object, Python adds no second suggestion
+
+
 def warn_caller(message: str, category: type[Warning] = UserWarning) -> None:
     """Warn with the line of the user's code: the first one outside of minifast."""
     warnings.warn(message, category, stacklevel=frames_to_caller())
@@ -239,3 +272,6 @@ def frames_to_caller() -> int:
     while frame is not None and frame.f_code.co_filename.startswith(inside):
         frame, level = frame.f_back, level + 1
     return level
+
+
+suggest_names("minifast.errors")  # it stands before this module in the layout

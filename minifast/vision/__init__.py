@@ -4,6 +4,7 @@ Loading, decoding and augmentation of images are in ``minifast.data.images``; th
 """
 
 from minifast.data.images import ImageDataBunch, SegmentationDataBunch, get_transforms
+from minifast.utils.public import suggest_names
 from minifast.vision.body import create_body
 from minifast.vision.head import AdaptiveConcatPool2d, create_head
 from minifast.vision.transfer import cnn_learner, vision_learner
@@ -18,3 +19,5 @@ __all__ = [
     "get_transforms",
     "vision_learner",
 ]
+
+suggest_names(__name__)
