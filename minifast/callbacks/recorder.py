@@ -14,9 +14,10 @@ from minifast.finder.rules import cut
 from minifast.metrics.base import RESERVED, distinct, expand_all
 from minifast.training.averages import Losses
 from minifast.training.callback import LearnerCallback
+from minifast.training.progress import notebook_cell
 from minifast.utils.aliases import deprecated_attribute
 from minifast.utils.tensors import as_number, as_plain
-from minifast.utils.text import cell, clock, write_text
+from minifast.utils.text import cell, clock, html_table, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -68,6 +69,7 @@ class Recorder(LearnerCallback):
         self.rows: list[list[Any]] = []
         self.min_grad_lr: float | None = None
         self.call: dict[str, Any] = {}
+        self._cell: int | None = None  # of the notebook that shows the table while it trains
         self.finder_result: FinderResult | None = None
         self._without_momentum = ""
         self._several_groups = False
@@ -97,6 +99,11 @@ class Recorder(LearnerCallback):
         last = "".join(f", {name}={cell(values[name])}" for name in self.names[1:] if name in values and name != "time")
         return f"Recorder({method}: epochs={len(self.rows)}, batches={len(self.lrs)}{last})"
 
+    def _repr_html_(self) -> str:
+        table_is_above = self._cell is not None and self._cell == notebook_cell()
+        rows = [] if table_is_above or not self.rows else [self.names, *map(self._cells, self.rows)]
+        return html_table(rows, right=1, note=repr(self))
+
     def add_metric_names(self, names: Sequence[str]) -> None:
         """Add columns to the table.
 
@@ -118,6 +125,7 @@ class Recorder(LearnerCallback):
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
         if not self.silent:
             pbar.write(self.names, table=True)
+            self._cell = None if self.learn.silent else notebook_cell()
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name != "pbar"}
@@ -200,8 +208,10 @@ class Recorder(LearnerCallback):
 
     def _write(self, row: Sequence[Any]) -> None:
         if not self.silent:
-            cells = [*map(cell, row[:-1]), clock(row[-1])] if self.add_time else [*map(cell, row)]
-            self.pbar.write(cells, table=True)
+            self.pbar.write(self._cells(row), table=True)
+
+    def _cells(self, row: Sequence[Any]) -> list[str]:
+        return [*map(cell, row[:-1]), clock(row[-1])] if self.add_time else [*map(cell, row)]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the record as lists of numbers."""

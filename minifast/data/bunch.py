@@ -14,6 +14,7 @@ from torch import Tensor
 from minifast.data.batch_fn import adapt
 from minifast.data.checks import check_batch, check_devices, check_loader, check_loader_options
 from minifast.data.creation import LoaderOptions, make_loaders
+from minifast.data.description import description, one_line
 from minifast.data.labels import Labels, check_class_names, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchFn,
@@ -36,6 +37,7 @@ from minifast.losses import classes_of
 from minifast.utils.checks import check_count
 from minifast.utils.public import public_class, warn_caller
 from minifast.utils.tensors import as_pair, map_tensors
+from minifast.utils.text import Described
 
 
 class DatasetType(Enum):
@@ -47,7 +49,7 @@ class DatasetType(Enum):
 
 
 @public_class()
-class DataBunch:
+class DataBunch(Described):
     """Hold the training, validation and test loaders of a Learner on one device.
 
     Two torch DataLoaders are enough.
@@ -392,9 +394,5 @@ class DataBunch:
         """
         return target_text(target, self.classes)
 
-    def __repr__(self) -> str:
-        parts = {"train": self.train_dl, "valid": self.valid_dl, "test": self.test_dl}.items()
-        counts = ", ".join(f"{name}: {len(dl)} batches" for name, dl in parts if dl is not None)
-        about = "" if self.labels is None else f"{self.labels}; "
-        about += f"classes: {self.classes}; device: {self.device}; path: {self.path}"
-        return f"{type(self).__name__}({counts}; {about})"
+    __repr__ = one_line
+    _description = description

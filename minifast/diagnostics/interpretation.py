@@ -17,12 +17,12 @@ from minifast.losses import activation_name, is_cross_entropy, is_loss, loss_wei
 from minifast.metrics.confusion import PairCounts
 from minifast.metrics.loss_options import loss_options, threshold_of
 from minifast.model_loss import ModelLoss
-from minifast.utils.checks import check_count
+from minifast.utils.checks import check_count, counted, shortlist
 from minifast.utils.public import public_class
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.shapes import binary_targets, is_counted, match_classes, predict_classes
 from minifast.utils.tensors import count_samples
-from minifast.utils.text import text_table, write_text
+from minifast.utils.text import Described, text_table, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,9 +32,12 @@ if TYPE_CHECKING:
 
     from minifast.learner.learner import Learner
 
+PART_NAMES = {DatasetType.Train: "training", DatasetType.Valid: "validation", DatasetType.Test: "test"}
+MOST_CLASSES, MOST_PAIRS = 10, 3  # that the description names
+
 
 @public_class()
-class Interpretation:
+class Interpretation(Described):
     """Hold the predictions, targets and losses of a part of the data, in the order of prediction.
 
     Args:
@@ -52,6 +55,8 @@ class Interpretation:
     >>> len(indices)
     3
     """
+
+    _methods: tuple[str, ...] = ("top_losses(9)",)  # where to go on
 
     def __init__(
         self,
@@ -100,6 +105,14 @@ class Interpretation:
     @classmethod
     def _options(cls, learn: Learner, activ: Callable[[Tensor], Tensor] | None) -> dict[str, Any]:
         return {}
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _description(self) -> list[tuple[str, str]]:
+        data = f"{counted(len(self.losses), 'sample')} of the {PART_NAMES[self.ds_type]} data"
+        losses = f"mean {self.losses.mean():.4g}, largest {self.losses.max():.4g}"
+        return [("data", data), ("loss", losses), ("methods", ", ".join(self._methods))]
 
     def top_losses(self, k: int | None = None, largest: bool = True) -> tuple[Tensor, Tensor]:
         """Return the largest losses, or the smallest, and the indices of their samples.
@@ -193,6 +206,8 @@ class ClassificationInterpretation(Interpretation):
     array([4, 4])
     """
 
+    _methods = ("plot_top_losses(9)", "plot_confusion_matrix()", "most_confused()")
+
     def __init__(
         self,
         learn: Learner,
@@ -225,6 +240,17 @@ class ClassificationInterpretation(Interpretation):
         self.pred_class = chosen
         self.counted = is_counted(self.y_true, loss_options(learn.loss_func).get("ignore_index", -100))
         self._set_classes(preds.shape[1])
+
+    def _description(self) -> list[tuple[str, str]]:
+        counts, confused = self.confusion_matrix(), self.most_confused()[:MOST_PAIRS]
+        right, n = int(counts.trace()), int(counts.sum())
+        rows = [("classes", f"{len(self.classes)}: {shortlist(self.classes, MOST_CLASSES)}")]
+        rows.append(("correct", f"{right} of {n}" + (f" ({right / n:.1%})" if n else "")))
+        if confused:
+            pairs = [f"{actual} as {predicted} ({times})" for actual, predicted, times in confused]
+            rows.append(("most confused", ", ".join(pairs)))
+        data, loss, methods = super()._description()
+        return [data, *rows, loss, methods]
 
     def _set_classes(self, n: int) -> None:
         classes = range(n) if self.learn.data.classes is None else self.learn.data.classes

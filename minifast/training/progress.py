@@ -186,13 +186,23 @@ class BarProgress(LineProgress):
             write_text()
 
 
+def _shell() -> Any:
+    """Return IPython's shell, or None."""
+    ipython = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
+
+
 def in_notebook() -> bool:
     """Return whether this process is the kernel of a notebook, which can show figures and HTML; a fork of it is not."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
+    shell = _shell()
     session = getattr(getattr(shell, "kernel", None), "session", None)
     is_kernel = getattr(session, "pid", os.getpid()) == os.getpid()
     return is_kernel and type(shell).__name__ in ("ZMQInteractiveShell", "Shell")
+
+
+def notebook_cell() -> int | None:
+    """Return the number of the notebook's cell that runs; None outside of a notebook."""
+    return getattr(_shell(), "execution_count", None) if in_notebook() else None
 
 
 def make_bar(silent: bool = False) -> NullProgress:

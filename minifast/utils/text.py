@@ -47,7 +47,24 @@ def html_table(rows: Sequence[Sequence[str]], right: int | None = None, note: st
         return f"<tr>{''.join(cells)}</tr>"
 
     body = "".join(line(row, "td" if i else "th") for i, row in enumerate(rows))
-    return f"<table>{body}</table>" + (f"<p>{html.escape(note)}</p>" if note else "")
+    table = f"<table>{body}</table>" if rows else ""
+    return table + (f"<p>{html.escape(note)}</p>" if note else "")
+
+
+class Described:
+    """Show facts as a table: ``print`` as text, a notebook as HTML.
+
+    A subclass returns names and values in ``_description``.
+    """
+
+    def _description(self) -> list[tuple[str, str]]:
+        raise NotImplementedError
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__}\n{text_table(self._description())}"
+
+    def _repr_html_(self) -> str:
+        return html_table([(type(self).__name__, ""), *self._description()])
 
 
 def shape_text(shape: Iterable[int]) -> str:

@@ -240,7 +240,7 @@ def test_data_sets_are_their_loaders():
 
 def test_it_says_what_it_holds():
     shown = repr(DataBunch([1, 2], [1], device="cpu", classes=["a", "b"], path="here"))
-    assert shown == "DataBunch(train: 2 batches, valid: 1 batches; classes: ['a', 'b']; device: cpu; path: here)"
+    assert shown == "DataBunch(training: 2 batches; validation: 1 batch; classes: ['a', 'b']; device: cpu; path: here)"
 
 
 # --- create

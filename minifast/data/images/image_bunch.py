@@ -107,7 +107,8 @@ class ImageDataBunch(DataBunch):
             resize: how to resize images whose aspect ratio differs from that of ``size``: ``"crop"`` cuts the center,
                 ``"squish"`` changes the aspect ratio, ``"pad"`` keeps the whole image and mirrors it at its borders.
             on_bad_image: what to do about files that cannot be decoded. ``"raise"`` names all of them in the error;
-                ``"skip"`` leaves them out and prints how many.
+                ``"skip"`` leaves them out and prints how many. In a set that does not fit into ``memory``, ``"raise"``
+                reads only the headers before the training: a truncated file raises an error when its batch is read.
             channels: 3, or 1 for gray images with one channel; color images then become gray.
             value_range: for images with more than 8 bits per channel, the values that become black and white, such as
                 ``(0, 4095)`` for 12 bits. By default 0 and 65535, or for floats 0 and 1.
