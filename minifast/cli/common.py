@@ -135,7 +135,7 @@ def check_arch(arch: str) -> None:
         raise UsageError(f"--arch: there is no {arch}.{own}" if own else f"--arch: {error}") from error
 
 
-def make_model(arch: str, n_outputs: int, kind: str = "class") -> Any:
+def make_model(arch: str, n_outputs: int) -> Any:
     """Return an untrained network for images of ``n_outputs`` classes, or with as many labels of another kind."""
     from torch import nn
 
@@ -144,9 +144,8 @@ def make_model(arch: str, n_outputs: int, kind: str = "class") -> Any:
 
     if arch != "simple_cnn":
         return find_function(arch)[0](num_classes=n_outputs)
-    if kind == "class":
-        return simple_cnn((3, 16, 16, n_outputs))
-    # The outputs of simple_cnn are never negative: of labels, none could be improbable.
+    # The outputs of simple_cnn alone are never negative: of labels, none could be improbable, and a high learning rate
+    # makes all outputs 0, for good.
     return nn.Sequential(*simple_cnn((3, 16, 16, 16)), nn.Linear(16, n_outputs))
 
 

@@ -84,7 +84,7 @@ def make_learner(data: Any, options: argparse.Namespace, out: Path) -> Any:
     metric = {"class": accuracy, "classes": accuracy_thresh, "number": rmse}[kind_of(data)]
     settings: dict[str, Any] = {"metrics": [metric], "wd": options.wd, "path": out, "model_dir": "."}
     if not options.pretrained:
-        learn = Learner(data, make_model(options.arch, data.c or 0, kind_of(data)), **settings)
+        learn = Learner(data, make_model(options.arch, data.c or 0), **settings)
     else:
         from minifast.vision.transfer import vision_learner
 

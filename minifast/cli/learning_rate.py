@@ -12,6 +12,7 @@ STEPS = (100, 300)  # of the first try, and of the second one if the first gives
 LEAST_STEPS = 40  # fewer do not give a curve
 SECONDS = 10.0  # that the finder may take, also where an epoch is shorter
 START_LR = 1e-6
+MAX_LR = 0.05  # the curve of a set of few images may suggest a higher one, with which the training fails
 
 
 def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str]:
@@ -20,6 +21,7 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
     The finder takes at most as long as one epoch, or ``SECONDS`` if that is longer: with slow networks and small sets
     it makes fewer steps or none. Without a suggestion it tries again with more steps, if there is time; then takes the
     geometric mean of what the curve shows and ``default``; then ``default``, by default that of ``fit_one_cycle``.
+    What the curve gives is at most ``MAX_LR``.
     """
     from minifast.distributed.exchange import broadcast
     from minifast.errors import MinifastError
@@ -39,7 +41,10 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
         allowed -= n * per_step
         last = f"{n} steps"
         if result.suggestion is not None:
-            return result.suggestion, result.plot(return_fig=True), "the suggestion of the learning rate finder"
+            reason = "the suggestion of the learning rate finder"
+            if result.suggestion > MAX_LR:
+                reason = f"because {reason}, {result.suggestion:.2g}, is above the highest that auto uses"
+            return min(result.suggestion, MAX_LR), result.plot(return_fig=True), reason
     if result is None:
         return default, None, f"the default: a step takes {per_step:.2g} seconds, too long for the learning rate finder"
     figure = result.plot(return_fig=True) if result.lrs else None
@@ -52,7 +57,7 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
         return default, figure, f"the default: {unclear}"
     # The curve is uncertain, so the default counts as much.
     careful = "a careful choice between what the curve shows and the default"
-    return math.sqrt(shown * default), figure, f"{careful}: {unclear}"
+    return min(math.sqrt(shown * default), MAX_LR), figure, f"{careful}: {unclear}"
 
 
 def run_finder(learn: Any, num_it: int) -> Any:

@@ -28,6 +28,7 @@ from minifast.utils.text import write_text
 
 CHECKPOINT = "run"  # the name of the run that --checkpoint saves
 FEW_STEPS = 100  # after so few optimizer steps, more epochs are the first advice
+GOOD = 0.95  # from this accuracy on, few steps were enough
 
 
 def train(options: argparse.Namespace) -> None:
@@ -157,19 +158,27 @@ def advise(learn: Any, options: argparse.Namespace) -> str:
     few = "1 optimizer step is few" if steps == 1 else f"{steps} optimizer steps are few"
     few += f": try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
     few += f" or a smaller --bs than {options.bs}"
-    score, chance = recorder.metrics[-1][0], 1 / (data.c or 1)
     if kind_of(data) != "class":
         return f"{few}." if steps < FEW_STEPS else ""
-    train_loss, valid_loss = recorder.losses[-1], recorder.val_losses[-1]
-    if score < 1.05 * chance:
+    score, train_loss, valid_loss = recorder.metrics[-1][0], recorder.losses[-1], recorder.val_losses[-1]
+    outputs, targets = learn.get_preds()
+    predicted, most_frequent = outputs.argmax(1).unique().tolist(), targets.bincount().max().item() / len(targets)
+    if score < 1.05 / data.c or score <= most_frequent:
         start = f"An accuracy of {score:.3f} is no better than chance."
+        if len(predicted) == 1:
+            start += f" All validation images are predicted as {data.classes[predicted[0]]}."
         if steps < FEW_STEPS:
             return f"{start} {few}."
+        lower = f"try --lr {max(recorder.lrs) / 10:.1g}"
         if train_loss < 0.9 * recorder.losses[0]:
+            if len(predicted) == 1:
+                return f"{start} Use more images of the other classes, or {lower}."
             return f"{start} The training loss fell, so the model memorized: use more images, or --augment."
-        other = "leave --lr out, or check" if options.lr != "auto" else "try another --arch, and check"
-        return f"{start} The training loss did not fall: {other} that each image is in the folder of its class."
-    if steps < FEW_STEPS:
+        other = f"leave --lr out or {lower}" if options.lr != "auto" else f"{lower} or another --arch"
+        return (
+            f"{start} The training loss did not fall: {other}, and check that each image is in the folder of its class."
+        )
+    if steps < FEW_STEPS and score < GOOD:
         return f"{few}."
     if valid_loss is not None and valid_loss > 2 * train_loss and score < 0.9 and not options.augment:
         return f"The validation loss is {valid_loss / train_loss:.1f} times the training loss: try --augment."

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import one_hot
 
 from minifast import Callback, Learner, cli, load_learner
 from minifast.cli import learning_rate
@@ -115,6 +116,18 @@ def test_the_finder_takes_an_epoch_or_ten_seconds(per_step, n_batches, monkeypat
     allowed = max(10, n_batches * per_step)
     assert max(steps, default=0) * per_step <= allowed
     assert bool(steps) == (int(allowed / per_step) >= 40)
+
+
+@pytest.mark.parametrize("suggested", [1e-3, 0.05, 0.7])
+def test_no_learning_rate_above_the_highest_is_chosen(suggested, monkeypatch):
+    curve = [10 ** (i / 9 - 6) for i in range(50)]
+    result = FinderResult([curve], [[1.0] * 50], "the end")
+    result.suggestion = suggested
+    monkeypatch.setattr(learning_rate, "run_finder", lambda learn, num_it: result)
+    monkeypatch.setattr(learning_rate, "seconds_per_step", lambda learn: 0.001)
+    lr, _, reason = learning_rate.choose_lr(SimpleNamespace(data=SimpleNamespace(train_dl=range(9))))
+    assert lr == min(suggested, 0.05)
+    assert ("0.7, is above the highest" in reason) == (suggested == 0.7)
 
 
 @pytest.mark.usefixtures("without_export")
@@ -236,16 +249,51 @@ def test_augment_changes_the_training(folder, tmp_path):
     [
         (0.5, (0.7, 0.69), 8, False, "no better than chance. 8 optimizer steps are few: try --epochs 50"),
         (0.5, (0.7, 0.1), 800, False, "so the model memorized: use more images, or --augment"),
-        (0.5, (0.7, 0.7), 800, False, "did not fall: try another --arch"),
+        (0.5, (0.7, 0.7), 800, False, "did not fall: try --lr 0.002 or another --arch"),
         (0.9, (0.7, 0.3), 8, False, "8 optimizer steps are few"),
+        (0.96, (0.7, 0.3), 8, False, ""),
         (0.8, (0.7, 0.1), 800, False, "3.0 times the training loss: try --augment"),
         (0.8, (0.7, 0.1), 800, True, ""),
         (0.95, (0.7, 0.2), 800, False, ""),
     ],
 )
 def test_advice_fits_what_happened(accuracy, losses, steps, augment, words):
-    recorder = SimpleNamespace(metrics=[[accuracy]], nb_batches=[steps], losses=losses, val_losses=[0.3])
-    learn = SimpleNamespace(recorder=recorder, data=SimpleNamespace(c=2, labels=None))
-    advice = advise(learn, SimpleNamespace(epochs=2, bs=64, lr="auto", augment=augment))
+    targets = torch.tensor([0, 1]).repeat(50)
+    predicted = torch.where(torch.arange(100) < round(accuracy * 100), targets, 1 - targets)
+    advice = advise(trained(predicted, targets, losses, steps), train_options(augment))
     assert words in advice
+    assert "All validation images" not in advice
     assert bool(words) == bool(advice)
+
+
+@pytest.mark.parametrize(
+    ("losses", "steps", "lr", "words"),
+    [
+        ((0.7, 0.3), 800, "auto", "as cat. Use more images of the other classes, or try --lr 0.002."),
+        ((0.7, 0.7), 800, "auto", "as cat. The training loss did not fall: try --lr 0.002 or another --arch, and"),
+        ((0.7, 0.7), 800, 0.02, "as cat. The training loss did not fall: leave --lr out or try --lr 0.002, and"),
+        ((0.7, 0.3), 8, "auto", "as cat. 8 optimizer steps are few"),
+    ],
+)
+@pytest.mark.parametrize("n_cats", [50, 93])
+def test_a_model_that_always_predicts_one_class_is_no_better_than_chance(n_cats, losses, steps, lr, words):
+    learn = trained(torch.zeros(100, dtype=torch.int64), (torch.arange(100) >= n_cats).long(), losses, steps)
+    advice = advise(learn, train_options(lr=lr))
+    assert advice.startswith(
+        f"An accuracy of 0.{n_cats}0 is no better than chance. All validation images are predicted "
+    )
+    assert words in advice
+
+
+def trained(predicted: torch.Tensor, targets: torch.Tensor, losses: tuple[float, float], steps: int) -> SimpleNamespace:
+    """Return what the advice reads of a learner."""
+    metric = (predicted == targets).double().mean().item()
+    recorder = SimpleNamespace(
+        metrics=[[metric]], nb_batches=[steps], losses=losses, val_losses=[0.3], lrs=[0.001, 0.02, 0.0]
+    )
+    data = SimpleNamespace(c=2, labels=None, classes=["cat", "dog"])
+    return SimpleNamespace(recorder=recorder, data=data, get_preds=lambda: [one_hot(predicted, 2), targets])
+
+
+def train_options(augment: bool = False, lr: object = "auto") -> SimpleNamespace:
+    return SimpleNamespace(epochs=2, bs=64, lr=lr, augment=augment)
