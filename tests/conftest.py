@@ -6,6 +6,7 @@ import gc
 import ipaddress
 import itertools
 import os
+import shutil
 import signal
 import socket
 import tarfile
@@ -132,15 +133,28 @@ def mnist_sample(mnist_archive: Path, tmp_path_factory: pytest.TempPathFactory) 
     return folder / "mnist_sample"
 
 
-@pytest.fixture
-def pictures(empty_home: Path) -> None:
-    """Small generated sample data where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
+@pytest.fixture(scope="session")
+def generated_sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generate the data of ``pictures`` once."""
     from minifast.data.synthetic import generate_sample
 
-    generate_sample(empty_home / "data" / "mnist_sample", n_train=640, n_valid=100)
+    return generate_sample(tmp_path_factory.mktemp("generated") / "mnist_sample", n_train=640, n_valid=100)
+
+
+@pytest.fixture
+def pictures(empty_home: Path, generated_sample: Path) -> None:
+    """Small generated sample data where MNIST_SAMPLE is looked for, which takes a tenth of the time of the real one."""
+    shutil.copytree(generated_sample, empty_home / "data" / "mnist_sample", copy_function=os.link)
 
 
 @pytest.fixture
 def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the export for inference, which takes most of the time of a short ``minifast train``."""
     monkeypatch.setattr("minifast.learner.learner.Learner.export", lambda learn: None)
+
+
+@pytest.fixture
+def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures and the page of ``minifast train``, which take most of the rest of the time."""
+    monkeypatch.setattr("minifast.cli.train.report", lambda *_: None)
+    monkeypatch.setattr("minifast.cli.train.save_figure", lambda *_: None)

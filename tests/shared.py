@@ -6,6 +6,7 @@ from pathlib import Path
 
 import matplotlib as mpl
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
@@ -14,6 +15,11 @@ from minifast import Callback, DataBunch, Learner, accuracy, simple_ann
 
 mpl.use("agg")
 torch.set_num_threads(1)  # two threads beside any other load can be many times slower than one
+
+
+def slow(*cases: object) -> list:
+    """Cases of a parametrized test that run with ``-m slow`` only; a case for several arguments is a tuple."""
+    return [pytest.param(*(case if isinstance(case, tuple) else (case,)), marks=pytest.mark.slow) for case in cases]
 
 
 def toy_items(n: int = 60, seed: int = 0) -> TensorDataset:

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FailsAt
+from conftest import FailsAt, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -86,7 +86,9 @@ def first_output(x: torch.Tensor) -> torch.Tensor:
     return nn.Linear(4, 3)(x)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize(
+    "name", ["cross entropy", "smoothed", "pos_weight", "dict", *slow("class weights", "summed", "bound", "elements")]
+)
 @settings(deadline=None, max_examples=15)
 @given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5), seed=st.integers(0, 1000))
 def test_a_step_is_that_of_one_big_batch(name, sizes, seed) -> None:
@@ -142,8 +144,13 @@ def test_a_batch_that_counts_nothing_adds_nothing(empty) -> None:
     assert learn.recorder.rows[-1][1] == pytest.approx(expected.item())
 
 
-@pytest.mark.parametrize("loss", ["class weights", "summed"])
-@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("loss", "at"),
+    [
+        *(("class weights", 1), ("summed", 4)),
+        *slow(("class weights", 2), ("class weights", 4), ("summed", 1), ("summed", 2)),
+    ],
+)
 def test_the_losses_of_steps_survive_a_resume_and_a_file(tmp_path, loss, at) -> None:
     def run(fails_at, path, **options) -> Learner:
         generator = torch.Generator().manual_seed(0)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import math
 import sys
+from itertools import product
 
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_learner
+from conftest import FailsAt, slow, toy_data, toy_learner
 
 from minifast import Callback, CSVLogger, DataBunch, DataError, Learner, accuracy, error_rate, simple_ann
 
@@ -83,8 +84,9 @@ def test_what_is_missing_is_an_empty_cell(tmp_path):
     assert read(learn)[1][2:4] == ["", ""]
 
 
-@pytest.mark.parametrize("append", [False, True])
-@pytest.mark.parametrize("fails_at", [1, 3, 5, 8])
+@pytest.mark.parametrize(
+    ("fails_at", "append"), [(1, False), (5, True), *slow((1, True), (5, False), *product((3, 8), (False, True)))]
+)
 def test_a_resumed_run_has_each_row_once(tmp_path, fails_at, append):
     def learner(at):
         return toy_learner(path=tmp_path, callbacks=[CSVLogger(append=append), FailsAt(at)])

@@ -107,6 +107,7 @@ def wandb(tmp_path, monkeypatch):
     return wandb
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_wandb_offline_has_all_values(wandb, monkeypatch):
     callback = WandbCallback(project="toys", mode="offline", config={"note": "mine"})
@@ -129,6 +130,7 @@ def test_wandb_offline_has_all_values(wandb, monkeypatch):
     assert configs[0].items() >= {"method": "fit_one_cycle", "note": "mine", "batch_size": 20}.items()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 def test_an_open_wandb_run_stays_open_and_holds_both_fits(wandb):
     run = wandb.init(mode="offline", project="toys")

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import FailsAt, rates_used, toy_learner
+from conftest import FailsAt, rates_used, slow, toy_learner
 
 from minifast import (
     AccumulateScheduler,
@@ -187,13 +187,15 @@ def in_turn(opt):
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: LearningRateScheduler(lambda epoch, lr: lr * 0.7),
         lambda: LearningRateScheduler(lambda step, lr: lr * 0.7, by="batch"),
-        *(lambda name=name: TorchScheduler(SCHEDULERS[name]) for name in SCHEDULERS),
-        lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=13)),
         lambda: TorchScheduler(in_turn),
-        lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3)),
         lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.ReduceLROnPlateau(opt, patience=0), by="epoch"),
+        *slow(
+            lambda: LearningRateScheduler(lambda epoch, lr: lr * 0.7),
+            *(lambda name=name: TorchScheduler(SCHEDULERS[name]) for name in SCHEDULERS),
+            lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.OneCycleLR(opt, 0.1, total_steps=13)),
+            lambda: TorchScheduler(lambda opt: torch.optim.lr_scheduler.CyclicLR(opt, 0.01, 0.1, 3)),
+        ),
     ],
 )
 def test_a_run_taken_up_again_has_the_same_rates(make, tmp_path) -> None:

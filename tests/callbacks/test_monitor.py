@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_learner
+from conftest import FailsAt, slow, toy_data, toy_learner
 
 from minifast import (
     Callback,
@@ -378,7 +378,7 @@ def state(learn: Learner) -> list:
     return [kept, repr(lists), [value.tolist() for value in learn.model.state_dict().values()]]
 
 
-@pytest.mark.parametrize("fails_at", [1, 4, 10, 14, 15, 22])
+@pytest.mark.parametrize("fails_at", [14, *slow(1, 4, 10, 15, 22)])
 def test_a_run_taken_up_again_equals_one_that_was_left_alone(tmp_path, fails_at):
     alone = kept_learner(tmp_path / "alone")
     alone.fit(9, 8e-3, checkpoint="run")

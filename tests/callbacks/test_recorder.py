@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import slow, toy_learner
 from matplotlib.figure import Figure
 
 import minifast
@@ -281,7 +281,7 @@ LABELS = {
 
 
 @pytest.mark.parametrize("name", PLOTS)
-@pytest.mark.parametrize("batches", [1, 2, 3, 20])
+@pytest.mark.parametrize("batches", [1, 20, *slow(2, 3)])
 def test_plots_of_short_histories(name, batches) -> None:
     learn = fitted(1, n=batches * 2, bs=2)
     figure = getattr(learn.recorder, name)(return_fig=True)

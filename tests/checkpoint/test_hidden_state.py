@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FailsAt
+from conftest import FailsAt, slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -25,7 +25,7 @@ from minifast import Callback, DataBunch, DatasetType, Learner, MinifastError
 from minifast.hooks import hook_outputs
 
 N, BS = 40, 8
-quick = settings(deadline=None, max_examples=25)
+many = settings(deadline=None, max_examples=25)
 
 GENERATORS = {
     "torch": lambda: torch.Generator().manual_seed(0),
@@ -230,26 +230,32 @@ LOOKS = {
 }
 
 
-@quick
-@given(
-    st.sampled_from(list(GENERATORS)), st.sampled_from(list(PLACES)), st.lists(st.sampled_from(list(LOOKS)), max_size=3)
-)
-def test_looking_does_not_change_training(kind, place, looks):
-    plain = learner(kind, place)
-    for _ in range(2):
-        plain.fit(1, 1e-2)
-    expected = [loss for run in plain.history for loss in run.raw_losses]
-    looked = learner(kind, place)
-    losses = []
-    for i in range(2):
-        looked.fit(1, 1e-2)
-        losses += looked.recorder.raw_losses
-        for look in looks if i == 0 else ():
-            LOOKS[look](looked)
-    assert losses == expected
+@pytest.mark.parametrize("n_examples", [8, *slow(25)])
+def test_looking_does_not_change_training(n_examples):
+    @settings(deadline=None, max_examples=n_examples)
+    @given(
+        st.sampled_from(list(GENERATORS)),
+        st.sampled_from(list(PLACES)),
+        st.lists(st.sampled_from(list(LOOKS)), min_size=1, max_size=3),
+    )
+    def compare(kind, place, looks):
+        plain = learner(kind, place)
+        for _ in range(2):
+            plain.fit(1, 1e-2)
+        expected = [loss for run in plain.history for loss in run.raw_losses]
+        looked = learner(kind, place)
+        losses = []
+        for i in range(2):
+            looked.fit(1, 1e-2)
+            losses += looked.recorder.raw_losses
+            for look in looks if i == 0 else ():
+                LOOKS[look](looked)
+        assert losses == expected
+
+    compare()
 
 
-@quick
+@many
 @given(
     st.sampled_from(list(GENERATORS)), st.sampled_from(list(PLACES)), st.integers(0, 14), st.sampled_from([None, 1, 2])
 )
@@ -422,14 +428,9 @@ class KeepsHidden(nn.Module):
         return output + self.queue.mean(0)
 
 
-@quick
-@given(
-    st.sampled_from([KeepsHidden, Remembers]),
-    st.sampled_from([nn.CrossEntropyLoss, Centered]),
-    st.lists(st.sampled_from([*LOOKS, "pred_batch"]), min_size=1, max_size=3),
-)
-def test_looking_does_not_change_buffers_and_attributes(model, loss, looks):
-    def losses(looks):
+@pytest.mark.parametrize("n_examples", [8, *slow(25)])
+def test_looking_does_not_change_buffers_and_attributes(n_examples):
+    def losses(model, loss, looks):
         torch.manual_seed(0)
         loader = DataLoader(Samples(), BS, shuffle=True)
         data = DataBunch(loader, loader, device="cpu", classes=["a", "b"])
@@ -440,7 +441,16 @@ def test_looking_does_not_change_buffers_and_attributes(model, loss, looks):
         learn.fit(1, 1e-2)
         return list(learn.recorder.raw_losses)
 
-    assert losses(looks) == losses([])
+    @settings(deadline=None, max_examples=n_examples)
+    @given(
+        st.sampled_from([KeepsHidden, Remembers]),
+        st.sampled_from([nn.CrossEntropyLoss, Centered]),
+        st.lists(st.sampled_from([*LOOKS, "pred_batch"]), min_size=1, max_size=3),
+    )
+    def compare(model, loss, looks):
+        assert losses(model, loss, looks) == losses(model, loss, [])
+
+    compare()
 
 
 def test_hooks_keep_what_they_store_while_looking():
@@ -450,7 +460,7 @@ def test_hooks_keep_what_they_store_while_looking():
     assert torch.equal(hooks.stored[0], output)
 
 
-@pytest.mark.parametrize("at", [0, 3, 5, 8])
+@pytest.mark.parametrize("at", [8, *slow(0, 3, 5)])
 def test_a_checkpoint_saves_attributes_of_model_and_loss(tmp_path, at):
     plain = remembering()
     plain.fit(2, 1e-2)
@@ -491,7 +501,7 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("kind", COUNTS)
-@pytest.mark.parametrize("at", [3, 7])
+@pytest.mark.parametrize("at", [7, *slow(3)])
 def test_a_checkpoint_saves_what_a_data_set_counts_per_sample(tmp_path, kind, at):
     def started(path):
         torch.manual_seed(0)
@@ -526,7 +536,9 @@ WRAPPED = {
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-@pytest.mark.parametrize("kind", WRAPPED)
+@pytest.mark.parametrize(
+    "kind", ["weight_norm", "parametrized spectral_norm", *slow("parametrized weight_norm", "spectral_norm", "prune")]
+)
 def test_weights_that_are_computed_from_others_are_restored(tmp_path, kind):
     def fitted(find):
         torch.manual_seed(0)
@@ -544,8 +556,7 @@ def test_weights_that_are_computed_from_others_are_restored(tmp_path, kind):
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", WRAPPED)
-@pytest.mark.parametrize("every", [None, 2])
-@pytest.mark.parametrize("at", [5, 8])
+@pytest.mark.parametrize(("at", "every"), [(8, 2), *slow((8, None), (5, 2), (5, None))])
 def test_weights_that_are_computed_from_others_resume_after_a_validated_epoch(tmp_path, kind, every, at):
     def run(fails_at, path, checkpoint="run"):
         torch.manual_seed(0)

@@ -129,7 +129,7 @@ class Machine(RuleBasedStateMachine):
 
 
 def test_training_after_anything_equals_training_alone():
-    run_state_machine_as_test(Machine, settings=settings(deadline=None, max_examples=15, stateful_step_count=8))
+    run_state_machine_as_test(Machine, settings=settings(deadline=None, max_examples=5, stateful_step_count=8))
 
 
 @pytest.mark.slow

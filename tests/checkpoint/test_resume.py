@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_learner, write_images
+from conftest import FailsAt, slow, toy_data, toy_learner, write_images
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -69,8 +70,11 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, learn: Learner, batch: int, **kwarg
             learn.fit_one_cycle(4, 1e-2, checkpoint="run", **kwargs)
 
 
-@pytest.mark.parametrize("every", [None, 1, 2, "0s"])
-@pytest.mark.parametrize("batch", [1, 2, 3, 4, 6, 11, 12])
+STOPS = list(itertools.product([1, 2, 3, 4, 6, 11, 12], [None, 1, 2, "0s"]))
+QUICK = [(1, 1), (2, "0s"), (3, None), (4, 2), (4, None), (6, 1), (11, "0s"), (12, 2)]
+
+
+@pytest.mark.parametrize(("batch", "every"), [*QUICK, *slow(*(stop for stop in STOPS if stop not in QUICK))])
 def test_a_resumed_run_equals_an_uninterrupted_run(tmp_path, monkeypatch, every, batch):
     alone = learner(tmp_path / "alone")
     alone.fit_one_cycle(4, 1e-2)
@@ -150,7 +154,7 @@ def test_another_run_raises_with_the_difference(tmp_path, monkeypatch, change, w
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda b: b[:-1], lambda b: b[:10], lambda b: b"", lambda b: b[:200] + b"x" + b[201:]]
+    "damage", [lambda b: b[:-1], lambda b: b[:200] + b"x" + b[201:], *slow(lambda b: b[:10], lambda b: b"")]
 )
 def test_a_truncated_file_is_detected_and_the_previous_one_is_used(tmp_path, monkeypatch, capsys, damage):
     alone = learner(tmp_path / "alone")
@@ -383,8 +387,11 @@ def test_another_random_split_raises(tmp_path):
         begin(2)
 
 
-@pytest.mark.parametrize("again", ["stop", "restore", "ignore"])
-@pytest.mark.parametrize("first", ["stop", "restore", "ignore"])
+ON_NAN = list(itertools.product(["stop", "restore", "ignore"], repeat=2))
+CHANGES = [("stop", "ignore"), ("restore", "stop"), ("ignore", "restore")]
+
+
+@pytest.mark.parametrize(("first", "again"), [*CHANGES, *slow(*(pair for pair in ON_NAN if pair not in CHANGES))])
 def test_a_run_resumes_with_another_on_nan(tmp_path, monkeypatch, first, again):
     stop_at(monkeypatch, learner(tmp_path), 4, every=1, on_nan=first)
     learn = learner(tmp_path)

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import slow, write_images
 from PIL import Image
 
 from minifast import DownloadError, MinifastError, cli
@@ -29,10 +29,10 @@ FIGURES = {"lr_find.png", "schedule.png", "losses.png"}
 RESULTS = {"model.pth", "export.pkl", "history.csv", "options.json", "report.html", *FIGURES}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
     """A small folder of generated 3s and 7s."""
-    return synthetic.generate_sample(tmp_path / "sample", n_train=320, n_valid=60)
+    return synthetic.generate_sample(tmp_path_factory.mktemp("data") / "sample", n_train=320, n_valid=60)
 
 
 def test_train_writes_model_history_plots_and_options(folder, tmp_path, capsys):
@@ -64,7 +64,7 @@ def test_same_seed_same_model(folder, tmp_path):
     assert not (tmp_path / "a" / "lr_find.png").exists()
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_results_go_to_a_folder_of_their_own(folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-2"]) == 0
@@ -192,7 +192,7 @@ def test_results_are_written_after_an_early_end(folder, tmp_path, capsys):
     assert not [path for path in out.iterdir() if path.name.startswith(".")]
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_an_accuracy_of_chance_prints_advice(folder, tmp_path, capsys):
     command = ["train", str(folder), "--bs", "16", "--epochs", "1", "--lr", "1e-12", "--seed", "2"]
     assert cli.main([*command, "--out", str(tmp_path / "out")]) == 0
@@ -220,7 +220,7 @@ def test_unavailable_devices_and_folders_exit_with_2(arguments, words, folder, c
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_a_warning_prints_one_line(tmp_path, capsys):
     for part in ("train", "valid"):
         for name in ("a", "b"):
@@ -242,7 +242,7 @@ def test_interrupt(folder, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err == "minifast: interrupted\n"
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_without_a_network_generated_images_are_used(folder, tmp_path, monkeypatch, capsys):
     def no_network(*_: object, **__: object) -> Path:
         raise DownloadError("there is no network.")
@@ -314,7 +314,7 @@ def test_an_empty_home_without_a_network_trains_on_generated_images(tmp_path):
 # --- schedule and compare
 
 
-@pytest.mark.parametrize("name", SCHEDULES)
+@pytest.mark.parametrize("name", ["one_cycle", *slow(*(name for name in SCHEDULES if name != "one_cycle"))])
 def test_a_schedule_is_plotted(name, tmp_path, capsys):
     out = tmp_path / "new" / "figure.svg"
     assert cli.main(["schedule", name, "--lr", "5e-2", "--epochs", "2", "--out", str(out)]) == 0
@@ -380,6 +380,7 @@ def test_invalid_schedules_exit_with_2(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("without_plots")
 def test_train_succeeds_if_the_model_cannot_be_exported(folder, tmp_path, monkeypatch, capsys):
     def refuse(*_: object) -> None:
         raise MinifastError("torch.export cannot follow it.")

@@ -205,7 +205,7 @@ def parts_of(out: Path) -> tuple[dict[str, torch.Tensor], list[list[str]]]:
 
 @pytest.mark.usefixtures("without_export")
 @pytest.mark.slow
-def test_pretrained_weights_are_fine_tuned_and_resumed(folder, tmp_path, monkeypatch, capsys):
+def test_pretrained_weights_are_fine_tuned_and_resumed(folder, tmp_path, monkeypatch, capsys, request):
     epochs = []
 
     class Stops(Callback):
@@ -239,8 +239,7 @@ def test_pretrained_weights_are_fine_tuned_and_resumed(folder, tmp_path, monkeyp
     page = (tmp_path / "whole" / "report.html").read_text("utf-8")
     assert page.count("Losses (") == 4  # of the new head and of all layers, in caption and alternative text
     assert not list((tmp_path / "whole").glob("*.checkpoint"))
-    monkeypatch.setattr("minifast.cli.train.report", lambda *_: None)  # plots take most of the time
-    monkeypatch.setattr("minifast.cli.train.save_figure", lambda *_: None)
+    request.getfixturevalue("without_plots")
     for at in (1, 2):  # in the epoch of the head, and in those of all layers
         out, Stops.at = tmp_path / f"stopped{at}", at
         epochs.clear()
@@ -252,7 +251,7 @@ def test_pretrained_weights_are_fine_tuned_and_resumed(folder, tmp_path, monkeyp
         assert [row[:-1] for row in resumed_rows] == [row[:-1] for row in rows]
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_a_slow_pretrained_network_trains_with_the_default_of_fine_tune(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(learning_rate, "SECONDS", 0)
     command = ["train", str(folder / "images"), "--weights", str(folder / "weights.pth"), "--arch", ARCH, *TRAIN]

@@ -130,7 +130,7 @@ def test_no_learning_rate_above_the_highest_is_chosen(suggested, monkeypatch):
     assert ("0.7, is above the highest" in reason) == (suggested == 0.7)
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_a_stopped_training_is_resumed_with_its_options(folder, tmp_path, monkeypatch, capsys):
     fit, out = Learner.fit_one_cycle, tmp_path / "stopped"
 
@@ -232,7 +232,7 @@ def test_resuming_a_folder_that_does_not_exist_says_so(tmp_path, capsys):
     assert f"--resume: there is no folder {tmp_path / 'nowhere'}" in capsys.readouterr().err
 
 
-@pytest.mark.usefixtures("without_export")
+@pytest.mark.usefixtures("without_export", "without_plots")
 def test_augment_changes_the_training(folder, tmp_path):
     losses = []
     for options in ([], ["--augment"]):

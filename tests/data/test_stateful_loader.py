@@ -6,7 +6,7 @@ import warnings
 
 import pytest
 import torch
-from conftest import FailsAt
+from conftest import FailsAt, slow
 from torch import nn
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -83,13 +83,22 @@ def weights(learn: Learner) -> torch.Tensor:
     return nn.utils.parameters_to_vector(learn.model.parameters()).detach()
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("make", [Augmented, Stream, StatefulStream])
-def test_a_resumed_run_has_the_weights_of_one_that_was_not_interrupted(tmp_path, make, num_workers):
+STOPS = [(1, 1), (6, None), (8, None), (8, 1), (9, 2), (17, 5)]  # an epoch has 6 batches
+
+
+@pytest.mark.parametrize(
+    ("make", "num_workers", "stops"),
+    [
+        (Augmented, 0, STOPS),
+        (StatefulStream, 2, [(9, 2)]),
+        *slow((Stream, 0, STOPS), (StatefulStream, 0, STOPS)),
+        *slow(*((make, 2, [(6, 1), (9, 2)]) for make in (Augmented, Stream, StatefulStream))),
+    ],
+)
+def test_a_resumed_run_has_the_weights_of_one_that_was_not_interrupted(tmp_path, make, num_workers, stops):
     plain = learner(tmp_path, make(), num_workers)
     plain.fit(3, 1e-2)
-    # An epoch has 6 batches.
-    for at, every in [(1, 1), (6, None), (8, None), (8, 1), (9, 2), (17, 5)] if num_workers == 0 else [(6, 1), (9, 2)]:
+    for at, every in stops:
         with pytest.raises(OSError, match="gone"):
             learner(tmp_path, make(), num_workers).fit(
                 3, 1e-2, checkpoint=f"{at}-{every}", every=every, callbacks=[FailsAt(at)]

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data, toy_items, toy_learner
+from conftest import slow, toy_data, toy_items, toy_learner
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -209,7 +209,7 @@ def test_the_matrix_may_be_plotted_without_numbers_on_axes_or_in_a_size():
     assert figure.dpi == 50
 
 
-@pytest.mark.parametrize("n", [2, 10, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [2, 10, *slow(40)])
 @pytest.mark.parametrize("name", ["c{}", "german_shorthaired_pointer_of_kind_{}"])
 def test_labels_and_numbers_overlap_at_no_number_of_classes(n, name):
     classes = [name.format(i) for i in range(n)]
@@ -231,7 +231,7 @@ def test_numbers_too_small_to_read_are_left_out():
     assert not ax.texts
 
 
-@pytest.mark.parametrize("n", [51, 200, 400])
+@pytest.mark.parametrize("n", [51, *slow(200, 400)])
 def test_a_matrix_of_many_classes_has_no_numbers_and_few_labels(n):
     actual = list(range(n))
     figure = echo(actual, actual, [str(i) for i in actual], bs=n).interpret().plot_confusion_matrix(return_fig=True)

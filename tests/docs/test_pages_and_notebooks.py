@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import slow, toy_learner
 
 import minifast
 from minifast import (
@@ -69,13 +69,13 @@ def block(path: str, name: str) -> str:
 
 
 RUNNABLE = [page for page in PAGES if examples(page) and page != PHOTOGRAPHS]
-LONG = ROOT / "docs/migration/fastai_v2.md"
+QUICK = [ROOT / "README.md", DOCS / "how_to" / "faq.md", DOCS / "how_to" / "training_options.md"]
 
 
 @pytest.mark.parametrize(
     "path",
-    [ROOT / "README.md", *(pytest.param(p, marks=[pytest.mark.slow] if p == LONG else []) for p in RUNNABLE)],
-    ids=map(page_id, [ROOT / "README.md", *RUNNABLE]),
+    [*QUICK, *slow(*(page for page in RUNNABLE if page not in QUICK))],
+    ids=page_id,
 )
 @pytest.mark.usefixtures("pictures")
 def test_the_examples_of_a_page_run_one_after_another(path, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-SLOW = {"mlflow_local"}  # makes a database
+SLOW = {"hugging_face_text", "mlflow_local", "timm_vision_transformer"}  # large packages, and a database
 OWN = {"minifast", *sys.stdlib_module_names}
 
 

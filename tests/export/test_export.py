@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_data, toy_learner, write_images
+from conftest import slow, toy_data, toy_learner, write_images
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -51,10 +51,18 @@ def image_learner(folder: Path, **options) -> Learner:
     return learn
 
 
+@pytest.fixture(scope="module")
+def exported() -> tuple[Learner, bytes]:
+    """A learner over toy data, and the content of its export."""
+    learn, file = toy_learner(), io.BytesIO()
+    learn.export(file)
+    return learn, file.getvalue()
+
+
 # --- export and load_learner
 
 
-@pytest.mark.parametrize("memory", [2**31, 0])  # images in memory, and read from files
+@pytest.mark.parametrize("memory", [2**31, *slow(0)])  # images in memory, and read from files
 def test_a_loaded_learner_predicts_like_the_exported_one(images, tmp_path, memory):
     learn = image_learner(images, memory=memory, num_workers=0)
     learn.path = tmp_path
@@ -130,8 +138,7 @@ def test_a_model_with_two_inputs_is_exported(tmp_path):
     "loss",
     [
         nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]), label_smoothing=0.1),
-        nn.functional.cross_entropy,
-        LabelSmoothingCrossEntropy(eps=0.3),
+        *slow(nn.functional.cross_entropy, LabelSmoothingCrossEntropy(eps=0.3)),
     ],
 )
 def test_losses_are_in_the_file(loss, tmp_path):
@@ -169,10 +176,8 @@ def test_images_are_resized_and_other_shapes_raise(images, tmp_path):
         loaded.predict(torch.rand(3, 9, 9))
 
 
-def test_a_loaded_learner_cannot_train(tmp_path):
-    learn = toy_learner(path=tmp_path)
-    learn.export()
-    loaded = load_learner(tmp_path, device="cpu")
+def test_a_loaded_learner_cannot_train(exported):
+    loaded = load_learner(".", io.BytesIO(exported[1]), device="cpu")
     for train in (lambda: loaded.fit(1), loaded.lr_find, lambda: loaded.fit_one_cycle(1)):
         with pytest.raises(
             ValueError, match="A model from load_learner only predicts; use save and load to continue training"
@@ -182,10 +187,10 @@ def test_a_loaded_learner_cannot_train(tmp_path):
         loaded.get_preds(DatasetType.Test)
 
 
-def test_an_exported_program_can_be_exported_again(tmp_path):
-    learn = toy_learner(path=tmp_path)
-    learn.export()
-    program = load_learner(tmp_path, device="cpu").model
+@pytest.mark.slow
+def test_an_exported_program_can_be_exported_again(exported):
+    learn, content = exported
+    program = load_learner(".", io.BytesIO(content), device="cpu").model
     again = trace(program, (torch.randn(4, 10),))
     x = torch.randn(5, 10)
     assert torch.equal(again(x), learn.model(x))
@@ -234,9 +239,11 @@ class OneSize(Branches):
     [
         (Branches, "torch.export cannot trace Branches: Could not guard on data-dependent"),
         (OneSize, "torch.export cannot trace OneSize: Constraints violated"),
-        (Noisy, "The exported Noisy and Noisy itself have different outputs"),
         (Counts, "Counts changes its own state during inference"),
-        (Pair, "Pair returns a tuple, list or dict, but an exported model must return one tensor"),
+        *slow(
+            (Noisy, "The exported Noisy and Noisy itself have different outputs"),
+            (Pair, "Pair returns a tuple, list or dict, but an exported model must return one tensor"),
+        ),
     ],
 )
 def test_a_model_without_a_program_raises_and_nothing_is_written(model, words, tmp_path, capfd):
@@ -326,14 +333,13 @@ def test_an_invalid_program_raises(broken):
 # --- wrong files
 
 
-def test_missing_foreign_old_and_truncated_files_raise(tmp_path):
+def test_missing_foreign_old_and_truncated_files_raise(exported, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"There is no file .*export.pkl; learn.export\(\) writes one"):
         load_learner(tmp_path)
-    learn = toy_learner(path=tmp_path)
-    learn.export()
+    (tmp_path / "export.pkl").write_bytes(exported[1])
     with pytest.raises(FileNotFoundError, match=r"There is no file .*exprot.pkl; its folder has export.pkl"):
         load_learner(tmp_path, "exprot.pkl")
-    learn.save("saved")
+    toy_learner(path=tmp_path).save("saved")
     with pytest.raises(FileFormatError, match=r"saved.pth is not an export; learn.save wrote it: .* call learn.load"):
         load_learner(tmp_path / "models", "saved.pth")
     torch.save([1], tmp_path / "list.pkl")
@@ -355,9 +361,8 @@ def test_missing_foreign_old_and_truncated_files_raise(tmp_path):
             load_learner(tmp_path, "cut.pkl")
 
 
-def test_a_damaged_file_raises_or_predicts_the_same(tmp_path):
-    learn = toy_learner(path=tmp_path)
-    content = learn.export().read_bytes()
+def test_a_damaged_file_raises_or_predicts_the_same(exported):
+    learn, content = exported
     x, n_errors = torch.randn(4, 10), 0
     places = range(300, len(content) - 100, len(content) // 40)
     for place in places:
@@ -386,10 +391,9 @@ def test_missing_or_broken_images_raise(images, tmp_path):
             load_learner(tmp_path, test=test, device="cpu").get_preds(DatasetType.Test)
 
 
-def test_a_folder_needs_a_model_for_images(tmp_path):
-    toy_learner(path=tmp_path).export()
+def test_a_folder_needs_a_model_for_images(exported, tmp_path):
     with pytest.raises(DataError, match="The model was not trained on images, so `test` must be a loader"):
-        load_learner(tmp_path, test=tmp_path)
+        load_learner(".", io.BytesIO(exported[1]), test=tmp_path)
 
 
 # --- torch.export and ONNX
@@ -411,6 +415,7 @@ def test_pt2_files_are_read_by_torch(images, tmp_path):
     assert not (tmp_path / "b.pt2").exists()
 
 
+@pytest.mark.slow
 def test_onnx_predicts_like_the_model(images, tmp_path):
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(package, reason=f"needs {package}: pip install onnx onnxscript onnxruntime")

@@ -122,11 +122,12 @@ def test_under_accumulation_a_point_is_a_step_of_the_optimizer(n) -> None:
     assert len(line.get_xdata()) == 10
 
 
-def test_a_finder_that_never_steps_gives_up() -> None:
+def test_a_finder_that_never_steps_gives_up(monkeypatch) -> None:
+    monkeypatch.setattr("minifast.callbacks.lr_finder.MAX_BATCHES", 60)
     learn = toy_learner(callbacks=[Accumulate(10**6)])
     learn.lr_find(num_it=2)
     assert learn.lr_finder.lrs == []
-    assert learn.lr_finder.stopped == "the optimizer made 0 steps in 1000 batches"
+    assert learn.lr_finder.stopped == "the optimizer made 0 steps in 60 batches"
 
 
 # --- when it stops

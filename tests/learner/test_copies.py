@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import sys
 import warnings
@@ -11,7 +12,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_items, toy_learner
+from conftest import FailsAt, slow, toy_data, toy_items, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -211,13 +212,13 @@ def test_parts_of_a_learner_can_be_pickled_after_a_fit(name) -> None:
     assert pickle.loads(pickle.dumps(getattr(learn, name))) is not None
 
 
-@pytest.mark.parametrize("way", COPIES.values(), ids=COPIES)
+@pytest.mark.parametrize("way", ["two copies", *slow("deepcopy", "pickle")])
 def test_a_learner_whose_workers_stay_is_copied_without_them(way) -> None:
     loader = DataLoader(toy_items(20), 10, num_workers=1, persistent_workers=True)
     learn = Learner(DataBunch(loader, device="cpu"), simple_ann(10, 2), silent=True)
     learn.fit(1)
     running = loader._iterator
-    copied = way(learn)
+    copied = COPIES[way](learn)
     assert running is not None
     assert loader._iterator is running
     copied.fit(1)
@@ -278,7 +279,7 @@ NOT_LEAVES = {
 
 
 @pytest.mark.filterwarnings("ignore:`?torch.nn.utils.weight_norm:FutureWarning")
-@pytest.mark.parametrize("name", NOT_LEAVES)
+@pytest.mark.parametrize("name", ["activation", "parametrization", *slow("weight_norm", "spectral_norm", "prune")])
 def test_models_that_store_tensors_with_a_graph_are_copied_and_exported(name, tmp_path) -> None:
     torch.manual_seed(0)
     learn = Learner(toy_data(), NOT_LEAVES[name](), path=tmp_path, silent=True)
@@ -319,8 +320,11 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("saver", MODELS)
-@pytest.mark.parametrize("loader", MODELS)
+PAIRS = list(itertools.product(MODELS, MODELS))
+QUICK = [pair for pair in PAIRS if pair in zip(MODELS, [*MODELS][1:] + [*MODELS][:1], strict=True)]  # each name twice
+
+
+@pytest.mark.parametrize(("saver", "loader"), [*QUICK, *slow(*(pair for pair in PAIRS if pair not in QUICK))])
 def test_files_fit_compiled_and_other_models(saver, loader, tmp_path) -> None:
     saved = Learner(toy_data(), MODELS[saver](), path=tmp_path, silent=True)
     saved.fit(1, 1e-2)
@@ -342,7 +346,7 @@ def test_files_fit_compiled_and_other_models(saver, loader, tmp_path) -> None:
     assert outcome(resumed)[0] == outcome(uninterrupted)[0]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["compiled", "compiled twice", *slow("plain", "compiled layer")])
 def test_a_compiled_model_is_still_compiled_and_has_plain_layers(name, tmp_path) -> None:
     from torch._dynamo.testing import CompileCounter
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
-from conftest import FailsAt, toy_data, toy_learner
+from conftest import FailsAt, slow, toy_data, toy_learner
 from torch import nn
 
 from minifast import (
@@ -58,7 +60,7 @@ def outcome(learn: Learner) -> list:
 
 
 @pytest.mark.parametrize("option", OPTIONS)
-@pytest.mark.parametrize("batch", [4, 7, *(pytest.param(batch, marks=pytest.mark.slow) for batch in (1, 5, 13))])
+@pytest.mark.parametrize("batch", [7, *slow(1, 4, 5, 13)])
 def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, option, batch) -> None:
     alone = learner(option, tmp_path / "alone")
     alone.fit_one_cycle(3, 1e-2, callbacks=FailsAt(None))
@@ -184,7 +186,7 @@ def equal_weights(a: Learner, b: Learner) -> bool:
     return list(ours) == list(theirs) and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.mark.parametrize("method", ["to_fp16", "to_bf16"])
+@pytest.mark.parametrize("method", ["to_fp16", *slow("to_bf16")])
 def test_a_compiled_model_follows_the_precision(method) -> None:
     compiled, plain = toy_learner().compile(backend="eager"), toy_learner()
     for learn in (compiled, plain):
@@ -239,8 +241,14 @@ def test_resume_returns_the_recorder(tmp_path) -> None:
     assert len(learn.recorder.val_losses) == 2
 
 
-@pytest.mark.parametrize("method", TRAIN)
-@pytest.mark.parametrize("options", [{"every": 2}, {"resume": False}, {"on_write_error": "stop"}, {}])
+RUN_OPTIONS = [{"every": 2}, {"resume": False}, {"on_write_error": "stop"}, {}]
+QUICK = list(zip([*TRAIN, "fit"], RUN_OPTIONS, strict=True))  # each method and each option once
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [*QUICK, *slow(*(case for case in itertools.product(TRAIN, RUN_OPTIONS) if case not in QUICK))],
+)
 def test_a_run_checkpoint_is_the_same_as_separate_arguments(tmp_path, method, options) -> None:
     TRAIN[method](toy_learner(path=tmp_path / "a"), checkpoint="run", **options)
     TRAIN[method](toy_learner(path=tmp_path / "b"), checkpoint=RunCheckpoint("run", **options))

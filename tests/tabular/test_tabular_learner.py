@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import FailsAt
+from conftest import FailsAt, slow
 
 from minifast import DatasetType, Learner, TabularDataBunch, accuracy, load_learner, rmse, tabular_learner
 from minifast.tabular import TabularModel
@@ -70,10 +70,8 @@ def test_it_learns_classes_and_numbers_in_their_units(dep_var, best) -> None:
         assert last < best < first < 1e5  # it starts at the mean: the standard deviation is 7e4
 
 
-@pytest.mark.parametrize(
-    "columns", ["both", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("categories", "numbers"))]
-)
-@pytest.mark.parametrize("dep_var", ["price", "size"])
+@pytest.mark.parametrize("columns", ["both", *slow("categories", "numbers")])
+@pytest.mark.parametrize("dep_var", ["size", *slow("price")])
 def test_a_loaded_file_predicts_rows_in_each_form_like_the_learner(dep_var, columns) -> None:
     learn, rows = learner(dep_var, columns)
     learn.fit(1, 1e-2)

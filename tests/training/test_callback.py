@@ -609,6 +609,7 @@ class Pickled(LearnerCallback):
 
 
 def test_a_learner_callback_whose_learner_is_gone_says_so() -> None:
+    gc.freeze()  # the collection is of this test's objects only, and takes no time
     learn = toy_learner()
     callback = Pickled(learn, 1)
     del learn
@@ -676,7 +677,6 @@ ENDS = [nothing, fit_and_more, fit_with_an_error, fit_with_an_error_at_the_end, 
 @pytest.mark.parametrize("use", ENDS)
 def test_a_learner_goes_with_its_last_reference(use) -> None:
     learn = toy_learner(callback_fns=[partial(Pickled, power=2)])
-    gc.collect()
     gc.disable()
     try:
         use(learn)

@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 import torch
-from conftest import FailsAt, toy_learner
+from conftest import FailsAt, slow, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -388,8 +388,8 @@ def test_the_norm_that_is_clipped_includes_the_losss_parameters():
     assert learn.loss_func.scale.item() == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("wrap", [lambda loss: loss, lambda loss: loss.forward])
-@pytest.mark.parametrize("at", [1, 2, 4])
+@pytest.mark.parametrize("wrap", [lambda loss: loss, *slow(lambda loss: loss.forward)])
+@pytest.mark.parametrize("at", [1, *slow(2, 4)])
 def test_a_resumed_run_has_the_accumulated_gradients_of_model_and_loss(tmp_path, at, wrap):
     def run(path, fails_at, **options) -> list[float]:
         loss = Weighted()

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from conftest import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -215,7 +216,9 @@ def positions(sizes, classes, loss, moved=False):
     return Learner(data, Positions((*sizes, classes), moved), loss_func=loss, silent=True)
 
 
-@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss(), nn.functional.cross_entropy], ids=["module", "function"])
+@pytest.mark.parametrize(
+    "loss", [nn.CrossEntropyLoss(), *slow(nn.functional.cross_entropy)], ids=["module", "function"]
+)
 @settings(deadline=None, max_examples=12)
 @given(sizes=st.lists(st.integers(1, 4), min_size=1, max_size=2), classes=st.integers(2, 5))
 def test_classes_in_the_last_dimension_raise_or_are_reported(loss, sizes, classes):

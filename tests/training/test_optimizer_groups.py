@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import FailsAt, toy_data
+from conftest import FailsAt, slow, toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -309,7 +309,7 @@ def test_an_optimizer_with_modes_validates_and_ends_with_evaluation_weights() ->
     assert learn.validate()[0] == recorder.val_losses[-1]
 
 
-@pytest.mark.parametrize("stop", [1, 5, 7])
+@pytest.mark.parametrize("stop", [5, *slow(1, 7)])
 def test_a_run_with_modes_resumes_bit_for_bit(tmp_path, stop) -> None:
     class Stop(Callback):
         armed = True

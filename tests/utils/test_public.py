@@ -188,6 +188,7 @@ def test_pytest_shows_the_line_of_the_user_and_one_of_minifast(tmp_path, monkeyp
 
 
 def test_hiding_keeps_no_learner_alive():
+    gc.freeze()  # the collection is of this test's objects only, and takes no time
     learn = learner(callbacks=[Broken()])
     reference = weakref.ref(learn)
     with contextlib.suppress(KeyError):

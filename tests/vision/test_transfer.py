@@ -10,6 +10,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from conftest import slow
 from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
@@ -144,7 +145,13 @@ N_CHILDREN = {
 }
 
 
-@pytest.mark.parametrize("name", N_CHILDREN)
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("resnet18", "squeezenet1_1", "mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"),
+        *slow("mnasnet0_5", "densenet121", "efficientnet_b0", "regnet_y_400mf", "googlenet"),
+    ],
+)
 def test_backbone_ends_before_the_pooling(name):
     arch = partial(getattr(models, name), **OPTIONS.get(name, {}))
     body = create_body(arch, pretrained=False)
@@ -270,13 +277,17 @@ def test_backbone_with_weights_from_a_file(weights, tmp_path):
     state = torch.load(weights)
     model.load_state_dict(state)
     assert same(body, nn.Sequential(*list(model.children())[:8]))
+    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
+    torch.save(old, tmp_path / "old.pth")
+    assert same(create_body(models.resnet18, tmp_path / "old.pth"), body)
+
+
+@pytest.mark.slow
+def test_backbone_with_weights_that_a_learner_saved(tmp_path):
     other = Learner(make_data(path=tmp_path), models.resnet18(num_classes=2), silent=True)  # the head is not loaded
     other.fit(1, 1e-3)
     file = other.save("other", return_path=True)
     assert same(create_body(models.resnet18, str(file)), nn.Sequential(*list(other.model.children())[:8]))
-    old = {name: value for name, value in state.items() if not name.endswith("num_batches_tracked")}
-    torch.save(old, tmp_path / "old.pth")
-    assert same(create_body(models.resnet18, tmp_path / "old.pth"), body)
 
 
 @pytest.mark.parametrize(
@@ -449,7 +460,7 @@ def test_cnn_learner_passes_arguments_to_head_backbone_and_learner():
     assert (learn.wd, learn.opt_func) == (0.3, torch.optim.SGD)
 
 
-@pytest.mark.parametrize("stats", ["normalized before", "another range", "a file"])
+@pytest.mark.parametrize("stats", ["another range", *slow("normalized before", "a file")])
 def test_normalized_data_or_unknown_stats_leave_the_data_unchanged(hub, weights, capsys, stats):
     (hub / NAME).write_bytes(weights.read_bytes())
     data = make_data()

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import FailsAt
+from conftest import FailsAt, slow
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -346,8 +346,9 @@ def test_the_finder_leaves_no_trace_in_it(tmp_path, streaming):
     assert weights(found).equal(weights(plain))
 
 
-@pytest.mark.parametrize("streaming", [False, True], ids=["memory", "streaming"])
-@pytest.mark.parametrize("at", [1, 4, 6])
+@pytest.mark.parametrize(
+    ("streaming", "at"), [(False, 1), (True, 4), *slow((False, 4), (False, 6), (True, 1), (True, 6))]
+)
 def test_a_resumed_run_samples_the_same_augmentation(tmp_path, streaming, at):
     whole = learner(tmp_path / "whole", streaming)
     whole.fit_one_cycle(3, 1e-2)

@@ -10,6 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -39,7 +40,7 @@ def tree(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("memory", [2**20, 0])
+@pytest.mark.parametrize("memory", [0, *slow(2**20)])
 def test_class_folders_and_files_that_are_not_utf_8(tree, memory, capsys, tmp_path):
     data = ImageDataBunch.from_folder(tree, memory=memory, num_workers=0, **OPTIONS)
     assert data.classes == ["caf\\udce9", "dog"]

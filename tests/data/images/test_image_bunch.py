@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_images
+from conftest import slow, write_images
 from PIL import Image
 
 from minifast import (
@@ -55,7 +55,6 @@ def bunch(path: Path, **kwargs) -> ImageDataBunch:
 @pytest.fixture
 def uncollected():
     """Keep the garbage collector away, so that what is left to it can be seen."""
-    gc.collect()
     gc.disable()
     yield
     gc.enable()
@@ -296,8 +295,13 @@ def test_each_file_is_decoded_once_also_without_a_cache(tree, monkeypatch, home)
 # --- from the files, batch by batch
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("options", [{}, {"valid_pct": 0.3}, {"size": 4}], ids=["plain", "share", "size"])
+@pytest.mark.parametrize(
+    ("options", "workers"),
+    [
+        *(({}, 0), ({"valid_pct": 0.3}, 0), ({"size": 4}, 0), ({"valid_pct": 0.3}, 2)),
+        *slow(({}, 2), ({"size": 4}, 2)),
+    ],
+)
 def test_a_set_that_does_not_fit_comes_in_the_same_batches(tree, workers, options):
     write_images(tree / "train" / "dog", 1, (6, 5), "RGB", seed=60)
     write_images(tree / "unknown", 3, (6, 5), seed=61)
@@ -761,6 +765,7 @@ def test_an_epoch_of_mnist_sample_is_193_full_batches_of_different_images(mnist)
     assert targets.tolist() == [0] * 1010 + [1] * 1028
 
 
+@pytest.mark.slow
 def test_files_of_mnist_sample_are_predicted_as_in_get_preds(mnist, mnist_sample):
     torch.manual_seed(0)
     learn = Learner(mnist, simple_cnn((3, 16, 16, 2)), silent=True)

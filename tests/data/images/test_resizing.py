@@ -1,10 +1,12 @@
 """Images of another aspect ratio are cropped, squished or padded, the same in training, prediction and export."""
 
 import io
+from itertools import product
 
 import numpy as np
 import pytest
 import torch
+from conftest import slow
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -52,8 +54,12 @@ def wide_images(tmp_path):
     return tmp_path / "images"
 
 
-@pytest.mark.parametrize("memory", [2**30, 0])
-@pytest.mark.parametrize("method", METHODS)
+QUICK = [("crop", 2**30), ("pad", 0)]
+
+
+@pytest.mark.parametrize(
+    ("method", "memory"), [*QUICK, *slow(*(case for case in product(METHODS, [2**30, 0]) if case not in QUICK))]
+)
 def test_training_prediction_and_export_resize_alike(wide_images, method, memory):
     files = sorted(wide_images.rglob("*.png"))
     wanted = {file: read_image(str(file), (8, 8), method) for file in files}
