@@ -153,8 +153,12 @@ def without_export(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("minifast.learner.learner.Learner.export", lambda learn: None)
 
 
+def leave_out_plots(patch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures and the page of ``minifast train``, which take most of the rest of the time."""
+    patch.setattr("minifast.cli.train.report", lambda *_: None)
+    patch.setattr("minifast.cli.train.save_figure", lambda *_: None)
+
+
 @pytest.fixture
 def without_plots(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures and the page of ``minifast train``, which take most of the rest of the time."""
-    monkeypatch.setattr("minifast.cli.train.report", lambda *_: None)
-    monkeypatch.setattr("minifast.cli.train.save_figure", lambda *_: None)
+    leave_out_plots(monkeypatch)

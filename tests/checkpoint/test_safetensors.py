@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import toy_data, toy_learner
+from conftest import slow, toy_data, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -40,26 +40,31 @@ def tensors(draw) -> torch.Tensor:
     return value
 
 
-@settings(max_examples=150, deadline=None)
-@given(values=st.lists(tensors(), min_size=1, max_size=5), data=st.data())
-def test_all_tensors_come_back_with_their_names(values, data, tmp_path_factory):
-    state = {f"layer.{i}": value for i, value in enumerate(values)}
-    for i in range(data.draw(st.integers(0, 3))):  # other names of a tensor, views and parts of its memory
-        value = data.draw(st.sampled_from(values))
-        kinds = {
-            "same": lambda v: v,
-            "rows": lambda v: v[1:] if v.ndim else v,
-            "turned": lambda v: v.movedim(0, -1) if v.ndim else v,
-        }
-        kind = data.draw(st.sampled_from(sorted(kinds)))
-        state[f"{data.draw(st.sampled_from('az'))}.{i}"] = kinds[kind](value)
-    file = tmp_path_factory.getbasetemp() / "all.safetensors"
-    files.write(state, file)
-    found = files.read(file)
-    assert set(found) == set(state)
-    for name, value in state.items():
-        assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
-        assert found[name].tolist() == value.tolist()
+@pytest.mark.parametrize("n_examples", [40, *slow(150)])
+def test_all_tensors_come_back_with_their_names(n_examples, tmp_path):
+    file = tmp_path / "all.safetensors"
+
+    @settings(max_examples=n_examples, deadline=None)
+    @given(values=st.lists(tensors(), min_size=1, max_size=5), data=st.data())
+    def check(values, data):
+        state = {f"layer.{i}": value for i, value in enumerate(values)}
+        for i in range(data.draw(st.integers(0, 3))):  # other names of a tensor, views and parts of its memory
+            value = data.draw(st.sampled_from(values))
+            kinds = {
+                "same": lambda v: v,
+                "rows": lambda v: v[1:] if v.ndim else v,
+                "turned": lambda v: v.movedim(0, -1) if v.ndim else v,
+            }
+            kind = data.draw(st.sampled_from(sorted(kinds)))
+            state[f"{data.draw(st.sampled_from('az'))}.{i}"] = kinds[kind](value)
+        files.write(state, file)
+        found = files.read(file)
+        assert set(found) == set(state)
+        for name, value in state.items():
+            assert (found[name].dtype, found[name].shape) == (value.dtype, value.shape)
+            assert found[name].tolist() == value.tolist()
+
+    check()
 
 
 class Tied(nn.Module):

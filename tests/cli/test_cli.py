@@ -107,13 +107,15 @@ def test_invalid_arguments_exit_with_2(arguments, words, capsys):
     ("arguments", "words"),
     [
         (["mnist_sampel"], "neither a folder nor the name of a data set. Did you mean mnist_sample?"),
-        (
-            ["FOLDER", "--arch", "resnet81"],
-            "--arch: There is no model 'resnet81' in torchvision or timm. Did you mean resnet18?"
-            if importlib.util.find_spec("timm")
-            else "--arch: torchvision has no model 'resnet81'. Did you mean resnet18? For the models of timm, run",
-        ),
         (["FOLDER", "--out", "FOLDER/labels.csv"], "is a file; give a folder"),
+        *slow(  # importing timm takes seconds
+            (
+                ["FOLDER", "--arch", "resnet81"],
+                "--arch: There is no model 'resnet81' in torchvision or timm. Did you mean resnet18?"
+                if importlib.util.find_spec("timm")
+                else "--arch: torchvision has no model 'resnet81'. Did you mean resnet18? For the models of timm, run",
+            )
+        ),
     ],
 )
 def test_unknown_names_exit_with_2(arguments, words, folder, tmp_path, monkeypatch, capsys):
@@ -322,7 +324,7 @@ def test_a_schedule_is_plotted(name, tmp_path, capsys):
     assert out.stat().st_size > 5000
 
 
-@pytest.mark.parametrize("done", [0, 3])
+@pytest.mark.parametrize("done", [0, *slow(3)])
 def test_an_interrupted_comparison_prints_and_plots_the_finished_seeds(done, folder, tmp_path, capsys, monkeypatch):
     from minifast import Learner
 

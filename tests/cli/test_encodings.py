@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import leave_out_plots
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -33,6 +34,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("MINIFAST_HOME", str(folder / "home"))
+        leave_out_plots(patch)
         assert cli.main(["train", "images", "--epochs", "1", "--lr", "0.01", "--bs", "8", "--out", "out"]) == 0
     return folder
 

@@ -10,6 +10,7 @@ from urllib.error import URLError
 
 import pytest
 import torch
+from conftest import slow
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -143,7 +144,7 @@ def test_labels_in_a_csv_file_are_trained_and_predicted(kind, metric, words, fol
         (["--weights", "nothing.pth"], "nothing.pth; check the path."),
         (["--weights", "class.csv"], "Give a file that minifast wrote, or a state dict that torch.save wrote."),
         (["--weights", "weights.pth", "--arch", "resnet18"], "which the backbone of resnet18 needs; give a file of"),
-        (["--weights", "weights.pth", "--arch", "vit_b_32"], "does not take images of shape 3 x 28 x 28"),
+        *slow((["--weights", "weights.pth", "--arch", "vit_b_32"], "does not take images of shape 3 x 28 x 28")),
         (["--weights", "weights.pth", "--arch", ARCH, "--bs", "1"], "a larger --bs, or another --arch."),
     ],
 )

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import leave_out_plots
 
 from minifast import DatasetType, ImageDataBunch, cli, load_learner
 from minifast.cli.predict import Prediction, label_delim_of, write_csv
@@ -24,7 +25,9 @@ def trained(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("trained")
     synthetic.generate_sample(root / "sample", n_train=320, n_valid=20)
     command = ["train", str(root / "sample"), "--bs", "16", "--epochs", "1", "--lr", "2e-2", "--seed", "7"]
-    assert cli.main([*command, "--out", str(root / "out")]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        leave_out_plots(patch)
+        assert cli.main([*command, "--out", str(root / "out")]) == 0
     return root
 
 

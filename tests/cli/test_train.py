@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import slow
 from torch.nn.functional import one_hot
 
 from minifast import Callback, Learner, cli, load_learner
@@ -70,8 +71,13 @@ def test_one_class_cannot_be_trained(folder, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--arch", "vit_b_16"], "vit_b_16 cannot train on a batch of 64 images of 28 x 28 pixels: Wrong image height"),
         (["--arch", "squeezenet1_1", "--bs", "1", "--size", "8"], "squeezenet1_1 cannot train on a batch of 1 images"),
+        *slow(
+            (
+                ["--arch", "vit_b_16"],
+                "vit_b_16 cannot train on a batch of 64 images of 28 x 28 pixels: Wrong image height",
+            )
+        ),
     ],
 )
 def test_a_network_that_does_not_take_the_images_is_an_error_before_the_training(

@@ -624,6 +624,7 @@ def test_the_old_name_of_a_remedy_warns():
         assert Finding("a", "b", "c").way_out == "c"
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_has_no_problem_and_learns(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     readme = (Path(__file__).parents[2] / "README.md").read_text()

@@ -13,6 +13,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import slow
 
 import minifast
 
@@ -33,8 +34,10 @@ def first_line(thing: object) -> str:
 
 # --- docstrings
 
+LONG = ["minifast.export.graph", "minifast.vision.body", "minifast.vision.transfer"]
 
-@pytest.mark.parametrize("name", MODULES)
+
+@pytest.mark.parametrize("name", [*(name for name in MODULES if name not in LONG), *slow(*LONG)])
 def test_the_examples_of_a_module_do_what_they_show(name, tmp_path, monkeypatch):
     here = tmp_path / "here"
     here.mkdir()

@@ -142,6 +142,7 @@ def test_each_example_of_the_readme_imports_what_it_uses_or_continues_the_one_ab
         assert not used - known
 
 
+@pytest.mark.slow
 def test_the_example_of_the_readme_resumes_after_a_crash(tmp_path, monkeypatch):
     for name in ("whole", "crashed"):
         (tmp_path / name).mkdir()
@@ -320,6 +321,7 @@ def test_readme_has_the_two_commands():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("pictures")
 def test_the_example_of_the_command_line_predicts(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -12,7 +12,7 @@ import pytest
 
 FOLDER = Path(__file__).parents[2] / "examples"
 SCRIPTS = sorted(FOLDER.glob("*.py"))
-SLOW = {"hugging_face_text", "mlflow_local", "timm_vision_transformer"}  # large packages, and a database
+SLOW = {"hugging_face_text", "mlflow_local", "timm_vision_transformer", "torchvision_transforms", "wandb_offline"}
 OWN = {"minifast", *sys.stdlib_module_names}
 
 

@@ -59,6 +59,15 @@ def exported() -> tuple[Learner, bytes]:
     return learn, file.getvalue()
 
 
+@pytest.fixture(scope="module")
+def resized(images, tmp_path_factory) -> tuple[Learner, Path]:
+    """A learner that resizes its images, and the folder of its export."""
+    learn = image_learner(images, size=8)
+    learn.path = tmp_path_factory.mktemp("resized")
+    learn.export()
+    return learn, learn.path
+
+
 # --- export and load_learner
 
 
@@ -164,11 +173,9 @@ def test_an_unknown_loss_is_named_when_it_is_needed_and_its_activation_works(tmp
     assert len(loaded.validate(list(learn.data.valid_dl), metrics=[accuracy])) == 2
 
 
-def test_images_are_resized_and_other_shapes_raise(images, tmp_path):
-    learn = image_learner(images, size=8)
-    learn.path = tmp_path
-    learn.export()
-    loaded = load_learner(tmp_path, device="cpu")
+def test_images_are_resized_and_other_shapes_raise(resized, tmp_path):
+    learn, folder = resized
+    loaded = load_learner(folder, device="cpu")
     write_images(tmp_path / "big", 1, (50, 40), "RGB")
     big = tmp_path / "big" / "0.png"
     assert torch.allclose(loaded.predict(big)[2], learn.predict(big)[2], atol=1e-6)
@@ -375,10 +382,7 @@ def test_a_damaged_file_raises_or_predicts_the_same(exported):
     assert n_errors > len(places) / 2  # other places are the padding between tensors
 
 
-def test_missing_or_broken_images_raise(images, tmp_path):
-    learn = image_learner(images)
-    learn.path = tmp_path
-    learn.export()
+def test_missing_or_broken_images_raise(resized, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"none")
     for test, words in (
@@ -388,7 +392,7 @@ def test_missing_or_broken_images_raise(images, tmp_path):
         ([broken], "broken.png is not a readable image"),
     ):
         with pytest.raises((DataError, FileNotFoundError), match=words):
-            load_learner(tmp_path, test=test, device="cpu").get_preds(DatasetType.Test)
+            load_learner(resized[1], test=test, device="cpu").get_preds(DatasetType.Test)
 
 
 def test_a_folder_needs_a_model_for_images(exported, tmp_path):
@@ -471,6 +475,7 @@ def test_onnx_without_its_packages_names_the_extra_to_install(tmp_path, monkeypa
         toy_learner(path=tmp_path).to_onnx("model.onnx")
 
 
+@pytest.mark.slow
 def test_an_export_during_mixup_has_the_original_loss(tmp_path):
     class Exports(Callback):
         def on_batch_end(self, train, num_batch):

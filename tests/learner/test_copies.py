@@ -120,7 +120,7 @@ def make_callbacks() -> dict:
 
 
 @pytest.mark.parametrize("name", sorted(make_callbacks()))
-@pytest.mark.parametrize("way", sorted(COPIES))
+@pytest.mark.parametrize("way", ["two copies", *slow("deepcopy", "pickle")])
 def test_a_learner_with_a_callback_is_copied_after_a_fit(name, way, tmp_path) -> None:
     learn = toy_learner(path=tmp_path)
     learn.callbacks.append(make_callbacks()[name](learn))

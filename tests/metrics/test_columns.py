@@ -8,7 +8,7 @@ import functools
 import pytest
 import torch
 import torchmetrics
-from conftest import FailsAt, toy_data, toy_learner
+from conftest import FailsAt, slow, toy_data, toy_learner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -98,33 +98,37 @@ MAKERS = {
 }
 
 
-@settings(deadline=None, max_examples=25)
-@given(names=st.lists(st.sampled_from(list(MAKERS)), min_size=1, max_size=6), skipped=st.booleans())
-def test_each_value_has_one_column_with_a_name_of_its_own(names, skipped, tmp_path_factory):
-    path = tmp_path_factory.mktemp("run")
-    learn = toy_learner(40, metrics=[MAKERS[name]() for name in names], path=path)
+@pytest.mark.parametrize("n_examples", [8, *slow(25)])
+def test_each_value_has_one_column_with_a_name_of_its_own(n_examples, tmp_path_factory):
+    @settings(deadline=None, max_examples=n_examples)
+    @given(names=st.lists(st.sampled_from(list(MAKERS)), min_size=1, max_size=6), skipped=st.booleans())
+    def check(names, skipped):
+        path = tmp_path_factory.mktemp("run")
+        learn = toy_learner(40, metrics=[MAKERS[name]() for name in names], path=path)
 
-    class SkipsFirst(Callback):
-        def on_epoch_begin(self, epoch):
-            return {"skip_validate": skipped and epoch == 0}
+        class SkipsFirst(Callback):
+            def on_epoch_begin(self, epoch):
+                return {"skip_validate": skipped and epoch == 0}
 
-    learn.fit(2, callbacks=[SkipsFirst(), CSVLogger()])
-    recorder = learn.recorder
-    assert len(set(recorder.names)) == len(recorder.names)
-    assert all(len(row) == len(recorder.names) for row in recorder.rows)
-    assert len(recorder.metrics[-1]) == len(recorder.metrics_names)
-    assert recorder.rows[-1][3:-1] == recorder.metrics[-1] == learn.validate()[1:]
-    assert all(isinstance(value, (int, float, list)) for value in recorder.metrics[-1])
-    with (path / "history.csv").open() as file:
-        header, *rows = csv.reader(file)
-    assert header == recorder.names
-    assert [len(row) for row in rows] == [len(header)] * 2
-    learn.history.to_json(path / "history.json")
-    (loaded,) = read_history(path / "history.json")
-    assert (loaded.names, loaded.metrics) == (recorder.names, recorder.metrics)
-    learn.history.to_csv(path / "all.csv")
-    with (path / "all.csv").open() as file:
-        assert next(csv.reader(file)) == ["run", "method", *recorder.names]
+        learn.fit(2, callbacks=[SkipsFirst(), CSVLogger()])
+        recorder = learn.recorder
+        assert len(set(recorder.names)) == len(recorder.names)
+        assert all(len(row) == len(recorder.names) for row in recorder.rows)
+        assert len(recorder.metrics[-1]) == len(recorder.metrics_names)
+        assert recorder.rows[-1][3:-1] == recorder.metrics[-1] == learn.validate()[1:]
+        assert all(isinstance(value, (int, float, list)) for value in recorder.metrics[-1])
+        with (path / "history.csv").open() as file:
+            header, *rows = csv.reader(file)
+        assert header == recorder.names
+        assert [len(row) for row in rows] == [len(header)] * 2
+        learn.history.to_json(path / "history.json")
+        (loaded,) = read_history(path / "history.json")
+        assert (loaded.names, loaded.metrics) == (recorder.names, recorder.metrics)
+        learn.history.to_csv(path / "all.csv")
+        with (path / "all.csv").open() as file:
+            assert next(csv.reader(file)) == ["run", "method", *recorder.names]
+
+    check()
 
 
 def test_names_tell_partials_apart_by_their_arguments_and_others_by_a_number():

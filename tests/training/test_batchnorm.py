@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from conftest import toy_data
+from conftest import slow, toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -47,24 +47,28 @@ def same(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> boo
     return before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
 
 
-@settings(deadline=None, max_examples=25)
-@given(
-    norms=st.lists(st.sampled_from(list(NORMS)), min_size=1, max_size=3),
-    n=st.integers(0, 3),
-    method=st.sampled_from(["fit", "fit_one_cycle", "lr_find and fit"]),
-    wd=st.sampled_from([0.0, 0.1]),
-)
-def test_frozen_groups_stay_bitwise_identical_in_a_fit(norms, n, method, wd):
-    n = min(n, len(norms))
-    learn = make_learner(norms, wd=wd)
-    learn.fit(1, 1e-2)
-    learn.freeze_to(n)
-    before = [state_of(group) for group in learn.layer_groups]
-    if method.startswith("lr_find"):
-        learn.lr_find(num_it=5)
-    getattr(learn, method.split()[-1])(2, 1e-2)
-    after = [state_of(group) for group in learn.layer_groups]
-    assert [same(*pair) for pair in zip(before, after, strict=True)] == [True] * n + [False] * (len(norms) + 1 - n)
+@pytest.mark.parametrize("n_examples", [8, *slow(25)])
+def test_frozen_groups_stay_bitwise_identical_in_a_fit(n_examples):
+    @settings(deadline=None, max_examples=n_examples)
+    @given(
+        norms=st.lists(st.sampled_from(list(NORMS)), min_size=1, max_size=3),
+        n=st.integers(0, 3),
+        method=st.sampled_from(["fit", "fit_one_cycle", "lr_find and fit"]),
+        wd=st.sampled_from([0.0, 0.1]),
+    )
+    def check(norms, n, method, wd):
+        n = min(n, len(norms))
+        learn = make_learner(norms, wd=wd)
+        learn.fit(1, 1e-2)
+        learn.freeze_to(n)
+        before = [state_of(group) for group in learn.layer_groups]
+        if method.startswith("lr_find"):
+            learn.lr_find(num_it=5)
+        getattr(learn, method.split()[-1])(2, 1e-2)
+        after = [state_of(group) for group in learn.layer_groups]
+        assert [same(*pair) for pair in zip(before, after, strict=True)] == [True] * n + [False] * (len(norms) + 1 - n)
+
+    check()
 
 
 @pytest.mark.parametrize("norm", NORMS)

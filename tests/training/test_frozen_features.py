@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from conftest import slow
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -129,23 +130,27 @@ def check_same(learners, exactly=False):
     assert ours.features is None
 
 
-@settings(max_examples=10, deadline=None)
-@given(
-    epochs=st.integers(2, 4),
-    normalized=st.booleans(),
-    opt_name=st.sampled_from(["AdamW", "SGD", "Adagrad"]),
-    callbacks=st.sampled_from([(), (EMACallback,), (lambda: GradientClipping(clip=0.1),)]),
-)
-def test_features_computed_once_give_the_same_training(epochs, normalized, opt_name, callbacks):
-    def data():
-        made = make_data()
-        return made.normalize() if normalized else made
+@pytest.mark.parametrize("n_examples", [3, *slow(10)])
+def test_features_computed_once_give_the_same_training(n_examples):
+    @settings(max_examples=n_examples, deadline=None)
+    @given(
+        epochs=st.integers(2, 4),
+        normalized=st.booleans(),
+        opt_name=st.sampled_from(["AdamW", "SGD", "Adagrad"]),
+        callbacks=st.sampled_from([(), (EMACallback,), (lambda: GradientClipping(clip=0.1),)]),
+    )
+    def compare(epochs, normalized, opt_name, callbacks):
+        def data():
+            made = make_data()
+            return made.normalize() if normalized else made
 
-    makers = {"data": data, "callbacks": lambda: [make() for make in callbacks]}
-    learners, samples = both(epochs, opt_func=lambda: getattr(torch.optim, opt_name), **makers)
-    check_same(learners)
-    assert samples[0] == N + N_TRIED
-    assert samples[1] >= epochs * N
+        makers = {"data": data, "callbacks": lambda: [make() for make in callbacks]}
+        learners, samples = both(epochs, opt_func=lambda: getattr(torch.optim, opt_name), **makers)
+        check_same(learners)
+        assert samples[0] == N + N_TRIED
+        assert samples[1] >= epochs * N
+
+    compare()
 
 
 @pytest.mark.parametrize("extra", [Noise, nn.Dropout, Counter, OwnNoise, Centered])

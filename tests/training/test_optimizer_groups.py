@@ -423,6 +423,7 @@ def test_the_scale_of_a_group_multiplies_its_learning_rate() -> None:
     assert max(learn.recorder.lrs) == pytest.approx(0.2)
 
 
+@pytest.mark.slow  # importing timm takes seconds
 @pytest.mark.parametrize("in_epochs", [False, True])
 @pytest.mark.parametrize("warmup", [0, 1])
 def test_a_scheduler_of_timm_equals_a_loop_with_it(in_epochs, warmup) -> None:
@@ -450,6 +451,7 @@ def test_a_scheduler_of_timm_equals_a_loop_with_it(in_epochs, warmup) -> None:
     assert len({round(lr, 6) for lr in learn.recorder.lrs}) > 1
 
 
+@pytest.mark.slow
 def test_a_run_with_a_scheduler_of_timm_resumes(tmp_path) -> None:
     scheduler = pytest.importorskip("timm.scheduler", reason="its schedulers are in timm")
 

@@ -174,6 +174,7 @@ def test_name_that_only_timm_may_have_asks_for_timm(monkeypatch):
         vision_learner(make_data(), "convnext_atto")
 
 
+@pytest.mark.slow
 def test_auxiliary_classifiers_of_inception_networks_do_not_train():
     from torchvision.models import GoogLeNet
 
