@@ -25,7 +25,6 @@ from minifast import Callback, DataBunch, DatasetType, Learner, MinifastError
 from minifast.hooks import hook_outputs
 
 N, BS = 40, 8
-many = settings(deadline=None, max_examples=25)
 
 GENERATORS = {
     "torch": lambda: torch.Generator().manual_seed(0),
@@ -255,24 +254,30 @@ def test_looking_does_not_change_training(n_examples):
     compare()
 
 
-@many
-@given(
-    st.sampled_from(list(GENERATORS)), st.sampled_from(list(PLACES)), st.integers(0, 14), st.sampled_from([None, 1, 2])
-)
-@pytest.mark.slow
-def test_a_resumed_run_equals_one_that_was_not_interrupted(kind, place, at, every):
-    plain = learner(kind, place)
-    plain.fit(3, 1e-2)
-    with tempfile.TemporaryDirectory() as folder:
-        with pytest.raises(OSError, match="gone"):
-            learner(kind, place, folder).fit(3, 1e-2, callbacks=FailsAt(at), checkpoint="run", every=every)
-        resumed = learner(kind, place, folder)
-        random.seed(9)
-        np.random.seed(9)
-        torch.manual_seed(9)
-        resumed.fit(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=every)
-    assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
-    assert all(torch.equal(p, q) for p, q in zip(plain.model.parameters(), resumed.model.parameters(), strict=True))
+@pytest.mark.parametrize("n_examples", [4, *slow(25)])
+def test_a_resumed_run_equals_one_that_was_not_interrupted(n_examples):
+    @settings(deadline=None, max_examples=n_examples)
+    @given(
+        st.sampled_from(list(GENERATORS)),
+        st.sampled_from(list(PLACES)),
+        st.integers(0, 14),
+        st.sampled_from([None, 1, 2]),
+    )
+    def compare(kind, place, at, every):
+        plain = learner(kind, place)
+        plain.fit(3, 1e-2)
+        with tempfile.TemporaryDirectory() as folder:
+            with pytest.raises(OSError, match="gone"):
+                learner(kind, place, folder).fit(3, 1e-2, callbacks=FailsAt(at), checkpoint="run", every=every)
+            resumed = learner(kind, place, folder)
+            random.seed(9)
+            np.random.seed(9)
+            torch.manual_seed(9)
+            resumed.fit(3, 1e-2, callbacks=FailsAt(None), checkpoint="run", every=every)
+        assert list(resumed.recorder.raw_losses) == list(plain.recorder.raw_losses)
+        assert all(torch.equal(p, q) for p, q in zip(plain.model.parameters(), resumed.model.parameters(), strict=True))
+
+    compare()
 
 
 class InWorkers(Samples):
