@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from minifast.distributed.agreement import checksums, compare, first_difference
+from minifast.distributed.agreement import checksums, compare, first_difference, sums_and_norms
 from minifast.distributed.exchange import gather
 from minifast.distributed.group import Group
 from minifast.distributed.sharding import is_sharded
@@ -51,7 +51,9 @@ def as_values(call: dict[str, Any]) -> dict[str, Any]:
 def check_same_weights(learn: Learner, group: Group | None, when: str, call: dict[str, Any] | None = None) -> None:
     """Check that the processes that train a learner together have the same weights; all of them must call it.
 
-    Buffers are not compared: running statistics are those of process 0, by rule.
+    Where checksums of all bits are equal, nothing else is computed. Where one differs, a parameter may differ by
+    rounding, as on GPUs of different kinds, but not by more. Buffers are not compared: running statistics are those of
+    process 0, by rule.
 
     Args:
         learn: the learner.
@@ -65,11 +67,16 @@ def check_same_weights(learn: Learner, group: Group | None, when: str, call: dic
     if group is None:
         return
     values: dict[str, Any] = {} if call is None else as_values(call)
-    first, *others = gather({**values, "weights": checksums(named_tensors(learn, buffers=False))})
-    sums = [theirs.pop("weights", {}) for theirs in (first, *others)]
+    tensors = named_tensors(learn, buffers=False)
+    first, *others = gather({**values, "weights": checksums(tensors)})
+    bits = [theirs.pop("weights", {}) for theirs in (first, *others)]
     compare([first, *others], SAME_SCRIPT)
-    for rank, theirs in enumerate(sums[1:], 1):
-        if (name := first_difference(sums[0], theirs)) is not None:
+    if all(theirs == bits[0] for theirs in bits):
+        return
+    unequal = {name: t for name, t in tensors.items() if any(theirs.get(name) != bits[0].get(name) for theirs in bits)}
+    ours, *sums = gather(sums_and_norms(unequal))
+    for rank, theirs in enumerate(sums, 1):
+        if (name := first_difference(ours, theirs)) is not None:
             raise MinifastError(
                 f"The parameter {name} differs in process 0 and process {rank} {when}: a callback, the optimizer, the "
                 f"model or the script changed it at random or in one process only. Let each process change it alike: "

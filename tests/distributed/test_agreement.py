@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minifast import MinifastError
-from minifast.distributed.agreement import ABSENT, checksums, compare, find_differences, first_difference
+from minifast.distributed.agreement import (
+    ABSENT,
+    ROW,
+    checksums,
+    compare,
+    find_differences,
+    first_difference,
+    sums_and_norms,
+)
 
 plain = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -57,11 +65,11 @@ def test_a_change_of_a_weight_is_found_and_rounding_is_not(dtype, n, seed, chang
     noise = torch.randn(n, generator=generator, dtype=torch.float64)
     values = 5 * noise
     before = {"same": torch.ones(3), "weight": values.to(dtype)}
-    ours = checksums(before)
-    assert first_difference(ours, checksums({name: tensor.clone() for name, tensor in before.items()})) is None
+    ours = sums_and_norms(before)
+    assert first_difference(ours, sums_and_norms({name: tensor.clone() for name, tensor in before.items()})) is None
     if dtype in (torch.float64, torch.float32, torch.complex64):
         rounded = values.to(torch.float64) * (1 + 1e-7 * torch.randn(n, generator=generator, dtype=torch.float64))
-        assert first_difference(ours, checksums({**before, "weight": rounded.to(dtype)})) is None
+        assert first_difference(ours, sums_and_norms({**before, "weight": rounded.to(dtype)})) is None
     changed = values.clone()
     if change == "one":
         changed[0] += 3 * math.sqrt(n)
@@ -69,13 +77,66 @@ def test_a_change_of_a_weight_is_found_and_rounding_is_not(dtype, n, seed, chang
         changed[-1] = math.nan
     else:
         changed += 2 if change == "all" else 2 * noise.sign()
-    assert first_difference(ours, checksums({**before, "weight": changed.to(dtype)})) == "weight"
+    assert first_difference(ours, sums_and_norms({**before, "weight": changed.to(dtype)})) == "weight"
 
 
 def test_noise_in_a_large_tensor_and_a_missing_one_are_found():
     weight = torch.randn(1_000_000, generator=torch.Generator().manual_seed(0))
     noisy = weight * (1 + 0.01 * torch.randn(1_000_000, generator=torch.Generator().manual_seed(1)))
-    assert first_difference(checksums({"w": weight}), checksums({"w": noisy})) == "w"
-    assert first_difference(checksums({"w": weight}), {}) == "w"
-    both = checksums({"w": torch.full((2,), math.nan)})
+    assert first_difference(sums_and_norms({"w": weight}), sums_and_norms({"w": noisy})) == "w"
+    assert first_difference(sums_and_norms({"w": weight}), {}) == "w"
+    both = sums_and_norms({"w": torch.full((2,), math.nan)})
     assert first_difference(both, both) is None  # the checks of the loss tell more
+
+
+def checksum(tensor):
+    (found,) = checksums({"w": tensor}).values()
+    return found
+
+
+every_type = st.sampled_from(
+    [
+        *(torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.float8_e5m2),
+        *(torch.complex64, torch.complex128, torch.int64, torch.int32, torch.int16, torch.uint8, torch.bool),
+    ]
+)
+
+
+@given(every_type, st.integers(1, 300), st.data())
+def test_a_checksum_changes_with_any_bits_and_not_with_the_layout(dtype, n, data):
+    size = torch.empty((), dtype=dtype).element_size()
+    bits = torch.randint(2 if dtype is torch.bool else 256, (n * size,), dtype=torch.uint8)
+    ours = checksum(bits.view(dtype))
+    apart = torch.stack([bits.view(dtype)] * 2, 1)[:, 0]  # its elements are not one after another
+    assert ours == checksum(apart) == checksum(bits.clone().view(dtype))
+    masks = st.just(1) if dtype is torch.bool else st.sampled_from([1, 64, 128, 255])
+    changes = data.draw(st.dictionaries(st.integers(0, n * size - 1), masks, min_size=1))
+    for i, mask in changes.items():
+        bits[i] ^= mask
+    assert checksum(bits.view(dtype)) != ours
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, ROW - 1, ROW, ROW + 1, 3 * ROW, 3 * ROW + 7])
+def test_a_checksum_changes_with_signs_and_places(n):
+    weight = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    negative, swapped = weight.clone(), weight.clone()
+    negative[[0, -1]] *= -1  # the highest bits of two elements
+    swapped[[0, -1]] = weight[[-1, 0]]
+    turned = weight.roll(ROW if n > ROW else 1)  # whole rows
+    every = [weight, -weight, negative, swapped, turned]
+    assert len({checksum(tensor) for tensor in every}) == len({tuple(tensor.tolist()) for tensor in every})
+    assert checksum(weight.reshape(1, -1).mT) == checksum(weight)
+
+
+def test_checksums_of_views_with_pending_signs_are_those_of_their_values():
+    values = torch.randn(10, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    for view in (values.conj(), values.conj().imag):
+        assert checksum(view) == checksum(view.clone())
+
+
+def test_a_checksum_reads_one_number_of_a_row(monkeypatch):
+    read, tolist = [], torch.Tensor.tolist
+    monkeypatch.setattr(torch.Tensor, "tolist", lambda tensor: read.append(tensor.numel()) or tolist(tensor))
+    monkeypatch.setattr(torch.Tensor, "cpu", None)
+    checksums({"a": torch.zeros(4 * ROW), "b": torch.zeros(2, 3), "c": torch.zeros(0)})
+    assert read == [4 + 1 + 1]  # of all tensors at once, with one for the rest of each
