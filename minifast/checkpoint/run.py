@@ -8,6 +8,7 @@ import reprlib
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -99,7 +100,7 @@ class Checkpointer(LearnerCallback):
         self._writer = files.CheckedFile(file)
         self._warned = False
         self._interrupt = DelayedInterrupt()
-        self._file_lock: Any = None
+        self._file_lock: ExitStack | None = None
         self._is_new = False  # the folder
         self._run: Any = None  # RunState, from the beginning of the fit
         self._saved: dict[str, Any] | None = None
@@ -196,25 +197,20 @@ class Checkpointer(LearnerCallback):
 
     def _lock(self) -> None:
         """Lock the file, so that no other process trains the same run."""
-        from filelock import FileLock, Timeout  # torch needs it too
-
-        lock = FileLock(self.file.with_name(f".{self.file.name}_lock"))
-        try:
-            self._is_new = files.make_folder(self.file.parent)
-            # The workers of a process that was killed hold its lock for some seconds more.
-            lock.acquire(timeout=LOCK_SECONDS)
-        except Timeout:
-            raise MinifastError(
-                f"Another process or fit trains the run {self.file} now; give each run its own checkpoint name."
-            ) from None
-        except (OSError, NotImplementedError):  # a file system without locks, or one where nothing can be written
-            return
-        self._file_lock = lock
+        self._is_new = not self.file.parent.is_dir()
+        with ExitStack() as stack:
+            try:
+                # The workers of a process that was killed hold its lock for some seconds more.
+                stack.enter_context(files.locked(self.file, LOCK_SECONDS))
+            except TimeoutError:
+                raise MinifastError(
+                    f"Another process or fit trains the run {self.file} now; give each run its own checkpoint name."
+                ) from None
+            self._file_lock = stack.pop_all()
 
     def _unlock(self) -> None:
         if self._file_lock is not None:
-            Path(self._file_lock.lock_file).unlink(missing_ok=True)
-            self._file_lock.release()
+            self._file_lock.close()
             files.remove_empty(self.file.parent, self._is_new)
             self._file_lock = None
 

@@ -21,6 +21,7 @@ from urllib.parse import unquote, urlsplit
 
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
+from minifast.utils.files import locked
 from minifast.utils.folders import home
 from minifast.utils.public import public, show_all
 from minifast.utils.text import is_terminal, write_text
@@ -106,13 +107,8 @@ def _in_turn(target: Path) -> Iterator[bool]:
         return target.stat().st_ino if _has_files(target) else 0
 
     before = made()
-    with contextlib.ExitStack() as stack:
-        if int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1:
-            from filelock import FileLock  # torch needs it too
-
-            name = hashlib.sha256(f"{target} of {home()}".encode()).hexdigest()[:16]
-            with contextlib.suppress(OSError, NotImplementedError):  # then each makes it, and the first one's stays
-                stack.enter_context(FileLock(Path(tempfile.gettempdir(), f"minifast-{name}.lock")))
+    several = int(os.environ.get("LOCAL_WORLD_SIZE") or 1) > 1
+    with locked(target) if several else contextlib.nullcontext():
         yield made() != before
 
 

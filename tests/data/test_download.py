@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -548,8 +549,11 @@ def test_two_at_the_same_moment_both_end_well(force, server, place, monkeypatch)
 
 
 @pytest.mark.parametrize("force", [False, True])
-def test_of_several_processes_of_torchrun_one_downloads(force, server, place, monkeypatch):
+def test_of_several_processes_of_torchrun_one_downloads(force, server, place, tmp_path, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
     if force:
         untar_data(server.url)
     ends, before, answer = [], len(server.asked), server.answer
@@ -569,6 +573,7 @@ def test_of_several_processes_of_torchrun_one_downloads(force, server, place, mo
     assert ends == [place / "data" / "birds"] * 3
     assert len(server.asked) == before + 1
     assert {p.name for p in (place / "data").iterdir()} == {"birds"}
+    assert not list(temporary.iterdir())
 
 
 def test_where_another_was_faster_its_folder_is_used(tmp_path):
