@@ -7,6 +7,7 @@ import importlib
 import os
 import signal
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,20 +62,22 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
             f'imports and so would call it again; put the call under `if __name__ == "__main__":`.'
         )
     api: Any = importlib.import_module("torch.distributed.launcher.api")
-    config = api.LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=f"minifast{os.getpid()}",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        start_method="fork" if forks else "spawn",
-        max_restarts=0,
-    )
     errors: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.errors")
     signals: Any = importlib.import_module("torch.distributed.elastic.multiprocessing.api")
     try:
-        with _own_handlers():
+        # Torch writes errors there, and removes no folder of its own.
+        with _own_handlers(), tempfile.TemporaryDirectory(prefix="minifast_", ignore_cleanup_errors=True) as folder:
+            config = api.LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=nproc,
+                run_id=f"minifast{os.getpid()}",
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                start_method="fork" if forks else "spawn",
+                max_restarts=0,
+                logs_specs=signals.DefaultLogsSpecs(log_dir=folder),
+            )
             results = api.elastic_launch(config, _call)(function, arguments, keywords)
     except signals.SignalException as error:
         if error.sigval == signal.SIGINT:

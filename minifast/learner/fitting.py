@@ -29,7 +29,7 @@ from minifast.utils import files
 from minifast.utils.checks import check_count, check_number
 from minifast.utils.public import check_keywords
 from minifast.utils.tensors import as_list
-from minifast.utils.text import write_text
+from minifast.utils.text import is_muted, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -180,7 +180,7 @@ def lr_find(
     finders = [LRFinder(learn, start_lr, end_lr, num_it, stop_div) for _ in range(repeats)]
     call = plain_call("lr_find", start_lr=start_lr, end_lr=end_lr, num_it=num_it, stop_div=stop_div, wd=wd)
     result = running.find(learn, finders, start_lr, wd, call)
-    shows_plot = show_plot and bool(result.lrs) and not learn.silent and in_notebook()
+    shows_plot = show_plot and bool(result.lrs) and not learn.silent and in_notebook() and not is_muted()
     if not learn.silent:
         advice = "" if result.suggestion is None else f" Suggested learning rate: {result.suggestion:.2g}."
         steps = f"step {len(finders[-1].lrs)} of {finders[-1].num_it}"

@@ -6,6 +6,8 @@ the number of processes. torchrun starts several.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
 import warnings
@@ -406,6 +408,33 @@ def buffers() -> dict:
     return {"of all ranks": (found["weights"], found["random"])}
 
 
+def by_the_first() -> dict:
+    """What the page allows under ``if rank == 0`` waits for no other process."""
+    import matplotlib.pyplot as plt
+
+    set_seed(3)
+    images = torch.rand(33, 1, 4, 4, dtype=torch.float64)
+    loader = TensorLoader(images, samples(33)[1], 16, shuffle=True, seed=1, device="cpu")
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).double()
+    learn = Learner(DataBunch(loader, loader, device="cpu"), model, opt_func=SGD, silent=True, path=FOLDER)
+    learn.fit(1, 0.01)
+    learn.lr_find(num_it=8)
+    interpretation = learn.interpret()
+    if os.environ.get("RANK", "0") == "0":
+        with contextlib.redirect_stdout(io.StringIO()):
+            print(learn, learn.data, learn.summary(), learn.history)
+            learn.predict(images[0])
+            learn.data.show_batch()
+            learn.show_results()
+        learn.plot_schedule(1)
+        recorder = learn.history[0]
+        for plot in (learn.recorder.plot, recorder.plot_losses, recorder.plot_lr, interpretation.plot_confusion_matrix):
+            plt.close(plot(return_fig=True))
+        plt.close("all")
+    learn.fit(1, 0.01)
+    return {"weights": result(learn)["weights"]}
+
+
 class ChangeOnOneRank(Callback):
     """Changes a weight at one event, on the last process only."""
 
@@ -528,6 +557,7 @@ CASES = {
     "files": files,
     "NaN": not_finite,
     "differences": differences,
+    "printed and plotted by the first": by_the_first,
     "IterableDataset, without a length": refused_without_length,
     "check": checked,
     "warnings": warned,
@@ -547,6 +577,7 @@ SLOW = (
         "own accumulation",
         "torchmetrics",
         "files",
+        "printed and plotted by the first",
     ),
 )
 DEFAULT = [name for name in CASES if name not in SLOW]

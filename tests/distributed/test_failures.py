@@ -64,10 +64,12 @@ def test_steps_that_would_differ_between_processes_end_all_with_advice(where, me
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["script", "notebook"])
-def test_launch_returns_the_result_of_the_first_process_and_raises_the_error_of_any(kind):
+def test_launch_returns_the_result_of_the_first_process_and_raises_the_error_of_any(kind, tmp_path):
     command = [sys.executable, str(HERE / "launched.py"), kind]
-    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    temporary = environment(TMPDIR=str(tmp_path))
+    done = subprocess.run(command, env=temporary, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(("torchelastic", "minifast"))]
 
 
 @pytest.mark.slow

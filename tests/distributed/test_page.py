@@ -103,8 +103,9 @@ def run(tmp_path: Path, script: str) -> subprocess.CompletedProcess[str]:
 def test_the_script_of_the_page_trains_in_two_processes(tmp_path):
     done = run(tmp_path, SCRIPT)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("train_loss") == 1
+    assert done.stdout.count("train_loss") == done.stdout.count("706 parameters, 706 of them trainable") == 1
     assert (tmp_path / "models").is_dir()
+    assert (tmp_path / "losses.png").is_file()
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ from minifast.callbacks import recorder
 from minifast.diagnostics.summary import Table, summary
 from minifast.finder.result import FinderResult
 from minifast.learner import fitting
+from minifast.utils import text
 from minifast.utils.text import cell as cell_text
 from minifast.utils.text import html_table, text_table
 
@@ -225,5 +226,8 @@ def test_a_notebook_shows_the_curve_with_the_suggestion(monkeypatch, notebook, s
     plotted = []
     monkeypatch.setattr(fitting, "in_notebook", lambda: notebook)
     monkeypatch.setattr(FinderResult, "plot", lambda self, suggestion=True: plotted.append(suggestion))
+    learner(silent=silent).lr_find(num_it=12, **arguments)
+    assert plotted == [True] * shown
+    monkeypatch.setattr(text, "_muted", True)  # as in all processes but the first
     learner(silent=silent).lr_find(num_it=12, **arguments)
     assert plotted == [True] * shown
