@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
+
 import features
 import pytest
-from test_processes import check, results, torchrun
+from test_processes import check, made_once, results, torchrun
 
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def every_feature(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("features")
-    features.main(folder)
-    return folder
+def train_in(size: int, folder: Path) -> None:
+    done = torchrun(size, "resumed.py", folder, "features")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module", params=[2, 3])
-def one_and_several(request, every_feature):
-    done = torchrun(request.param, "resumed.py", every_feature, "features")
-    assert done.returncode == 0, done.stderr[-3000:]
-    return results(every_feature, 1, "features_")[0], results(every_feature, request.param, "features_")
+def one_and_several(request, tmp_path_factory):
+    one = made_once(tmp_path_factory, "features in one", features.main)
+    size = request.param
+    several = made_once(tmp_path_factory, f"features in {size}", partial(train_in, size))
+    return results(one, 1, "features_")[0], results(several, size, "features_")
 
 
 @pytest.mark.parametrize("name", features.CASES)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
-from functools import cache
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+
+from minifast.utils.files import locked
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases
@@ -35,31 +38,44 @@ def results(folder: Path, size: int, prefix: str = "") -> list[dict]:
     return [torch.load(folder / f"{prefix}{size}_{rank}.pt", weights_only=False) for rank in range(size)]
 
 
-@cache
-def folder_of_two(base: Path) -> Path:
-    """The files that the default cases and the resumed runs write, in this process and in two that start once."""
-    folder = base / "two"
-    folder.mkdir()
+def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Path:
+    """The folder that ``make`` writes, once in a run of pytest, also where pytest-xdist has several processes."""
+    base = factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    done = folder.with_name(f"{name} is done")
+    with locked(folder):
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of another process, where it failed
+            folder.mkdir()
+            make(folder)
+            done.touch()
+    return folder
+
+
+def train_in_two(folder: Path) -> None:
+    """Write the files of the default cases and of the resumed runs, in this process and in two that start once."""
     cases.main(str(folder), *DEFAULT)
     resumed.main(folder, *resumed.IN_ONE)
     done = torchrun(2, "resumed.py", folder, "cases", *resumed.IN_TWO)
     assert done.returncode == 0, done.stderr[-3000:]
     resumed.main(folder, *resumed.THEN_IN_ONE)
-    return folder
+
+
+def train_in_three(folder: Path) -> None:
+    cases.main(str(folder), *CASES)
+    done = torchrun(3, "cases.py", folder, *CASES)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.fixture(scope="module")
 def one_and_two(tmp_path_factory):
-    folder = folder_of_two(tmp_path_factory.getbasetemp())
+    folder = made_once(tmp_path_factory, "two", train_in_two)
     return results(folder, 1)[0], results(folder, 2)
 
 
 @pytest.fixture(scope="module")
 def one_and_three(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("three")
-    cases.main(str(folder), *CASES)
-    done = torchrun(3, "cases.py", folder, *CASES)
-    assert done.returncode == 0, done.stderr[-3000:]
+    folder = made_once(tmp_path_factory, "three", train_in_three)
     return results(folder, 1)[0], results(folder, 3)
 
 

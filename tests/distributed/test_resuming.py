@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from resumed import KINDS
-from test_processes import folder_of_two, torchrun
+from test_processes import made_once, torchrun, train_in_two
 
 
 def read(folder, name, size, rank=0):
@@ -14,7 +14,7 @@ def read(folder, name, size, rank=0):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return folder_of_two(tmp_path_factory.getbasetemp())
+    return made_once(tmp_path_factory, "two", train_in_two)
 
 
 def assert_equal(a, b, **tolerance):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
-from test_processes import HERE, environment, torchrun
+from test_processes import HERE, environment, made_once, torchrun
 from torch import nn
 
 from minifast import DataBunch, Learner, MinifastError, simple_ann
@@ -17,10 +18,7 @@ pytestmark = pytest.mark.slow
 KINDS = ("AdamW", "SGD", "accumulated")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("sharded")
-
+def train(folder: Path) -> None:
     def run(size: int, *cases: str) -> None:
         if size == 1:
             command = [sys.executable, str(HERE / "sharded.py"), str(folder), *cases]
@@ -38,7 +36,11 @@ def folder(tmp_path_factory):
         *("resume-sharded:to shards", "refusals:"),
     )
     run(1, "resume:to one")
-    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return made_once(tmp_path_factory, "sharded", train)
 
 
 def read(folder, name, size, rank=0):
