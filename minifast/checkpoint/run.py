@@ -31,6 +31,7 @@ from minifast.utils import files
 from minifast.utils.checks import check_count, check_word
 from minifast.utils.compat import with_later_settings
 from minifast.utils.interrupts import DelayedInterrupt
+from minifast.utils.locks import locked
 from minifast.utils.public import warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import is_plain
@@ -201,7 +202,7 @@ class Checkpointer(LearnerCallback):
         with ExitStack() as stack:
             try:
                 # The workers of a process that was killed hold its lock for some seconds more.
-                stack.enter_context(files.locked(self.file, LOCK_SECONDS))
+                stack.enter_context(locked(self.file, LOCK_SECONDS))
             except TimeoutError:
                 raise MinifastError(
                     f"Another process or fit trains the run {self.file} now; give each run its own checkpoint name."

@@ -21,8 +21,8 @@ from urllib.parse import unquote, urlsplit
 
 from minifast.errors import DownloadError
 from minifast.utils.checks import check_number, did_you_mean
-from minifast.utils.files import locked
 from minifast.utils.folders import home
+from minifast.utils.locks import locked
 from minifast.utils.public import public, show_all
 from minifast.utils.text import is_terminal, write_text
 

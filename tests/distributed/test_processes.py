@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from minifast.utils.files import locked
+from minifast.utils.locks import locked
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cases

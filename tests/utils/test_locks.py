@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import filelock
 import pytest
 
-from minifast.utils.files import locked
+from minifast.utils.locks import locked
 
 N, TURNS = 4, 5
 
