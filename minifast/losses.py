@@ -236,7 +236,7 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
 
     The parts, weighted by ``loss_weight``, are a third of the batch and the rest, one sample and the rest, or the
     single samples (of a large batch 64 parts). Where the losses differ, the weight of ``loss_func`` is not known: a
-    mean over batches then depends on the batch size. Returns None too where the loss fails on a part.
+    mean over batches then depends on the batch size. Returns None too where the loss fails on a part, or is random.
 
     >>> outputs, targets = torch.arange(6.0), torch.zeros(6)
     >>> batch_size_effect(nn.MSELoss(), outputs, targets) is None
@@ -253,7 +253,9 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
         total = weights = 0.0
         try:
             with torch.no_grad():
-                whole = float(loss_func(outputs, *as_arguments(targets)))
+                whole, again = (loss_func(outputs, *as_arguments(targets)) for _ in range(2))
+                if differ(whole, again):  # it is random, or changes from call to call
+                    return None
                 for rows in parts:
                     output, target, x = (take_rows(values, rows, n) for values in (outputs, targets, inputs))
                     weight = float(loss_weight(loss_func, target, x))
@@ -263,9 +265,20 @@ def batch_size_effect(loss_func: Any, outputs: Any, targets: Any, inputs: Any = 
         except Exception:  # a loss of your own may need the whole batch
             continue
         combined = total if is_summed(loss_func) else total / weights if weights else whole
-        if abs(whole - combined) > 1e-3 * max(abs(whole), abs(combined), 1e-3):
-            return whole, combined
+        if differ(whole, combined):
+            return float(whole), float(combined)
     return None
+
+
+def differ(loss: Any, other: Any) -> bool:
+    """Return whether a loss, a tensor with one number, differs from another one by more than rounding.
+
+    >>> differ(torch.tensor(1.0), 1.01), differ(torch.tensor(1.0).bfloat16(), 1.01)
+    (True, False)
+    """
+    tolerance = max(1e-3, 4 * torch.finfo(loss.dtype).eps)
+    one, two = float(loss), float(other)
+    return abs(one - two) > tolerance * max(abs(one), abs(two), 1e-3)
 
 
 # --- activations and losses of samples

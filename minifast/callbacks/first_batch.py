@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from minifast.metrics.first_batch import try_metrics
 from minifast.training.batch_checks import check_outputs
+from minifast.training.batch_size_effect import warn_of_parts
 from minifast.training.callback import LearnerCallback
 from minifast.training.untrained import untrained_message, untrained_parameters
 from minifast.utils.public import warn_caller
@@ -20,14 +21,16 @@ class FirstBatchCheck(LearnerCallback):
     Args:
         learn: the learner.
         tries_metrics: whether to try the metrics.
+        tries_loss: whether a step takes several batches or processes, whose gradients the loss must let add up.
     """
 
     _order = -5
     _once = True
 
-    def __init__(self, learn: Learner, tries_metrics: bool) -> None:
+    def __init__(self, learn: Learner, tries_metrics: bool = False, tries_loss: bool = False) -> None:
         super().__init__(learn)
         self.tries_metrics = tries_metrics
+        self.tries_loss = tries_loss
 
     def on_backward_begin(self, last_output: Any, last_target: Any, last_loss: Any) -> None:
         """Check the outputs, and warn of parameters that nothing trains."""
@@ -38,7 +41,9 @@ class FirstBatchCheck(LearnerCallback):
     def on_backward_end(
         self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
     ) -> None:
-        """Try the metrics."""
+        """Try the loss on parts of the batch, and the metrics."""
         # After the backward pass, because restoring state in place would change what the graph of the loss holds.
+        if self.tries_loss:
+            warn_of_parts(self.learn, last_output, last_input, last_target)
         if self.tries_metrics and not skip_validate:
             try_metrics(self.learn, metrics, last_output, last_target, last_input)

@@ -11,8 +11,7 @@ from torch.nn import functional
 
 from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
-from minifast.losses import batch_size_effect, is_cross_entropy, is_loss, loss_weight
-from minifast.model_loss import ModelLoss
+from minifast.losses import is_cross_entropy, is_loss
 from minifast.training.batch_checks import (
     check_failed_batch,
     check_outputs,
@@ -21,8 +20,7 @@ from minifast.training.batch_checks import (
     has_class_dimension_1,
     type_name,
 )
-from minifast.training.snapshot import eval_mode, preserve_buffers
-from minifast.utils.tensors import as_arguments, count_samples, take_rows
+from minifast.training.batch_size_effect import REMEDY, loss_effect
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -184,38 +182,12 @@ def check_pairing(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
 
 def check_loss_weight(learn: Learner, output: Any, x: Any, y: Any) -> Iterator[Finding]:
     """Yield a finding if the loss of a batch is not the weighted mean of the losses of its parts."""
-    if isinstance(learn.loss_func, ModelLoss):
-        effect = model_loss_effect(learn, x, y)
-    else:
-        effect = batch_size_effect(learn.loss_func, output, y, x)
-    if effect:
+    if effect := loss_effect(learn, output, x, y):
         yield Finding(
             "The loss of the batch is {:.4g}, but its two parts, weighted by their samples, give {:.4g}.".format(
                 *effect
             ),
             "The loss is not the mean over the samples, so validation loss and accumulated steps depend on batch size.",
-            "Return the mean over the samples, or use torch's loss with weight, ignore_index or reduction='sum' set.",
+            f"{REMEDY}.",
             mild=True,
         )
-
-
-@torch.no_grad()
-def model_loss_effect(learn: Learner, x: Any, y: Any) -> tuple[float, float] | None:
-    """Return the model's own loss of a batch and that of its two parts, where they differ: see ``batch_size_effect``.
-
-    The model is in evaluation mode, without dropout.
-    """
-    n = count_samples(y, x)
-    if n < 2:
-        return None
-    total = weights = 0.0
-    with preserve_buffers(learn.model, stop=[learn, learn.data]), eval_mode(learn.model):
-        for rows in (slice(None), slice(None, max(1, n // 3)), slice(max(1, n // 3), None)):
-            inputs, targets = take_rows(x, rows, n), take_rows(y, rows, n)
-            loss = float(learn.loss_func(learn.output_of(inputs, targets), *as_arguments(targets)))
-            if rows == slice(None):
-                whole = loss
-            elif weight := float(loss_weight(learn.loss_func, targets, inputs)):
-                total, weights = total + weight * loss, weights + weight
-    combined = total / weights if weights else whole
-    return None if abs(whole - combined) <= 1e-3 * max(abs(whole), abs(combined), 1e-3) else (whole, combined)

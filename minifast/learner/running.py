@@ -163,13 +163,14 @@ def fit(
         prepare(learn, lr, wd)
         recorder = Recorder(learn)
         recorder.call = call
-        first_check, nan_check = FirstBatchCheck(learn, tries_metrics=False), NaNCheck(learn, recorder)
+        first_check, nan_check = FirstBatchCheck(learn), NaNCheck(learn, recorder)
         last_good = LastFiniteWeights(learn) if options.on_nan == "restore" else None
         own = [recorder, first_check, nan_check, FollowModel(learn), *([last_good] if last_good else [])]
         callbacks = [*callbacks_for_run(learn, *own), *extra]
         if options.checkpoint is not None:
             checkpoint = options.run_checkpoint(options.checkpoint)
             callbacks.append(Checkpointer(learn, checkpoint_file(learn, checkpoint.name), call, checkpoint))
+        first_check.tries_loss = accumulates(callbacks) or group_of(learn) is not None
         first_check.tries_metrics = bool(valid_dl) and not any(map(_changes_batches, callbacks))
         run(learn, epochs, callbacks, recorder, options.on_nan)
     except NonFiniteLossError as error:
@@ -213,7 +214,7 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                     recorder = Recorder(learn, silent=True)
                     recorder.call = call
                     epochs = math.ceil(finder.num_it / len(learn.data.train_dl))
-                    first_check = FirstBatchCheck(learn, tries_metrics=False)
+                    first_check = FirstBatchCheck(learn)
                     others = callbacks_for_run(learn, recorder, first_check, observers=False)
                     callbacks = [*(callback for callback in others if not callback.controls), finder]
                     finder.uses_validation = not any(map(_changes_batches, others))
@@ -338,8 +339,12 @@ def start_parallel(learn: Learner, state: State, callbacks: Sequence[Callback], 
         if not own_data or part not in ("data", "settings"):
             what |= {f"{name} ({part})": value for name, value in values.items()}
     check_same(what, SAME_SCRIPT)
-    accumulates = any(isinstance(callback, AccumulateScheduler) and callback.n_step > 1 for callback in callbacks)
-    return Parallel(learn, state, group, recorder.call, trains=True, accumulates=accumulates)
+    return Parallel(learn, state, group, recorder.call, trains=True, accumulates=accumulates(callbacks))
+
+
+def accumulates(callbacks: Sequence[Callback]) -> bool:
+    """Return whether optimizer steps take several batches."""
+    return any(isinstance(callback, AccumulateScheduler) and callback.n_step > 1 for callback in callbacks)
 
 
 def check_single_controller(callbacks: Sequence[Callback]) -> None:
