@@ -377,12 +377,7 @@ def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
 
 def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:
     """Report where a run stopped early and how to continue: in a note on the error, or a printed line after Ctrl-C."""
-    if state.last_input is None:
-        where = "before the first batch"
-    elif state.train:
-        where = f"in epoch {state.epoch} at batch {state.num_batch} of {len(learn.data.train_dl)}"
-    else:
-        where = f"in the validation of epoch {state.epoch}"
+    where = state.where(len(learn.data.train_dl))
     saved = " ".join(f"{checkpointer.how_to_resume}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
         in_lr_find = learn.recorder.call.get("method") == "lr_find"

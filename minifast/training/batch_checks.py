@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +24,15 @@ from minifast.losses import (
 from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.progress import NullProgress
 from minifast.training.state import State
-from minifast.utils.checks import add_note, shortlist
+from minifast.utils.checks import add_note, counted, shortlist
 from minifast.utils.shapes import is_counted
-from minifast.utils.tensors import as_arguments, forward_of
+from minifast.utils.tensors import as_arguments, count_samples, forward_of
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 OTHER_CAUSES = (CallbackError, EmptyEpochError, NonFiniteLossError)  # errors that have another cause than the batch
+ONE_VALUE = "Expected more than 1 value per channel when training"  # what torch says of a single sample
 UNEQUAL = (  # what torch's collate function says of samples of different shapes, the last in a worker process
     "each element in list of batch should be of equal size",
     "stack expects each tensor to be equal size",
@@ -170,8 +171,28 @@ def explain_error(learn: Learner, state: State, error: BaseException) -> None:
         )
     if state.last_input is None:
         return
+    check_normalization(error, [count_samples(state.last_target, state.last_input)])
     if state.last_loss is None or is_first_batch(state):  # the first loss may be one that has no gradient
         check_failed_batch(learn, error, state.last_input, state.last_output, state.last_target)
+
+
+def check_normalization(error: BaseException, counts: Sequence[int], rank: int = 0) -> None:
+    """Raise a DataError if ``error`` is that of BatchNorm for a single sample.
+
+    Args:
+        error: the error of the model.
+        counts: how many samples of the batch each process has.
+        rank: this process.
+    """
+    if ONE_VALUE not in str(error) or isinstance(error, DataError) or not counts or counts[rank] > 1:
+        return
+    whose = "The batch" if len(counts) == 1 else f"The share of process {rank}"
+    of = "" if len(counts) == 1 else f" of the batch's {sum(counts)}"
+    least = "" if len(counts) == 1 else f" A batch of {len(counts)} processes needs {2 * len(counts)} or more."
+    raise DataError(
+        f"{whose} has {counted(counts[rank], 'sample')}{of}, but BatchNorm needs two or more in training; give the "
+        f"training loader drop_last=True, or choose another batch size.{least}"
+    ) from error
 
 
 def is_first_batch(state: State) -> bool:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from minifast.errors import CallbackError
 from minifast.training.callback import Callback, Fields, check_contract, fields_of, overrides
-from minifast.training.state import EVENTS, FIRST_KNOWN, State
+from minifast.training.state import EVENTS, FIRST_KNOWN, TRAIN_END, State
 from minifast.utils.checks import add_note, did_you_mean
 from minifast.utils.walk import package_of
 
@@ -135,6 +135,8 @@ class Dispatcher:
         Further failures become notes too.
         """
         state = self.state
+        if not state.exception:
+            state.stage = TRAIN_END
         failures: list[BaseException] = []
         self._known += EVENTS["on_train_end"].first_known
         closing = Call(lambda: state.pbar.close(interrupted=bool(state.exception)), "the bar")

@@ -12,7 +12,7 @@ from minifast.losses import check_broadcast, is_summed, loss_weight
 from minifast.training.averages import WeightedMean, check_loss
 from minifast.training.batchnorm import set_training_mode
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.state import State
+from minifast.training.state import EPOCH_END, State
 from minifast.utils.tensors import as_arguments, as_pair
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             validated = begin_validation(learn, state)
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
             check_epoch(learn, state, validated)
+            state.stage = EPOCH_END
             dispatch("on_epoch_end", metrics=validated)
             state.end_epoch()
     except BaseException as error:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from minifast.distributed.sharding import is_sharded, shard_model
 from minifast.errors import MinifastError
 from minifast.losses import is_summed, loss_weight
 from minifast.model_loss import ModelLoss
+from minifast.training.batch_checks import check_normalization
 from minifast.training.callback import Callback
 from minifast.training.groups import loss_module
 from minifast.training.lazy import initialize_lazy
@@ -138,6 +138,7 @@ class Parallel:
     def __enter__(self) -> Parallel:
         self._exit = ExitStack()
         self._exit.enter_context(guarded(self.group))
+        self._exit.enter_context(self._explained())
         with ExitStack() as failing:
             failing.push(self._exit.__exit__)
             self._before, self.learn.parallel = self.learn.parallel, self
@@ -159,6 +160,16 @@ class Parallel:
         self._exit.__exit__(kind, error, trace)
         if self.trains and current_group() is self.group:  # also after an error that all processes have
             set_rng_states(broadcast(get_rng_states()))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Raise the reason in place of an error of a share of the batch that is too small."""
+        try:
+            yield
+        except ValueError as error:
+            if self._shards is not None:
+                check_normalization(error, self._shards.counts, self.group.rank)
+            raise
 
     def _check_end(self, kind: type[BaseException] | None, *_: Any) -> None:
         if kind is None:
@@ -198,8 +209,9 @@ class Parallel:
     def unwrap(self) -> None:
         """Let gradients stay those of this process's share."""
         if self._wrapped is not None:
+            # Torch may keep the wrapper alive, and its reducer would react to gradients until it is freed.
+            vars(self._wrapped).clear()
             self._wrapped = None
-            gc.collect()  # it refers to itself, and would react to gradients until it is freed
 
     def whole_loss(self, loss: Any) -> Any:
         """Return the loss of the whole batch, of which ``loss`` is the share of this process.

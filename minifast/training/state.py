@@ -11,6 +11,7 @@ from torch import Tensor
 
 from minifast.data.order import set_epoch
 from minifast.training.averages import Losses
+from minifast.utils.checks import counted
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,15 @@ EVENTS: dict[str, Event] = {
 FIRST_KNOWN: dict[str, str] = {field: name for name, event in EVENTS.items() for field in event.first_known}
 
 
+# The stages of a run, as the sentence on an error names them.
+BEFORE = "before the first batch"
+EPOCH_BEGIN = "at the beginning of epoch {epoch}"
+TRAINING = "in epoch {epoch} at batch {num_batch} of {n_batches}"
+VALIDATION = "in the validation of epoch {epoch}"
+EPOCH_END = "at the end of epoch {epoch}"
+TRAIN_END = "at the end of the run, after {epochs}"
+
+
 class State:
     """The state of the loop, under the names of the fields that callbacks read.
 
@@ -91,6 +101,7 @@ class State:
         self.metrics = list(metrics)
         self.metrics_names = list(metrics_names)
         self.on_nan = on_nan
+        self.stage = BEFORE
         self.epoch = 0
         self.iteration = 0
         self.num_batch = 0
@@ -117,6 +128,7 @@ class State:
 
     def batches(self, loader: Any, trains: bool = False) -> Any:
         """Return the batches of a loader: all, or after a resume those that remain in the epoch."""
+        self.stage = TRAINING if trains else VALIDATION
         if trains and hasattr(loader, "begin_epoch"):
             loader.begin_epoch(self.epoch)
         else:
@@ -127,6 +139,7 @@ class State:
 
     def begin_epoch(self) -> None:
         """Start to count the batches of an epoch."""
+        self.stage = EPOCH_BEGIN
         self.num_batch = 0
         self.stop_training = False
 
@@ -149,3 +162,13 @@ class State:
             self.train_batch = xb, yb
         self.train = train
         self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False
+
+    def where(self, n_batches: int) -> str:
+        """Return where the run is, of an epoch of ``n_batches``.
+
+        >>> State(3, None).where(8)
+        'before the first batch'
+        """
+        return self.stage.format(
+            epoch=self.epoch, num_batch=self.num_batch, n_batches=n_batches, epochs=counted(self.epoch, "epoch")
+        )

@@ -19,6 +19,7 @@ from minifast.distributed import group
 from minifast.distributed.agreement import compare
 from minifast.distributed.exchange import gather_rows
 from minifast.distributed.group import Group, _State, _state, current_group, local_gpu
+from minifast.training.batch_checks import check_normalization
 
 PAGE = (Path(__file__).parents[2] / "docs" / "how_to" / "several_gpus.md").read_text()
 SCRIPT = re.findall(r"^```python\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)[0]
@@ -63,7 +64,15 @@ def compare_calls(monkeypatch):
     compare([{"fit_one_cycle": {"epochs": 1, "max_lr": lr}} for lr in (0.01, 0.02)], "")
 
 
+def normalize_one_sample(monkeypatch):
+    try:
+        torch.nn.BatchNorm1d(3)(torch.randn(1, 3))
+    except ValueError as error:
+        check_normalization(error, [2, 1], 1)
+
+
 IN_ONE_PROCESS = {
+    "has 1 sample": normalize_one_sample,
     "differ in max_lr": compare_calls,
     "is an IterableDataset": read_stream,
     "are not set: MASTER": ask_for_group,

@@ -1,4 +1,4 @@
-"""A fit whose steps take several batches or processes warns of a loss whose gradients do not add up, and of no other."""
+"""A fit with steps of several batches or processes warns of a loss whose gradients do not add up, and of no other."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Own(nn.Module):
         if self.noisy:
             logits = functional.dropout(logits, 0.5)
         target = torch.arange(len(x)) if self.compares else labels
-        loss = None if labels is None else functional.cross_entropy(logits @ logits.T if self.compares else logits, target)
+        loss = (
+            None if labels is None else functional.cross_entropy(logits @ logits.T if self.compares else logits, target)
+        )
         return {"loss": loss, "logits": logits}
 
 
