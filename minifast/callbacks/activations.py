@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from minifast import plotting
+from minifast.distributed.sharding import class_of
 from minifast.errors import MinifastError
 from minifast.hooks import Hooks, leaves, tensors_in
 from minifast.training.callback import LearnerCallback
@@ -116,7 +117,7 @@ class ActivationStats(HookCallback):
         """Register the hooks and start a new record."""
         super().on_train_begin()
         names = {module: name for name, module in self.learn.model.named_modules()}
-        self.names = [f"{names.get(module, '?')} {type(module).__name__}".strip() for module in self.chosen()]
+        self.names = [f"{names.get(module, '?')} {class_of(module).__name__}".strip() for module in self.chosen()]
         self._batches = []
 
     def on_batch_end(self, train: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from minifast.distributed.sharding import class_of
 from minifast.training.callback import LearnerCallback
 from minifast.training.parallel import group_of
 
@@ -122,7 +123,7 @@ class RunLogger(LearnerCallback):
         call = {name: value for name, value in learn.recorder.call.items() if value is not None}
         return {
             **call,
-            "model": type(learn.model).__name__,
+            "model": class_of(learn.model).__name__,
             "parameters": sum(parameter.numel() for parameter in learn.model.parameters()),
             "optimizer": type(learn.opt.opt).__name__,
             "loss": str(learn.loss_func),

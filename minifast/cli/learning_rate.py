@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 from minifast.utils.text import write_text
@@ -60,22 +62,43 @@ def choose_lr(learn: Any, default: float | None = None) -> tuple[float, Any, str
     return min(math.sqrt(shown * default), MAX_LR), figure, f"{careful}: {unclear}"
 
 
-def run_finder(learn: Any, num_it: int) -> Any:
-    """Return the result of the learning rate finder; it shows its progress but prints no line for Python."""
+def run_finder(learn: Any, num_it: int, *others: Any) -> Any:
+    """Return the result of the learning rate finder; it shows its progress but prints no line for Python.
+
+    Args:
+        learn: the learner.
+        num_it: the number of steps.
+        others: callbacks that are called too.
+    """
     from minifast.callbacks.lr_finder import LRFinder
     from minifast.learner import running
 
-    finder = LRFinder(learn, START_LR, 10, num_it)
-    return running.find(learn, [finder], START_LR, None, {"method": "lr_find"})
+    before = learn.callbacks
+    learn.callbacks = [*before, *others]
+    try:
+        return running.find(learn, [LRFinder(learn, START_LR, 10, num_it)], START_LR, None, {"method": "lr_find"})
+    finally:
+        learn.callbacks = before
 
 
 def seconds_per_step(learn: Any) -> float:
-    """Return how long a training step takes, measured on a few steps after one to warm up."""
+    """Return how long a training step takes: the median of a few, without the first ones, which start what steps use.
+
+    In several processes the first step finds the parameters that it uses, and the second one wraps the model.
+    """
+    from minifast.training.callback import Callback
+
+    ends: list[float] = []
+
+    class Clock(Callback):
+        def on_batch_end(self, train: bool) -> None:
+            if train:
+                ends.append(time.monotonic())
+
     silent, learn.silent = learn.silent, True
     try:
-        run_finder(learn, 2)
-        begin = time.monotonic()
-        run_finder(learn, 3)
-        return max((time.monotonic() - begin) / 3, 1e-4)
+        run_finder(learn, 6, Clock())
     finally:
         learn.silent = silent
+    seconds = [end - begin for begin, end in pairwise(ends[1:])]
+    return max(median(seconds), 1e-4)

@@ -12,7 +12,7 @@ from minifast.comparison.runs import Plan, as_fit_function, run_in_turn
 from minifast.learner.learner import Learner
 from minifast.training.progress import make_bar
 from minifast.utils.aliases import rename_arguments
-from minifast.utils.checks import add_note, check_callable, check_count, shown
+from minifast.utils.checks import add_note, check_callable, check_count, shown, told
 from minifast.utils.public import public, warn_caller
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.text import write_text
@@ -109,7 +109,7 @@ def compare(
         if not all(runs.values()):  # no complete seed would be lost
             raise
         ended_by = error
-        warn_caller(f"The comparison stopped {stage}: {type(error).__name__}: {error}")
+        warn_caller(f"The comparison stopped {stage}: {told(error)}")
     finally:
         bar.close(interrupted=ended_by is not None)
         set_rng_states(generators)

@@ -28,7 +28,7 @@ from minifast.comparison.runs import LoaderStates, Plan
 from minifast.distributed.group import current_group
 from minifast.errors import MinifastError
 from minifast.learner.learner import Learner
-from minifast.utils.checks import import_optional
+from minifast.utils.checks import import_optional, told
 
 FEATURE, INSTALL = "compare with n_jobs", "minifast[parallel]"
 
@@ -187,7 +187,7 @@ def portable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return MinifastError(f"{type(error).__name__}: {error}")
+        return MinifastError(told(error))
     return error
 
 

@@ -71,7 +71,7 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         findings = [*_check_inputs(x), *_check_setup(learn, epochs), *_check_statistics(learn, x, y)]
         findings += _check_batch(learn, x, y, observations)
     if (group := group_of(learn)) is not None:
-        observations.append(f"This is the result of process 0, which all {group.size} processes have.")
+        observations.append(f"All {group.size} processes return this result, which is that of process 0.")
     return CheckResult(findings, " ".join(observations))
 
 

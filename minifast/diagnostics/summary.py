@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from minifast.distributed.sharding import class_of
 from minifast.errors import MinifastError
 from minifast.hooks import Hooks, hook_outputs, leaves
 from minifast.training.snapshot import eval_mode, preserve_buffers
@@ -69,7 +70,7 @@ def summary(model: nn.Module, x: Any) -> str:
             "" if not parameters else "yes" if len(trainable) == len(parameters) else "partly" if trainable else "no"
         )
         shape = shape_text(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        rows.append((type(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
+        rows.append((class_of(module).__name__, shape, f"{sum(p.numel() for p in parameters):,}", trained))
 
     with Hooks(leaves(model), add_row), preserve_buffers(model), eval_mode(model), without_compiled_code(model):
         call_model(model, x)

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from minifast.distributed.group import Group, current_group, guarded
 from minifast.errors import MinifastError
+from minifast.utils.checks import told
 from minifast.utils.tensors import first_dimension, is_plain, map_tensors
 
 T = TypeVar("T")
@@ -111,7 +112,7 @@ def _sendable(error: Exception) -> Exception:
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:  # classes with other arguments than their message
-        return MinifastError(f"{type(error).__name__}: {error}")
+        return MinifastError(told(error))
     return error
 
 

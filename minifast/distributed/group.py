@@ -20,6 +20,7 @@ import torch
 
 from minifast.errors import MinifastError
 from minifast.utils import text
+from minifast.utils.checks import told
 
 PATIENCE = 2.0  # seconds that a process that fails waits to see whether all do
 
@@ -55,7 +56,7 @@ class Group:
         if isinstance(error, OtherProcessError) or _state.group is not self:
             return
         self.failures += 1
-        first, kinds = self._first_failure(f"{type(error).__name__}: {error}")
+        first, kinds = self._first_failure(told(error))
         if len(kinds) == self.size and len(set(kinds)) == 1:
             error._is_of_all = True  # type: ignore[attr-defined]  # rank 0 shows it
             return

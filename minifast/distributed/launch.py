@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import importlib
 import os
+import pickle
+import re
 import signal
 import sys
+import sysconfig
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -19,7 +22,8 @@ import torch
 
 from minifast.distributed.group import OtherProcessError, _state, current_group, leave, wait_for_the_first
 from minifast.errors import MinifastError
-from minifast.utils.checks import check_callable, check_count
+from minifast.utils.checks import check_callable, check_count, shown
+from minifast.utils.public import PACKAGE
 
 T = TypeVar("T")
 
@@ -40,10 +44,13 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
         keywords: keyword arguments for the function.
 
     Raises:
-        MinifastError: the function failed in a process; the message names the process and the cause. Or a GPU was used
-            before in a notebook, or a script calls it where each process would call it again.
+        MinifastError: the function failed in a process; the message names the process, the cause and its line. Or the
+            function or an argument cannot be pickled, a GPU was used before in a notebook, or a script calls it where
+            each process would call it again.
     """
-    check_callable("function", function)
+    check_callable(
+        "function", function, "pass the function itself, with its arguments after it: launch(train, 65), not train(65)"
+    )
     check_count("nproc", nproc)
     if current_group() is not None:
         raise MinifastError(
@@ -86,14 +93,42 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
     except errors.ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if isinstance(failure.message, dict):
-            raise MinifastError(f"Process {rank} of {nproc} failed: {failure.message['message']}") from error
+            raise MinifastError(f"Process {rank} of {nproc} failed: {_cause(failure.message)}") from error
         how = f"was ended by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
         why = "" if forks or failure.exitcode != 1 else (
             " If its traceback above begins in your script and not in the function: each process imports the script, "
             "so what only the first one does must be under `if __name__ == \"__main__\":`."
         )  # fmt: skip
         raise MinifastError(f"Process {rank} of {nproc} {how}, before the function returned.{why}") from error
+    except (pickle.PicklingError, AttributeError, TypeError):  # those of the function are in its process
+        _check_pickling(function, [*arguments, *keywords.values()])
+        raise
     return results[0]  # type: ignore[no-any-return]
+
+
+def _check_pickling(function: Callable[..., Any], arguments: Sequence[Any]) -> None:
+    """Raise a MinifastError if the function or an argument cannot be sent to another process."""
+    for value in (function, *arguments):
+        try:
+            ForkingPickler.dumps(value)
+        except Exception as error:
+            what, cure = f"The argument {shown(value)}", "Let the function make it."
+            if value is function:
+                what = f"The function {getattr(function, '__qualname__', shown(function))}"
+                cure = "Define it with `def` at the top of a module or script, not inside a function or as a lambda."
+            raise MinifastError(f"{what} cannot be sent to other processes ({error}). {cure}") from error
+
+
+def _cause(message: dict[str, Any]) -> str:
+    """Return the error of a process as torch's launcher reports it, with the line of the user's code."""
+    error = str(message["message"]).removesuffix(": ")
+    steps = re.findall(r'^  File "(.+)", line (\d+), in (.+)$', message["extraInfo"]["py_callstack"], re.MULTILINE)
+    libraries = (PACKAGE, "<frozen", *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")))
+    own = [step for step in steps if not step[0].startswith(libraries)]
+    if not own:
+        return error
+    file, line, function = own[-1]
+    return f"{error} (line {line} of {file}, in {function})"
 
 
 def _unguarded_line() -> int | None:

@@ -25,6 +25,7 @@ from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
 from minifast.diagnostics.summary import summary
 from minifast.distributed.exchange import result_of_first
+from minifast.distributed.sharding import class_of
 from minifast.errors import MinifastError
 from minifast.export import writer
 from minifast.finder.result import FinderResult
@@ -194,14 +195,14 @@ class Learner:
         self.recorder = Recorder(self)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({type(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
+        return f"{type(self).__name__}({class_of(self.model).__name__} on {self.data!r}; loss: {self.loss_func})"
 
     def _repr_html_(self) -> str:
         n = sum(p.numel() for p in self.model.parameters())
         trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         epochs = sum(len(run.nb_batches) for run in self.history if run.finder_result is None)
         rows = [
-            ("model", f"{type(self.model).__name__}, {n:,} parameters, {trained:,} of them trainable"),
+            ("model", f"{class_of(self.model).__name__}, {n:,} parameters, {trained:,} of them trainable"),
             ("data", repr(self.data)),
             ("loss", str(self.loss_func)),
             ("metrics", ", ".join(columns_of(self.metrics)) or "none"),

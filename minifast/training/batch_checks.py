@@ -12,6 +12,7 @@ from torch import nn
 
 from minifast.data.labels import too_few_names
 from minifast.data.tensors import TensorDataBunch
+from minifast.distributed.sharding import class_of
 from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
 from minifast.losses import (
     ELEMENTWISE,
@@ -239,9 +240,9 @@ def check_arguments(model: nn.Module, x: Any) -> None:
     except TypeError as error:
         what = ", ".join(map(repr, x)) if named else f"{len(arguments)} value{'s' if len(arguments) != 1 else ''}"
         raise DataError(
-            f"The inputs of a batch are {what}, but {type(model).__name__}.forward{shown_parameters(signature)} does "
-            f"not take these ({error}); the last value of a batch that is a tuple is the targets, all others are the "
-            f"model's arguments. Pass `batch_fn` to split batches in another way."
+            f"The inputs of a batch are {what}, but {class_of(model).__name__}.forward{shown_parameters(signature)} "
+            f"does not take these ({error}); the last value of a batch that is a tuple is the targets, all others are "
+            f"the model's arguments. Pass `batch_fn` to split batches in another way."
         ) from error
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from minifast.distributed.sharding import class_of
 from minifast.utils.checks import shown
 
 
@@ -38,7 +39,8 @@ def describe_failed_layer(model: nn.Module, error: BaseException) -> str:
     with suppress(Exception):  # after an error on a GPU, its tensors cannot be read
         need = next((needs(module, value) for kind, needs in NEEDS.items() if isinstance(module, kind)), "")
     got = f"got an input of shape {tuple(value.shape)}"
-    return f"Layer {names[id(module)]}, {shown(module)}, {got}{f'; it needs {need}' if need else ''}."
+    layer = shown(module).replace(type(module).__name__, class_of(module).__name__, 1)  # also of a sharded one
+    return f"Layer {names[id(module)]}, {layer}, {got}{f'; it needs {need}' if need else ''}."
 
 
 def _frames(error: BaseException) -> list[FrameType]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minifast.distributed.sharding import local
+from minifast.distributed.sharding import class_of, local
 from minifast.hooks import Hooks
 from minifast.losses import is_summed, loss_weight
 from minifast.model_loss import forward
@@ -55,7 +55,7 @@ def first_output(model: nn.Module) -> Iterator[list[str]]:
 
     def check_output(module: nn.Module, _: Any, output: Any) -> None:
         if not failing and not is_finite(output):
-            failing.append(f"{names[module] or 'the model'} ({type(module).__name__})")
+            failing.append(f"{names[module] or 'the model'} ({class_of(module).__name__})")
 
     with Hooks(names, check_output):
         yield failing

@@ -158,8 +158,8 @@ def check_folder(path: Path) -> Path:
     return path
 
 
-def check_callable(name: str, value: Any) -> Any:
-    """Return ``value`` if you can call it.
+def check_callable(name: str, value: Any, advice: str = "pass a function, such as torch's") -> Any:
+    """Return ``value`` if you can call it; else an error gives the advice.
 
     Raises:
         TypeError: the value is not callable, or is a class of modules where an instance is needed.
@@ -169,7 +169,7 @@ def check_callable(name: str, value: Any) -> Any:
             f"{in_backticks(name)} is the class {value.__name__}; pass an instance of it: {value.__name__}()."
         )
     if not callable(value):
-        raise TypeError(f"{in_backticks(name)} must be callable, got {shown(value)}; pass a function, such as torch's.")
+        raise TypeError(f"{in_backticks(name)} must be callable, got {shown(value)}; {advice}.")
     return value
 
 
@@ -217,6 +217,15 @@ def bound_arguments(function: Any) -> dict[str, Any]:
     ({'base': 2}, {})
     """
     return function.keywords if isinstance(function, partial) else {}
+
+
+def told(error: BaseException) -> str:
+    """Return the class and the message of an error in one line, as Python shows it.
+
+    >>> told(KeyError("oops")), told(KeyboardInterrupt())
+    ("KeyError: 'oops'", 'KeyboardInterrupt')
+    """
+    return f"{type(error).__name__}: {error}".removesuffix(": ")
 
 
 def add_note(error: BaseException, text: str) -> None:

@@ -6,12 +6,13 @@ import json
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import slow
+from conftest import slow, toy_learner
 from torch.nn.functional import one_hot
 
 from minifast import Callback, Learner, cli, load_learner
@@ -102,6 +103,17 @@ def test_resize_and_bad_images_are_options(folder, tmp_path, capsys):
     assert "320 training and" in capsys.readouterr().out
     assert json.loads((out / "options.json").read_text())["resize"] == "pad"
     assert load_learner(out).data.resize == "pad"
+
+
+def test_the_time_of_a_step_is_without_the_start_of_a_run():
+    class Starts(Callback):
+        def on_step_end(self, iteration):
+            time.sleep(0.3 if iteration < 2 else 0.001)
+
+    learn = toy_learner(callbacks=[Starts()])
+    assert 0.001 < learning_rate.seconds_per_step(learn) < 0.05
+    assert learn.silent
+    assert [type(callback) for callback in learn.callbacks] == [Starts]
 
 
 @pytest.mark.parametrize("per_step", [0.001, 0.05, 0.2, 10.0])

@@ -281,7 +281,7 @@ def checked() -> dict:
     before = torch.get_rng_state()
     text = str(learn.check())
     size = os.environ.get("WORLD_SIZE")
-    assert f"of process 0, which all {size} processes have." in text or size is None
+    assert f"All {size} processes return this result, which is that of process 0." in text or size is None
     same = torch.equal(before, torch.get_rng_state())
     return {"of all ranks": {"text": text, "problems": len(learn.check().findings)}, "restored": same}
 

@@ -6,16 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import toy_learner
+from conftest import toy_data, toy_learner
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 from minifast import DataError, Learner, MinifastError
 from minifast.comparison.processes import count_jobs
 from minifast.data.shards import _rows_of
-from minifast.distributed import launch
+from minifast.diagnostics.summary import summary
+from minifast.distributed import group, launch
 from minifast.distributed.exchange import from_first, gather_rows, share_of, shares
-from minifast.distributed.group import Group, _State, _state, current_group
+from minifast.distributed.group import Group, OtherProcessError, _State, _state, current_group
+from minifast.training.failed_layer import describe_failed_layer
 from minifast.utils.random import get_rng_states, set_rng_states, states_for_rank
 
 
@@ -87,6 +90,34 @@ def test_processes_that_train_together_start_no_others(monkeypatch):
         count_jobs(2)
     with pytest.raises(MinifastError, match="call it in a single process"):
         launch(print)
+
+
+def test_an_error_without_a_message_is_told_without_a_colon(monkeypatch):
+    from torch.distributed import HashStore
+
+    store = HashStore()
+    monkeypatch.setattr(group, "PATIENCE", 0.01)
+    monkeypatch.setattr(group, "leave", lambda: None)
+    for rank, error in ((1, KeyboardInterrupt()), (0, ValueError("later"))):
+        monkeypatch.setattr(_state, "group", Group(rank, 2, store))
+        if rank:
+            _state.group.fail(error)
+        else:
+            with pytest.raises(OtherProcessError, match=r"Process 1 of 2 failed, .* ends too: KeyboardInterrupt$"):
+                _state.group.fail(error)
+
+
+def test_a_sharded_layer_has_the_name_that_it_had_before():
+    class FSDPLinear(nn.Linear):
+        """A layer as fully_shard makes it, of a class of its own."""
+
+    FSDPLinear.__module__ = "torch.distributed.fsdp"
+    model = nn.Sequential(FSDPLinear(10, 2))
+    assert summary(model, torch.zeros(4, 10)).splitlines()[1].startswith("Linear ")
+    with pytest.raises(RuntimeError) as error:
+        model(torch.zeros(4, 3))
+    assert describe_failed_layer(model, error.value).startswith("Layer 0, Linear(in_features=10")
+    assert f"Learner({FSDPLinear.__mro__[1].__name__} on" in repr(Learner(toy_data(), FSDPLinear(10, 2)))
 
 
 def test_the_learner_keeps_what_it_was_told():
