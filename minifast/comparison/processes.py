@@ -25,10 +25,11 @@ from torch import nn
 from minifast.checkpoint.fingerprint import checksum
 from minifast.comparison.result import Run
 from minifast.comparison.runs import LoaderStates, Plan
+from minifast.distributed.exchange import portable
 from minifast.distributed.group import current_group
 from minifast.errors import MinifastError
 from minifast.learner.learner import Learner
-from minifast.utils.checks import import_optional, told
+from minifast.utils.checks import import_optional
 
 FEATURE, INSTALL = "compare with n_jobs", "minifast[parallel]"
 
@@ -180,15 +181,6 @@ def digest(learn: Learner) -> str:
     samples = [getattr(loader, "dataset", getattr(loader, "dl", None)) for loader in loaders]
     order = [[getattr(loader, name, None) for name in ("seed", "epoch")] for loader in loaders]
     return checksum([[f"{len(part)}", part] for part in (weights, order)] + [[checksum(part)] for part in samples])
-
-
-def portable(error: Exception) -> Exception:
-    """Return an error that the calling process can read: the error itself, or its text if it cannot be pickled."""
-    try:
-        pickle.loads(pickle.dumps(error))
-    except Exception:
-        return MinifastError(told(error))
-    return error
 
 
 def torch_settings(n_jobs: int) -> dict[str, Any]:

@@ -85,7 +85,7 @@ def from_first(function: Callable[[], T], group: Group | None) -> T:
             result = function()
         except Exception as raised:  # every rank raises it
             error = raised
-    sent, failure = broadcast((result, None if error is None else _sendable(error)))
+    sent, failure = broadcast((result, None if error is None else portable(error)))
     if error is not None:
         raise error
     if failure is not None:
@@ -105,8 +105,8 @@ def result_of_first(function: Callable[[], T], group: Group | None) -> T:
         return broadcast(function())
 
 
-def _sendable(error: Exception) -> Exception:
-    """Return an error that can be pickled."""
+def portable(error: Exception) -> Exception:
+    """Return an error that another process can read: the error itself, or its text if it cannot be pickled."""
     import pickle
 
     try:

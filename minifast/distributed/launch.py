@@ -32,7 +32,7 @@ def launch(function: Callable[..., T], *arguments: Any, nproc: int = 2, **keywor
     """Call a function in several processes that train together, and return what it returned in the first.
 
     Use it in a notebook, where ``torchrun`` cannot start the script. The function makes data, model and learner by
-    itself. What it returns is pickled: return numbers, tensors or a file name, or save the model and load it again.
+    itself. What it returns is pickled: return numbers, tensors or the model, or save the model and load it again.
 
     In a notebook the processes are forks of this one and see its variables, so nothing may have used a GPU before. In
     a script they import the function, so the call must be under ``if __name__ == "__main__":``.

@@ -71,7 +71,16 @@ def normalize_one_sample(monkeypatch):
         check_normalization(error, [2, 1], 1)
 
 
+def lose_a_process(monkeypatch):
+    waiting = Group(0, 2, torch.distributed.HashStore())
+    monkeypatch.setattr(_state, "group", waiting)
+    monkeypatch.setattr(group, "PATIENCE", 0.01)
+    monkeypatch.setattr(group, "leave", lambda: None)
+    waiting.fail(RuntimeError("Connection closed by peer"))
+
+
 IN_ONE_PROCESS = {
+    "ended without an error": lose_a_process,
     "has 1 sample": normalize_one_sample,
     "differ in max_lr": compare_calls,
     "is an IterableDataset": read_stream,
