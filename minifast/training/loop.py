@@ -42,7 +42,6 @@ def fit(learn: Learner, dispatch: Dispatcher) -> None:
             validated = begin_validation(learn, state)
             state.last_metrics = [validate(learn, learn.data.valid_dl, dispatch) if validated else None]
             check_epoch(learn, state, validated)
-            state.stage = EPOCH_END
             dispatch("on_epoch_end", metrics=validated)
             state.end_epoch()
     except BaseException as error:
@@ -60,7 +59,7 @@ def begin_validation(learn: Learner, state: State) -> bool:
 
 
 def check_epoch(learn: Learner, state: State, validated: bool) -> None:
-    """Raise an error if the training or validation data gave no batch in an epoch."""
+    """Begin the end of an epoch; raise an error if the training or validation data gave no batch in it."""
     for part, loader, empty in (
         ("training", learn.data.train_dl, not state.num_batch),
         ("validation", learn.data.valid_dl, validated and state.last_metrics == [None]),
@@ -71,6 +70,7 @@ def check_epoch(learn: Learner, state: State, validated: bool) -> None:
                 f"{len(loader)}. If it can be iterated only once, pass one that starts anew in each epoch, such as a "
                 f"torch DataLoader or a list."
             )
+    state.stage = EPOCH_END
 
 
 def compute_loss(learn: Learner, state: State) -> Any:
