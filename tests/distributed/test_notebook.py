@@ -50,7 +50,9 @@ result = minifast.launch(train, nproc=2)
 torch.testing.assert_close(torch.tensor(result), torch.tensor(alone), rtol=1e-5, atol=1e-6)
 """
 ERRORS = """
-assert error_of("fail") == "MinifastError: Process 1 of 2 failed: ValueError: bad sample 40"
+message = error_of("fail")
+assert message.startswith("MinifastError: Process 1 of 2 failed: ValueError: bad sample 40 (line "), message
+assert message.endswith(", in train)"), message
 assert "exited with 7, before the function returned." in error_of("exit")
 assert error_of("kill") == "MinifastError: Process 1 of 2 was ended by SIGKILL, before the function returned."
 message = error_of("function")
