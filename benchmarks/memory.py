@@ -43,10 +43,10 @@ data = TensorDataBunch.from_arrays(torch.randn(64, 1000), torch.randn(64, 1), se
 model = torch.nn.Sequential(torch.nn.Linear(1000, 25000), torch.nn.Linear(25000, 1))
 with tempfile.TemporaryDirectory() as folder:
     learn = Learner(data, model, silent=True, path=folder)
-    learn.fit(1, 1e-3, checkpoint="run")
-    {then}
+    {run}
 """
-FILE_SIZE = "print(Path(folder, 'models', 'run.checkpoint').stat().st_size / 2**20)"
+FIT = "learn.fit(1, 1e-3)"
+SIZE = "learn.fit(1, 1e-3, checkpoint='run'); print(Path(folder, 'models', 'run.checkpoint').stat().st_size / 2**20)"
 TENSORS = 3 * (1000 * 25000 + 25000 + 25000 + 1) * 4 / 2**20  # MB of the weights and two moments of AdamW
 
 
@@ -63,12 +63,12 @@ def rows() -> list[Row]:
         code = {str(n): STREAMED.format(folder=str(folder)) for n, folder in folders.items()}
         peaks = interleaved({name: lambda name=name: peak_memory(code[name]) for name in code}, rounds=1)
     results.append(compare("peak memory, 2,000 photographs from files, against 200", peaks, "2000", "200", 1.1, "MB"))
-    large = {"fit": "", "lr_find": "learn.lr_find(num_it=20)"}
+    large = {"fit": FIT, "lr_find": f"{FIT}; learn.lr_find(num_it=20)"}
     peaks = interleaved(
-        {name: lambda then=then: peak_memory(LARGE.format(then=then)) for name, then in large.items()}, rounds=3
+        {name: lambda run=run: peak_memory(LARGE.format(run=run)) for name, run in large.items()}, rounds=3
     )
     peaks |= {"added": [b - a for a, b in zip(*peaks.values(), strict=True)], "tensors": [TENSORS] * 3}
-    peaks["file"] = numbers_of(LARGE.format(then=FILE_SIZE)) * 3
+    peaks["file"] = numbers_of(LARGE.format(run=SIZE)) * 3
     what = "of a model of 25 million weights with AdamW, against weights and optimizer state"
     results.append(compare(f"memory that `lr_find` adds to a fit {what}", peaks, "added", "tensors", 1.0, "MB"))
     results.append(compare(f"size of a checkpoint {what}", peaks, "file", "tensors", 1.1, "MB"))
