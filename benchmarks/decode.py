@@ -67,7 +67,7 @@ def rows() -> list[Row]:
             camera = f"{SHOTS} photographs of 4000 × 3000 to 224 × 224"
             kinds: tuple[tuple[str, Path, int | None, float | None, Clock], ...] = (
                 ("MNIST_SAMPLE's 14,434 files", sample, None, 1.0, seconds),
-                (f"{PHOTOGRAPHS:,} photographs to 224 × 224", photographs, 224, 0.6, seconds),
+                (f"{PHOTOGRAPHS:,} photographs to 224 × 224", photographs, 224, 0.5, seconds),
                 (f"{PHOTOGRAPHS:,} photographs to 224 × 224, CPU time", photographs, 224, None, cpu_seconds),
                 (f"{camera}, 0.6 MB each, CPU time", smooth, 224, 0.25, cpu_seconds),
                 (f"{camera}, 3 MB each, CPU time", grainy, 224, None, cpu_seconds),
