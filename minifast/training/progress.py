@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import math
 import os
 import sys
 import time
@@ -18,6 +19,7 @@ from minifast.utils.text import clock, is_muted, is_terminal, report_closed, wri
 
 MIN_WIDTH = 8  # of a column of the text table
 SECONDS = 30.0  # between two lines of progress where there is no bar
+REDRAW = 0.2  # seconds between two displays of a notebook's bars, and of its table
 
 
 class NullProgress:
@@ -96,12 +98,18 @@ class BarProgress(LineProgress):
         self._progress_bar = fastprogress.NBProgressBar if notebook else fastprogress.ConsoleProgressBar
         self.master: Any = None
         self.child: Any = None
-        self._lines: list[str] = []  # written below a notebook's table
+        self._rows: list[Sequence[str]] = []  # of a notebook's table
+        self._lines: list[str] = []  # written below it
+        self._is_written = True  # fastprogress has these rows and lines
+        self._shown = self._last_write = -math.inf
+        self._send: Callable[[], None] | None = None  # shows the bars and the table of a notebook
         self._figure: Any = None  # IPython's handle of the figure in a notebook
 
     def start(self, n_epochs: int) -> None:
         """Show the bar over the epochs."""
-        self.master = self._master_bar(range(n_epochs), total=n_epochs)
+        self.master = master = self._master_bar(range(n_epochs), total=n_epochs)
+        if self._notebook:
+            self._send, master.show = master.show, self._redraw
         self.epochs_done(0, n_epochs)
 
     def track(self, batches: Any) -> Iterator[Any]:
@@ -140,17 +148,41 @@ class BarProgress(LineProgress):
     def write(self, line: str | Sequence[str], table: bool = False) -> None:
         """Write a line or a row: into the notebook's table, or above the terminal's bar."""
         if self.master is not None and self._notebook:
-            self.master.write(line, table=table)
-            if table:  # fastprogress writes the table again, without the lines written before
-                for earlier in self._lines:
-                    self.master.write(earlier)
+            if table:
+                self._rows.append(line)
             else:
                 self._lines.append(str(line))
-            self.master.show()
+            self._is_written = False
+            now = time.monotonic()
+            self._redraw(now=now - self._last_write >= REDRAW)  # a row of a long epoch does not wait for a batch
+            self._last_write = now
             return
         if self.child is not None:
             write_text("\r" + " " * self.child.max_len, end="\r")  # the bar is redrawn below the line
         super().write(line, table)
+
+    def _redraw(self, now: bool = False) -> None:
+        """Show the bars and the table of a notebook; if not ``now``, only when the last display is some time ago.
+
+        The front end gets the whole table each time, which can take longer than a short epoch.
+        """
+        if not now and time.monotonic() - self._shown < REDRAW:
+            return
+        self._fill_table()
+        if self._send is not None:
+            self._send()
+        self._shown = time.monotonic()
+
+    def _fill_table(self) -> None:
+        """Give fastprogress the rows and lines; it shows them below the bars, and at the end without bars."""
+        if self._is_written or self.master is None:
+            return
+        self._is_written, self._shown = True, time.monotonic()  # its method `write` calls `_redraw`
+        self.master.lines, self.master.text_parts = self._rows[:-1], []
+        for row in self._rows[-1:]:
+            self.master.write(row, table=True)
+        for line in self._lines:
+            self.master.write(line)
 
     def show(self, draw: Callable[[], Any]) -> None:
         """Show the figure that ``draw`` returns below the bar of a notebook, in place of the last one."""
@@ -169,10 +201,13 @@ class BarProgress(LineProgress):
         """Update the bar over the epochs."""
         self._epochs = epochs
         self.master.main_bar.total = n_epochs
+        if epochs >= n_epochs:
+            self._fill_table()  # fastprogress leaves the bars away now
         self.master.update(epochs)
 
     def close(self, interrupted: bool = False) -> None:
         """Close the bar; the table of a notebook stays, and an interrupted bar is marked."""
+        self._fill_table()
         master, child = self.master, self.child
         self.master = self.child = self.describe = None
         if master is None:
@@ -180,6 +215,7 @@ class BarProgress(LineProgress):
         if not interrupted:
             master.on_iter_end()
         elif self._notebook:
+            self._shown = -math.inf
             bar = child or master.main_bar
             bar.on_update(bar.last_v or 0, "interrupted", interrupted=True)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -386,7 +387,8 @@ def cells(html: str) -> list[str]:
     return re.findall(r"<t[hd]>(.*?)</t[hd]>", html, re.S)
 
 
-def test_a_fit_in_a_notebook_shows_bars_and_leaves_the_table(notebook, capsys) -> None:
+def test_a_fit_in_a_notebook_shows_bars_and_leaves_the_table(notebook, capsys, monkeypatch) -> None:
+    monkeypatch.setattr(progress, "REDRAW", 0.0)
     toy_learner(silent=False).fit(2)
     live = notebook.shown[-1]
     assert any("<progress" in html for html in live)
@@ -413,6 +415,58 @@ def test_an_interrupted_fit_in_a_notebook_is_marked_and_keeps_its_rows(notebook)
     learn.callbacks = []
     learn.fit(1)
     assert "interrupted" not in notebook.shown[-1][-1].lower()
+
+
+class Clock:
+    """A clock that moves by ``step`` seconds each time it is read."""
+
+    def __init__(self, step: float) -> None:
+        self.now, self.step = 0.0, step
+
+    def monotonic(self) -> float:
+        self.now += self.step
+        return self.now
+
+
+class Ends(Callback):
+    """Write a line, and raise ``error`` in the second batch of the last epoch."""
+
+    def __init__(self, error) -> None:
+        self.error = error
+
+    def on_batch_end(self, epoch, n_epochs, num_batch, train, pbar):
+        if train and epoch == n_epochs - 1 and num_batch == 1 and self.error:
+            pbar.write("the end")
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [None, KeyboardInterrupt, RuntimeError])
+def test_short_epochs_in_a_notebook_are_shown_together_and_none_is_lost(notebook, monkeypatch, error) -> None:
+    shown = {}
+    for step in (0.0, 1.0):
+        monkeypatch.setattr(progress, "time", Clock(step))
+        with pytest.raises(error) if error else contextlib.nullcontext():
+            toy_learner(silent=False, callbacks=[Ends(error)]).fit(40)
+        live = notebook.shown[-1]
+        assert cells(live[-1])[5::5] == [str(epoch) for epoch in range(39 if error else 40)]
+        assert ("the end" in live[-1]) == bool(error)
+        shown[step] = len(live)
+    assert shown[0.0] <= 6, "all epochs within one moment"
+    assert shown[1.0] > 40 * 3, "each of them takes seconds"
+
+
+def test_the_row_of_a_long_epoch_is_shown_at_once(notebook, monkeypatch) -> None:
+    clock = Clock(0.0)
+    monkeypatch.setattr(progress, "time", clock)
+    seen = []
+
+    class Looks(Callback):
+        def on_epoch_begin(self, epoch):
+            seen.append(cells(notebook.shown[-1][-1])[5::5])
+            clock.now += 1  # this epoch takes a second
+
+    toy_learner(silent=False, callbacks=[Looks()]).fit(3)
+    assert seen == [[], ["0"], ["0", "1"]]
 
 
 def test_a_silent_fit_in_a_notebook_shows_nothing(notebook) -> None:
