@@ -42,12 +42,15 @@ def train(options: argparse.Namespace) -> None:
         raise UsageError("--out is the current folder; give another folder for the results.")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; give a folder.")
-    results = ("model.pth", "history.csv", f"{CHECKPOINT}.checkpoint", f"{CHECKPOINT}_head.checkpoint")
+    results = (f"{CHECKPOINT}.checkpoint", f"{CHECKPOINT}_head.checkpoint", "model.pth", "history.csv")
     existing = [name for name in results if (out / name).exists()]
     if existing and not resumes:
-        raise UsageError(
-            f"--out {out} has {existing[0]} of an earlier training; choose another --out, or delete that folder."
-        )
+        has = f"--out {out} has {existing[0]} of"
+        if any(name.endswith(".checkpoint") for name in existing):
+            raise UsageError(
+                f"{has} a training that was stopped. {resume_command(out)}; to start a new one, choose another --out."
+            )
+        raise UsageError(f"{has} an earlier training; choose another --out, or delete that folder.")
     check_options(options)
     folder = find_data(options.data)
     use_file_backend()
@@ -66,6 +69,7 @@ def train(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
+    learn._after_ctrl_c = "only a training with --checkpoint can be resumed"
     write_text(describe(data))
     record = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "resume")}
     record |= {"data": str(folder.absolute()), "out": str(out), "device": str(data.device), "seed": seed}
@@ -83,10 +87,9 @@ def train(options: argparse.Namespace) -> None:
         fit(learn, options, record["lr"], resumable(out) if options.checkpoint else None)
         record["finished"] = True
     except KeyboardInterrupt:
-        if not options.checkpoint:
-            write_text("This command ends: only a training with --checkpoint can be resumed.")
-        elif learn.recorder.call.get("method", "lr_find") == "lr_find":  # a fit prints it with what is saved
-            write_text(f"{resume_command(out)}.")
+        if learn.recorder.call.get("method", "lr_find") == "lr_find":  # a fit prints it with what is saved
+            rest = resume_command(out) if options.checkpoint else learn._after_ctrl_c
+            write_text(f"The command ends before the training; {rest}.")
         raise
     finally:
         write_options(out, record)
@@ -141,7 +144,10 @@ def saved_options(options: argparse.Namespace) -> argparse.Namespace:
     except ValueError as error:
         raise UsageError(f"--resume {options.resume}: options.json is damaged; start the training again.") from error
     if saved.get("finished"):
-        raise UsageError(f"--resume {options.resume}: the training is finished. Its model is in export.pkl.")
+        raise UsageError(
+            f"--resume {options.resume}: the training is finished. Its model is in export.pkl. To train longer, start a "
+            f"new training with more --epochs than {saved.get('epochs', 1)} and another --out."
+        )
     if not saved.get("checkpoint"):
         raise UsageError(f"--resume {options.resume}: the training was started without --checkpoint; start it again.")
     known = {name: saved[name] for name in vars(options) if name in saved and name != "nproc"}

@@ -135,6 +135,7 @@ class Learner:
     # Also of a learner that an earlier version pickled.
     distributed: bool = True
     sync_bn: bool = False
+    _after_ctrl_c = "you can continue to train the learner"  # what a run that Ctrl-C stops prints without a checkpoint
     parallel: Parallel | None = None  # during a run over several processes
     precompute: bool = True
     features: FrozenFeatures | None = None  # during a run whose first layers are frozen

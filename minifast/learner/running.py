@@ -380,8 +380,9 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
     where = state.where(len(learn.data.train_dl))
     saved = " ".join(f"{checkpointer.how_to_resume}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
-        in_lr_find = learn.recorder.call.get("method") == "lr_find"
-        rest = "lr_find restores all state." if in_lr_find else saved or "you can continue to train the learner."
+        rest = saved or f"{learn._after_ctrl_c}."
+        if learn.recorder.call.get("method") == "lr_find":  # its epochs are not those of a training
+            where, rest = "in the search for a learning rate", "lr_find restores all state."
         if not learn.silent:
             write_text(f"Stopped {where}; {rest}")
     elif isinstance(error, NonFiniteLossError):

@@ -311,7 +311,7 @@ def test_an_interrupted_finder_says_that_all_is_put_back(capsys) -> None:
     learn.silent = False
     with pytest.raises(KeyboardInterrupt):
         learn.lr_find(num_it=10)
-    assert "Stopped in epoch 1 at batch 1 of 3; lr_find restores all state." in capsys.readouterr().out
+    assert "Stopped in the search for a learning rate; lr_find restores all state." in capsys.readouterr().out
 
 
 def test_a_finder_over_data_that_end_stops() -> None:

@@ -20,6 +20,7 @@ from minifast.cli import learning_rate
 from minifast.cli.train import advise
 from minifast.data import synthetic
 from minifast.finder import FinderResult
+from minifast.learner import running
 
 FIGURES = {"lr_find.png", "schedule.png", "losses.png"}
 RESULTS = {"model.pth", "export.pkl", "history.csv", "options.json", "report.html", *FIGURES}
@@ -203,18 +204,40 @@ def test_ctrl_c_saves_the_batch_and_names_the_command(folder, tmp_path, monkeypa
     assert lines[0].endswith(f"{held}: minifast train --resume '{out}' continues the training.")
     assert said.err == "minifast: interrupted\n"
     Presses.at = -1
+    assert cli.main([*command, "--checkpoint"]) == 2
+    assert f"stopped. minifast train --resume '{out}' continues the training; to start" in capsys.readouterr().err
     assert cli.main(["train", "--resume", str(out)]) == 0
     assert "Resuming the run 'run' at epoch 0, batch 2." in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("without_export")
-def test_ctrl_c_without_a_checkpoint_says_that_nothing_can_be_resumed(folder, tmp_path, monkeypatch, capsys):
-    def stop(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize(("lr", "method"), [("auto", "find"), ("1e-2", "fit_one_cycle")])
+@pytest.mark.parametrize(
+    ("checkpoint", "how"), [(["--checkpoint"], "--resume"), ([], "only a training with --checkpoint can be resumed")]
+)
+@pytest.mark.parametrize("begins", [True, False])
+def test_ctrl_c_says_once_what_the_command_can_do(
+    begins, checkpoint, how, lr, method, folder, tmp_path, monkeypatch, capsys
+):
+    class Presses(Callback):
+        def on_loss_begin(self):
+            raise KeyboardInterrupt
 
-    monkeypatch.setattr(Learner, "fit_one_cycle", stop)
-    assert cli.main(["train", str(folder), "--bs", "8", "--lr", "1e-2", "--out", str(tmp_path / "out")]) == 130
-    assert "This command ends: only a training with --checkpoint can be resumed." in capsys.readouterr().out
+    def stop(learn, *arguments, **options):
+        if not begins:
+            raise KeyboardInterrupt
+        learn.callbacks = [Presses()]
+        return run(learn, *arguments, **options)
+
+    owner = running if method == "find" else Learner
+    run = getattr(owner, method)
+    monkeypatch.setattr(owner, method, stop)
+    command = ["train", str(folder), "--bs", "8", "--lr", lr, "--out", str(tmp_path / "out"), *checkpoint]
+    assert cli.main(command) == 130
+    said = capsys.readouterr().out
+    assert said.count(how) == 1, said
+    assert "you can continue" not in said
+    assert ("in epoch" in said) == (begins and method == "fit_one_cycle")
 
 
 def test_the_command_says_what_it_reads_before_it_reads(folder, tmp_path, monkeypatch, capsys):
