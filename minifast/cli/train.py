@@ -145,8 +145,8 @@ def saved_options(options: argparse.Namespace) -> argparse.Namespace:
         raise UsageError(f"--resume {options.resume}: options.json is damaged; start the training again.") from error
     if saved.get("finished"):
         raise UsageError(
-            f"--resume {options.resume}: the training is finished. Its model is in export.pkl. To train longer, start a "
-            f"new training with more --epochs than {saved.get('epochs', 1)} and another --out."
+            f"--resume {options.resume}: the training is finished. Its model is in export.pkl. To train longer, "
+            f"start a new training with more --epochs than {saved.get('epochs', 1)} and another --out."
         )
     if not saved.get("checkpoint"):
         raise UsageError(f"--resume {options.resume}: the training was started without --checkpoint; start it again.")

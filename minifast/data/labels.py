@@ -184,6 +184,11 @@ def _class_indices(array: np.ndarray[Any, Any], classes: list[Any] | None, name:
         values, indices = np.unique(array, return_inverse=True)
         return Labels(torch.from_numpy(indices.astype(np.int64)), values.tolist(), "class", why)
     if array.dtype.kind in "biu" and not any(isinstance(label, Integral) for label in classes):
+        if array.dtype.kind == "b" and len(classes) < 2:
+            raise DataError(
+                f"Bools are 2 classes, but `classes` has {counted(len(classes), 'name')} ({shortlist(classes)}). Name "
+                f"both, that of False first, or leave `classes` out."
+            )
         known, why = {i: i for i in range(len(classes))}, "indices of the classes"
     else:
         known = {label: i for i, label in enumerate(classes)}

@@ -93,7 +93,12 @@ def column_name(table: Any, which: int | str, name: str) -> Any:
         return which
     if isinstance(which, int) and -len(names) <= which < len(names):
         return names[which]
+    separator = next((mark for mark in ";\t|" if len(names) == 1 and mark in str(names[0])), None)
+    seems = f"The columns seem to be separated by {separator!r}:"
+    from_df = f"or give from_df what pandas.read_csv(file, sep={separator!r}) returns."
     raise DataError(
         f"`{name}` must be the name or the index of one of the columns {', '.join(map(str, names))}, got {which!r}."
-        f"{did_you_mean(str(which), map(str, names))}"
+        f"{did_you_mean(str(which), map(str, names))}",
+        hint=f"{seems} pass delimiter={separator!r} to ImageDataBunch.from_csv, {from_df}" if separator else "",
+        cli_hint=f"{seems} save the file with commas." if separator else "",
     )

@@ -19,6 +19,7 @@ from minifast.diagnostics.target_checks import (
     check_loss_weight,
     check_pairing,
     check_regression,
+    check_single_class,
     find_reason,
     find_target_problems,
 )
@@ -68,8 +69,11 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         learn.precision = None  # float16 without loss scaling would round small gradients to 0
         set_training_mode(learn)
-        findings = [*_check_inputs(x), *_check_setup(learn, epochs), *_check_statistics(learn, x, y)]
+        findings = [*_check_inputs(x), *check_single_class(learn, y), *_check_setup(learn, epochs)]
+        findings += _check_statistics(learn, x, y)
         findings += _check_batch(learn, x, y, observations)
+    if learn.data.valid_dl is None:
+        observations.append("There are no validation data, so the table has no validation loss and no metrics.")
     if (group := group_of(learn)) is not None:
         observations.append(f"All {group.size} processes return this result, which is that of process 0.")
     return CheckResult(findings, " ".join(observations))

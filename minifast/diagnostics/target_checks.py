@@ -9,9 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from minifast.data.labels import target_text
+from minifast.data.loaders import TensorLoader
 from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
-from minifast.losses import is_cross_entropy, is_loss
+from minifast.losses import is_cross_entropy, is_loss, setting_of
 from minifast.training.batch_checks import (
     check_failed_batch,
     check_outputs,
@@ -21,11 +23,13 @@ from minifast.training.batch_checks import (
     type_name,
 )
 from minifast.training.batch_size_effect import REMEDY, loss_effect
+from minifast.utils.shapes import is_counted
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
+LARGE_BATCH = 16  # in which balanced classes all occur
 WIDE, NARROW, FAR = 10, 0.02, 5  # standard deviations, and distance of the means, that a short training does not reach
 SCALED_LOSSES = (
     (nn.MSELoss, functional.mse_loss),
@@ -89,6 +93,29 @@ def check_regression(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
     """Yield findings about float targets: two classes, or another scale than the outputs."""
     yield from check_two_classes(learn, y)
     yield from check_target_scale(learn, output, y)
+
+
+def check_single_class(learn: Learner, y: Any) -> Iterator[Finding]:
+    """Yield a finding if all targets are one class: of the training set if it is in memory, else of a larger batch."""
+    targets = y
+    if learn.data.c == 1:  # `check_outputs` reports it
+        return
+    if isinstance(learn.data.train_dl, TensorLoader):
+        targets = learn.data.train_dl.y
+    elif not isinstance(y, Tensor) or len(y) < LARGE_BATCH:
+        return
+    if not is_cross_entropy(learn.loss_func) or not isinstance(targets, Tensor) or targets.is_floating_point():
+        return
+    counted = targets[is_counted(targets, setting_of(learn.loss_func, "ignore_index", -100))]
+    if counted.ndim != 1 or len(counted) < 2 or bool((counted != counted[0]).any()):
+        return
+    which = "training targets" if targets is not y else f"{len(counted)} targets of the first batch"
+    yield Finding(
+        f"All {which} are one class, {target_text(counted[0], learn.data.classes)}.",
+        "A model that always answers with it has no error, so it learns nothing from the inputs.",
+        "Add samples of the other classes, or shuffle the training data.",
+        mild=targets is y,
+    )
 
 
 def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:

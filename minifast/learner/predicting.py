@@ -39,7 +39,7 @@ from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, not_owned, preserve_buffers, preserve_look
 from minifast.training.state import State
-from minifast.utils.checks import check_count
+from minifast.utils.checks import check_count, counted
 from minifast.utils.tensors import as_list, as_number, concatenate, count_samples, map_tensors, take_rows
 from minifast.utils.text import shape_text, text_table, write_text
 
@@ -240,8 +240,8 @@ def decide(learn: Learner, output: Any) -> tuple[Any, Any, Any]:
         number = output.argmax()
     else:
         raise DataError(
-            f"The model gives {output.numel()} outputs, but the data have {len(classes)} classes; give the last layer "
-            f"{len(classes)} outputs."
+            f"The model gives {counted(output.numel(), 'output')}, but the data have {len(classes)} classes; give the "
+            f"last layer {len(classes)} outputs."
         )
     return classes[int(number)], number, output
 

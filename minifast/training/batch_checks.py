@@ -62,11 +62,12 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if n_classes == 1:
         raise DataError(
             f"The data have one class only, {shortlist(learn.data.classes or ['0'])}, so the loss is 0 for every input "
-            f"and nothing can be learned; give samples of two or more classes."
+            f"and nothing can be learned; give samples of two or more classes, and with `classes=` name them "
+            f"all."
         )
     if n_outputs != n_classes:
         raise DataError(
-            f"The model gives {n_outputs} outputs, but the data have {n_classes} classes "
+            f"The model gives {counted(n_outputs, 'output')}, but the data have {n_classes} classes "
             f"({shortlist(learn.data.classes or ())}); give the last layer {n_classes} outputs."
         )
 
@@ -131,11 +132,11 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
     if not are_tensors or not is_cross_entropy(loss_func) or target.is_floating_point() or output.ndim < 2:
         return
     n_outputs = output.shape[1]
-    counted = target[is_counted(target, setting_of(loss_func, "ignore_index", -100))]
-    if len(counted) and (counted.min() < 0 or counted.max() >= n_outputs):
+    used = target[is_counted(target, setting_of(loss_func, "ignore_index", -100))]
+    if len(used) and (used.min() < 0 or used.max() >= n_outputs):
         raise DataError(
-            f"The targets go from {int(counted.min())} to {int(counted.max())}, but the model gives {n_outputs} "
-            f"output{'s' if n_outputs > 1 else ''}; targets are class numbers from 0 to {n_outputs - 1}."
+            f"The targets go from {int(used.min())} to {int(used.max())}, but the model gives "
+            f"{counted(n_outputs, 'output')}; targets are class numbers from 0 to {n_outputs - 1}."
         )
 
 
@@ -275,6 +276,9 @@ def check_input_types(learn: Learner, x: Any) -> None:
         elif tensor.dtype != expected and learn.precision is None and not embeds:
             scale = " / 255" if tensor.dtype == torch.uint8 else ""
             how = f"convert the inputs with x.to(torch.{type_name(expected)}){scale} in the data set"
+            if tensor.dtype == torch.uint8 and (tensor.ndim == 3 or (tensor.ndim == 4 and tensor.shape[3] in (1, 3))):
+                shape, as_images = tuple(tensor.shape), "x[:, None]" if tensor.ndim == 3 else "x.permute(0, 3, 1, 2)"
+                how = f"their shape is {shape}, but images are (n, channels, height, width): give {as_images}"
             if isinstance(learn.data, TensorDataBunch) and tensor.is_floating_point():  # whose dtype decided it
                 how = f"pass dtype=torch.{type_name(expected)} to {type(learn.data).__name__}.from_arrays"
             raise DataError(f"The inputs are {dtype}, but the model's parameters are {type_name(expected)}; {how}.")

@@ -56,7 +56,23 @@ def _needs_channels(channels: int, spatial: int) -> str:
 
 
 def _conv(module: Any, value: Tensor) -> str:
-    return _needs_channels(module.in_channels, len(module.kernel_size))
+    channels, spatial = module.in_channels, len(module.kernel_size)
+    return _needs_channels(channels, spatial) + _channels_cure(value, channels, spatial)
+
+
+def _channels_cure(value: Tensor, channels: int, spatial: int) -> str:
+    """Return how to get the channels that a convolution needs, from the shape of what it got."""
+    if channels == 1 and value.ndim == spatial + 1:
+        return "; add the channel with x[:, None]"
+    if value.ndim != spatial + 2:
+        return ""
+    if value.shape[-1] == channels:
+        return f"; move the channels with x.permute(0, {spatial + 1}, {', '.join(map(str, range(1, spatial + 1)))})"
+    if channels == 1 and bool((value == value[:, :1]).all()):
+        return "; gray images of uint8 get 3 equal channels: give them as floats, x / 255, or for files pass channels=1"
+    if channels == 3 and value.shape[1] == 1:
+        return "; give gray images 3 channels with x.repeat(1, 3, 1, 1)"
+    return ""
 
 
 def _norm(module: Any, value: Tensor) -> str:

@@ -111,6 +111,11 @@ def test_integers_are_indices_of_classes_with_names(labels):
         as_labels([2, 0], ["cat", "dog"])
 
 
+def test_bools_need_two_names():
+    with pytest.raises(DataError, match=r"^Bools are 2 classes, but `classes` has 1 name \(cat\)\. Name both"):
+        as_labels([True, False], ["cat"])
+
+
 def test_a_label_that_is_not_a_class_raises_and_names_its_sample():
     with pytest.raises(DataError, match=r"^image 1 has the label 'dgo', .* classes cat, dog\. Did you mean dog\?"):
         as_labels(["cat", "dgo"], ["cat", "dog"], name="image {}".format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -332,6 +333,48 @@ def test_a_column_that_is_not_there_is_named(folder):
         ImageDataBunch.from_df(folder, frame, fn_col=2)
     with pytest.raises(TypeError, match=r"^`df` must be a data frame .*, got list"):
         ImageDataBunch.from_df(folder, [1, 2])
+
+
+def test_a_class_without_validation_images_is_named_for_all_sources(tmp_path):
+    write_images(tmp_path, 60, (4, 4))
+    labels = ["rare", "scarce", *["a", "b"] * 29]
+    write_csv(tmp_path, ["name,label", *(f"{i}.png,{label}" for i, label in enumerate(labels))])
+    names = [f"{i}.png" for i in range(60)]
+    options = {"seed": 1, "bs": 16, "device": "cpu"}
+    calls = [
+        lambda: ImageDataBunch.from_csv(tmp_path, **options),
+        lambda: ImageDataBunch.from_lists(tmp_path, names, labels, memory=0, num_workers=0, **options),
+        lambda: ImageDataBunch.from_name_func(tmp_path, names, lambda file: labels[int(file.stem)], **options),
+    ]
+    words = r"no images of rare, scarce, .* these classes\. Use a larger `valid_pct`, or another `seed`\.$"
+    for call in calls:
+        with pytest.warns(UserWarning, match=words) as caught:
+            data = call()
+        assert len(caught) == 1
+        present = {int(y) for _, ys in data.valid_dl for y in ys}
+        assert {data.classes[i] for i in present} == {"a", "b"}
+
+
+def test_a_file_in_place_of_a_folder_is_named_with_where_it_belongs(folder):
+    write_csv(folder, ["name,label", *(f"{i}.png,{name}" for i, name in enumerate(NAMES))], "float.csv")
+    hint = r" pass it to from_csv as csv_labels='float\.csv'"
+    for call in (
+        lambda: ImageDataBunch.from_csv(folder, "float.csv"),
+        lambda: ImageDataBunch.from_csv(folder / "float.csv"),
+        lambda: ImageDataBunch.from_df(folder, {}, "float.csv"),
+    ):
+        with pytest.raises(DataError, match=rf"^`(folder|path)` must be the folder of the images, .*{hint}"):
+            call()
+
+
+@pytest.mark.parametrize("mark", [";", "\t"])
+def test_a_csv_file_with_another_separator_is_recognized(folder, mark):
+    write_csv(folder, [f"name{mark}label", *(f"{i}.png{mark}{name}" for i, name in enumerate(NAMES))])
+    with pytest.raises(DataError, match=re.escape(f"separated by {mark!r}: pass delimiter={mark!r} to")) as caught:
+        ImageDataBunch.from_csv(folder)
+    assert "save the file with commas" in caught.value.cli_message
+    with pytest.raises(DataError, match=r"got 5\.$"):
+        ImageDataBunch.from_csv(folder, delimiter=mark, label_col=5)
 
 
 def test_a_csv_file_that_cannot_be_read_is_named(folder):

@@ -57,6 +57,35 @@ def only_finding(learn: Learner) -> Finding:
     return finding
 
 
+@pytest.mark.parametrize("classes", [None, ["a", "b"]])
+@pytest.mark.parametrize("only", [0, 1])
+def test_targets_of_a_single_class_are_reported(only, classes):
+    name = classes[only] if classes else only
+    y = torch.full((120,), only)
+    x = torch.randn(120, 10, generator=torch.Generator().manual_seed(0))
+    in_memory = TensorDataBunch.from_arrays(x, y, classes=classes or ["x", "y"], seed=0, device="cpu")
+    in_memory.classes = classes
+    (finding,) = single_class(Learner(in_memory, simple_ann(10, 2), loss_func=nn.CrossEntropyLoss(), silent=True))
+    assert finding.what == f"All training targets are one class, {name}."
+    sorted_y = torch.cat([y[:60], 1 - y[:60]])
+    batches = DataBunch(DataLoader(TensorDataset(x, sorted_y), 20), device="cpu", classes=classes)
+    (finding,) = single_class(Learner(batches, simple_ann(10, 2), loss_func=nn.CrossEntropyLoss(), silent=True))
+    assert finding.what == f"All 20 targets of the first batch are one class, {name}."
+    assert finding.mild
+    assert not single_class(learner())
+
+
+def single_class(learn: Learner) -> list[Finding]:
+    """Return the findings about targets of a single class."""
+    return [finding for finding in learn.check().findings if "one class," in finding.what]
+
+
+def test_a_missing_validation_set_is_named():
+    words = "There are no validation data, so the table has no validation loss and no metrics."
+    assert words in str(learner().check())
+    assert words not in str(toy_learner().check())
+
+
 # --- a loss that broadcasts
 
 
@@ -297,6 +326,33 @@ def test_the_layer_that_fails_is_named_with_what_it_got_and_needs(layers, x, wor
         shapes = pattern.replace(re.escape("(10, "), re.escape("(1, ")) if method is sample else pattern
         if sys.version_info >= (3, 11):
             assert any(re.search(shapes, note) for note in caught.value.__notes__), method
+
+
+@pytest.mark.parametrize(
+    ("change", "channels", "cure"),
+    [
+        (lambda x: x[:, 0], 1, "add the channel with x[:, None]"),
+        (lambda x: x.permute(0, 2, 3, 1), 3, "move the channels with x.permute(0, 3, 1, 2)"),
+        (lambda x: x[:, :1], 3, "give gray images 3 channels with x.repeat(1, 3, 1, 1)"),
+        (lambda x: (x[:, :1] * 255).byte(), 1, "uint8 get 3 equal channels: give them as floats, x / 255"),
+        (lambda x: (x[:, 0] * 255).byte(), 1, "images are (n, channels, height, width): give x[:, None]"),
+        (lambda x: (x.permute(0, 2, 3, 1) * 255).byte(), 3, "give x.permute(0, 3, 1, 2)"),
+        (lambda x: x[:, 0, 0], 1, ""),
+        (lambda x: x, 1, ""),
+    ],
+)
+def test_images_of_another_shape_are_answered_with_how_to_change_it(change, channels, cure):
+    x = change(IMAGES.sigmoid())
+    data = TensorDataBunch.from_arrays(x, torch.arange(120) % 2, seed=0, bs=10, device="cpu")
+    learn = Learner(data, simple_cnn((channels, 4, 2)), silent=True)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        learn.fit(1)
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert cure in said
+    if cure:
+        fixed = eval(re.search(r"x( / 255|\.\w+\(.*\)|\[.*\])$", cure)[0], {"x": x})  # what it says is enough
+        again = TensorDataBunch.from_arrays(fixed, torch.arange(120) % 2, seed=0, bs=10, device="cpu")
+        Learner(again, simple_cnn((channels if again.train_ds[0][0].shape[0] != 3 else 3, 4, 2)), silent=True).fit(1)
 
 
 def test_a_model_that_fails_on_the_batch():

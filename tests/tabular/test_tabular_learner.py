@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import FailsAt, slow
 
-from minifast import DatasetType, Learner, TabularDataBunch, accuracy, load_learner, rmse, tabular_learner
+from minifast import DataError, DatasetType, Learner, TabularDataBunch, accuracy, load_learner, rmse, tabular_learner
 from minifast.tabular import TabularModel
 
 
@@ -86,6 +86,9 @@ def test_a_loaded_file_predicts_rows_in_each_form_like_the_learner(dep_var, colu
             for one in (learn, loaded):
                 assert torch.allclose(one.predict(row)[2], expected[i], rtol=1e-4)
     assert torch.allclose(learn.predict(learn.data.valid_ds[0][0])[2], learn.get_preds()[0][0], rtol=1e-4)
+    for values in ([100, 3], (100, 3, 2), [], 7):
+        with pytest.raises(DataError, match=r"^A row of a table must be a dict, .* with the name of its column"):
+            learn.predict(values)
 
 
 def test_what_looks_at_a_learner_works(capsys) -> None:

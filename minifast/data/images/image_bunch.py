@@ -17,6 +17,7 @@ from minifast.data.images.sample import as_image
 from minifast.data.images.sources import (
     ImageOptions,
     Parts,
+    image_folder,
     images_by_class,
     leave_out_unreadable,
     make_loaders,
@@ -26,6 +27,7 @@ from minifast.data.images.sources import (
     stat_files,
     subfolder,
     take_pixels,
+    warn_about_unvalidated,
 )
 from minifast.data.labels import Labels, as_labels
 from minifast.data.order import resolve_seed
@@ -241,6 +243,7 @@ class ImageDataBunch(DataBunch):
         >>> data.classes, len(data.train_ds), len(data.valid_ds)
         ([0, 1], 64, 16)
         """
+        image_folder(path, folder)
         path = Path(path).expanduser()
         table = read_csv(path / csv_labels, delimiter, header)
         return cls.from_df(path, table, folder, label_delim, valid_pct, seed, fn_col, label_col, suffix, **options)
@@ -260,7 +263,7 @@ class ImageDataBunch(DataBunch):
         **options: Unpack[ImageOptions],
     ) -> ImageDataBunch:
         """Create a bunch from a data frame with file names and labels; the arguments are those of ``from_csv``."""
-        image_folder = Path(path).expanduser() / (folder or "")
+        images = image_folder(path, folder)
         names = column(df, fn_col, "fn_col")
         for i, name in enumerate(names):
             if not isinstance(name, (str, int, Path)):
@@ -273,7 +276,7 @@ class ImageDataBunch(DataBunch):
                 options["classes"] = [column_name(df, which, "label_col") for which in label_col]
         else:
             labels = column(df, label_col, "label_col")
-        files = [image_folder / f"{name}{suffix}" for name in names]
+        files = [images / f"{name}{suffix}" for name in names]
         return cls.from_lists(path, files, labels, valid_pct, seed, label_delim, **options)
 
     @classmethod
@@ -365,6 +368,8 @@ class ImageDataBunch(DataBunch):
             parts.append((test_set, None))
         relate(parts)
         train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
+        if classes is not None and (labels is None or labels.kind == "class"):
+            warn_about_unvalidated(parts, classes)
         loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
         data.size, data.resize, data.labels = size, resize, labels

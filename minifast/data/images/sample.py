@@ -14,6 +14,7 @@ from minifast.data.images.decoding import read_image
 from minifast.errors import DataError
 
 FILE_TYPES = (np.uint8, np.uint16, np.bool_)  # of arrays whose values mean what they mean in a file
+OVERSHOOT = 0.1  # of floats beyond 0 and 1, where an interpolation resized the image
 
 
 def as_image(item: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels) -> Tensor:
@@ -39,6 +40,12 @@ def as_image(item: Any, size: tuple[int, int] | None, resize: str, pixels: Pixel
         if image.dtype is torch.uint8:
             return image
         if image.is_floating_point():
+            low, high = (float(image.min()), float(image.max())) if image.numel() else (0.0, 1.0)
+            if not (low >= -OVERSHOOT and high <= 1 + OVERSHOOT):
+                raise DataError(
+                    f"The values of an image of floats must be from 0 to 1, got {low:g} to {high:g}. Divide "
+                    f"values from 0 to 255 by 255, or give uint8; give an image as it was before a normalization."
+                )
             return image.float().expand(pixels.channels, -1, -1)
     raise DataError(
         f"An image must be a path, a PIL image, an array of uint8 or uint16 (height, width) or (height, width, "

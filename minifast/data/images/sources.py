@@ -42,6 +42,7 @@ from minifast.utils.files import replacing
 from minifast.utils.public import warn_caller
 from minifast.utils.text import write_text
 
+FEW = 10  # validation images
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
 
 
@@ -84,6 +85,17 @@ def make_pixels(channels: Any = 3, value_range: Any = None, exact: Any = False) 
 def take_pixels(options: dict[str, Any]) -> Pixels:
     """Remove the options that say what the pixels become, and return them."""
     return make_pixels(**{name: options.pop(name) for name in ("channels", "value_range", "exact") if name in options})
+
+
+def image_folder(path: str | Path, folder: str | Path | None = None) -> Path:
+    """Return the folder of the images of a table; a file, such as the table itself, is a DataError."""
+    images = Path(path).expanduser() / (folder or "")
+    if images.is_file():
+        raise DataError(
+            f"`{'folder' if folder else 'path'}` must be the folder of the images, got the file {images}. If it is a "
+            f"CSV file, pass it to from_csv as csv_labels={images.name!r}."
+        )
+    return images
 
 
 def split(files: ImageFiles, valid_pct: float, seed: int, path: Path) -> Parts:
@@ -264,6 +276,25 @@ def relate(parts: Parts) -> None:
         files.reference = sets[0].reference_size()
 
 
+def warn_about_unvalidated(parts: Parts, classes: Sequence[Any]) -> None:
+    """Warn of classes that have training images but no validation images.
+
+    Few validation images chosen at random are no reason to warn: their metrics say little about any class.
+    """
+    labels = [torch.as_tensor(files.labels) for files, _ in parts[:2]]
+    (_, rows), (_, valid_rows) = parts[:2]
+    trained, validated = labels[0] if rows is None else labels[0][rows], labels[1]
+    validated = validated if valid_rows is None else validated[valid_rows]
+    without = sorted(set(trained.tolist()) - set(validated.tolist()))
+    if without and (valid_rows is None or len(validated) >= FEW):
+        names = shortlist([str(classes[i]) for i in without])
+        how = "Add some." if valid_rows is None else "Use a larger `valid_pct`, or another `seed`."
+        warn_caller(
+            f"The validation set has no images of {names}, so its loss and metrics say nothing about "
+            f"{'this class' if len(without) == 1 else 'these classes'}. {how}"
+        )
+
+
 def make_loaders(
     parts: Parts,
     classes: list[Any] | None,
@@ -278,11 +309,6 @@ def make_loaders(
     files, indices = parts[0]
     names = [name for part in {id(part): part for part, _ in parts}.values() for name, _, _ in part.listing]
     warn_about_values(names, files.pixels.value_range)
-    n_train = len(files if indices is None else indices)
-    if n_train < bs:
-        warn_caller(
-            f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.",
-        )
     in_memory = sum({id(files): files.decoded_bytes() for files, _ in parts}.values()) <= memory
     if not in_memory:
         for files in {id(files): files for part, _ in parts for files in part.sets()}.values():
@@ -299,6 +325,10 @@ def make_loaders(
         else:
             part = files if indices is None else files.subset(indices)
             loaders.append(file_loader(part, batch_size, not i, seed, num_workers, device))
+    if (n_train := len(parts[0][0] if parts[0][1] is None else parts[0][1])) < bs:  # after all errors
+        warn_caller(
+            f"There are {n_train} training images, fewer than bs={bs}, so each epoch is one batch.",
+        )
     return [*loaders, None][:3]
 
 

@@ -196,7 +196,10 @@ def as_table(row: Any) -> Any:
     if hasattr(row, "to_dict"):
         row = row.to_dict()
     if not isinstance(row, Mapping):
-        raise DataError(f"A row of a table must be a dict, a Series or a data frame, got {type(row).__name__}.")
+        raise DataError(
+            f"A row of a table must be a dict, a Series or a data frame, got {type(row).__name__}. Give each value "
+            f"with the name of its column, as df.iloc[0] does."
+        )
     return {name: [value] for name, value in row.items()}
 
 

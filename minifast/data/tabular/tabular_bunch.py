@@ -154,8 +154,8 @@ class TabularDataBunch(DataBunch):
         Raises:
             DataError: a column is missing, or ``item`` is not one row.
         """
-        if isinstance(item, (tuple, list)):  # encoded, as the data set returns it
-            return super().encode(item)
+        if isinstance(item, (tuple, list)) and len(item) == 2 and all(isinstance(x, torch.Tensor) for x in item):
+            return super().encode(item)  # encoded, as the data set returns it
         x_cat, x_cont = self.encoder.encode(item, warn=True)
         if len(x_cat) != 1:
             raise DataError(f"A sample is one row, got {len(x_cat)} rows; give the table as `test` or `test_df`.")

@@ -182,6 +182,7 @@ def test_classes_may_be_some_of_the_folders(tree, options):
 
 def test_a_class_may_be_called_models(tree):
     write_images(tree / "train" / "models", 3, (6, 5), seed=30)
+    write_images(tree / "valid" / "models", 3, (6, 5), seed=30)
     assert bunch(tree).classes == ["cat", "dog", "models"]
 
 
@@ -490,9 +491,12 @@ def test_a_class_that_stands_only_in_valid_is_named(tree):
         bunch(tree)
 
 
-def test_a_class_that_stands_only_in_train_is_learnt(tree):
+def test_a_class_that_stands_only_in_train_is_learnt_with_a_warning(tree):
     write_images(tree / "train" / "emu", 1, (6, 5))
-    data = bunch(tree)
+    with pytest.warns(UserWarning, match=r"^The validation set has no images of emu, .* this class\. Add ") as caught:
+        data = bunch(tree)
+    assert len(caught) == 1
+    assert data.classes
     assert data.classes == ["cat", "dog", "emu"]
     assert len(data.valid_ds) == 6
 
@@ -674,6 +678,17 @@ def test_predicting_a_file_is_the_row_of_get_preds(tree, normalised, memory):
             assert probabilities.allclose(predictions[i], atol=1e-6)
             assert number == predictions[i].argmax()
             assert name == data.classes[number]
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(255, 0), (1, -0.5), (2, -1), (np.nan, 0)])
+def test_an_image_of_floats_on_another_scale_is_an_error(tree, learner, scale, shift):
+    raw = learner.data.valid_ds[0][0]
+    raw = raw / 255 if raw.dtype is torch.uint8 else raw
+    raw = (raw - raw.min()) / (raw.max() - raw.min())
+    learner.predict(raw * 1.05 - 0.02)  # as an interpolation may leave it
+    for item in (raw * scale + shift, (raw * scale + shift).numpy()):
+        with pytest.raises(DataError, match=r"^The values of an image of floats must be from 0 to 1, got "):
+            learner.predict(item)
 
 
 def test_a_file_of_another_size_is_brought_to_the_datas(tree):
