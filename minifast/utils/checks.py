@@ -7,6 +7,7 @@ import importlib
 import inspect
 import math
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from functools import partial
 from itertools import takewhile
@@ -229,9 +230,18 @@ def told(error: BaseException) -> str:
 
 
 def add_note(error: BaseException, text: str) -> None:
-    """Add a line below an error's message in its traceback; Python 3.10 has no notes, so nothing happens there."""
+    """Add a line below an error's message in its traceback.
+
+    Python 3.10 does not print it, IPython does from 8.14 on; of an earlier one the line becomes part of the message.
+    """
     if hasattr(error, "add_note"):
         error.add_note(text)
+    else:
+        error.__notes__ = [*getattr(error, "__notes__", []), text]
+    ipython = sys.modules.get("IPython")
+    is_early = ipython is not None and ipython.get_ipython() is not None and ipython.version_info < (8, 14)
+    if is_early and error.args and str(error) == error.args[0]:
+        error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
 
 
 def check_word(name: str, value: Any, words: Sequence[str]) -> str:

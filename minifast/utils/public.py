@@ -20,7 +20,6 @@ R = TypeVar("R")
 Class = TypeVar("Class", bound=type)
 
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
-MODULE_CALL = str(Path("torch", "nn", "modules", "module.py"))  # how torch calls a module, around each layer
 WRAPPERS = (__file__, str(Path(__file__).with_name("aliases.py")))  # files whose frames say nothing
 
 # Names of other libraries for what we call by the first of these names that a function takes.
@@ -127,9 +126,9 @@ def public(function: Callable[P, R]) -> Callable[P, R]:
     """Return a function that suggests the right argument for an unknown one, and hides our frames from tracebacks.
 
     An unknown keyword argument is a TypeError with the argument that was probably meant. Any error that comes out of
-    the function has its frames inside minifast, and those of torch's call of a module, marked with
-    ``__tracebackhide__``, except one: the last if it raised the error, else the first. IPython and pytest leave marked
-    frames out; ``MINIFAST_DEBUG=1`` shows them.
+    the function has its frames inside minifast marked with ``__tracebackhide__``, except one: the last if it raised the
+    error, else the first; and those of torch, except the last. IPython and pytest leave marked frames out;
+    ``MINIFAST_DEBUG=1`` shows them. The traceback of Ctrl-C ends at the user's last line, wherever it came.
 
     >>> @public
     ... def fit(epochs):
@@ -191,7 +190,7 @@ def public_class(*, but: Collection[str] = ()) -> Callable[[Class], Class]:
 
 
 def hide_frames(error: BaseException) -> None:
-    """Mark the frames inside minifast, except one, so that IPython and pytest do not show them."""
+    """Mark the frames inside minifast, except one, and those of torch, so that IPython and pytest do not show them."""
     seen: set[int] = set()
     following: list[BaseException | None] = [error]
     hide = not show_all()
@@ -200,21 +199,38 @@ def hide_frames(error: BaseException) -> None:
         if current is None or id(current) in seen:
             continue
         seen.add(id(current))
-        _mark(current.__traceback__, hide)
+        _mark(current.__traceback__, hide, isinstance(current, KeyboardInterrupt))
         following += [current.__cause__, current.__context__]
 
 
-def _mark(trace: TracebackType | None, hide: bool) -> None:
+def _mark(trace: TracebackType | None, hide: bool, is_interrupt: bool) -> None:
     if trace is None or trace.tb_next is None:
         return
-    frames = [step.tb_frame for step in _steps(trace.tb_next)]  # the wrapper itself still runs, and is hidden already
+    steps = list(_steps(trace.tb_next))  # the wrapper itself still runs, and is hidden already
+    frames = [step.tb_frame for step in steps]
     ours = [frame for frame in frames if frame.f_code.co_filename.startswith(PACKAGE)]
     telling = [frame for frame in ours if frame.f_code.co_filename not in WRAPPERS]
     shown = telling[-1 if telling[-1] is frames[-1] else 0] if telling else None
-    calls = [frame for frame in frames[:-1] if frame.f_code.co_filename.endswith(MODULE_CALL)]
-    for frame in (*ours, *calls):
+    libraries = _library_folders() if is_interrupt else _torch_folder()
+    theirs = [frame for frame in frames if frame.f_code.co_filename.startswith(libraries) and frame not in ours]
+    if is_interrupt and hide:  # front ends show the last frame, even if it is marked
+        last = max((i for i, frame in enumerate(frames) if frame is shown or frame not in (*ours, *theirs)), default=-1)
+        if last >= 0:
+            steps[last].tb_next = None
+    for frame in (*ours, *(frame for frame in theirs if frame is not frames[-1])):
         if frame.f_code.co_flags & inspect.CO_OPTIMIZED:  # other frames have no variables of their own
             frame.f_locals["__tracebackhide__"] = hide and frame is not shown
+
+
+def _library_folders() -> tuple[str, ...]:
+    import sysconfig  # here, because it imports a module that is not in the list of the standard library's
+
+    return tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+def _torch_folder() -> tuple[str, ...]:
+    torch = getattr(sys.modules.get("torch"), "__file__", None)
+    return (str(Path(torch).parent) + os.sep,) if torch else ()
 
 
 def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
@@ -265,8 +281,7 @@ def frames_to_caller() -> int:
 
     Lines of torch, such as those of ``torch.no_grad``, are not outside.
     """
-    torch = getattr(sys.modules.get("torch"), "__file__", None)
-    inside = (PACKAGE, *([str(Path(torch).parent) + os.sep] if torch else []))
+    inside = (PACKAGE, *_torch_folder())
     frame = inspect.currentframe()
     level = 0
     while frame is not None and frame.f_code.co_filename.startswith(inside):

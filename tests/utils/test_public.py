@@ -4,6 +4,7 @@ import ast
 import contextlib
 import gc
 import inspect
+import json
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import traceback
 import weakref
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -170,6 +172,63 @@ def test_the_frame_of_a_callback_is_shown_with_the_method_that_called_it():
     names = [frame.f_code.co_name for frame in frames if not frame.f_locals.get("__tracebackhide__")]
     assert names == ["test_the_frame_of_a_callback_is_shown_with_the_method_that_called_it", "fit", "on_batch_end"]
     assert "epoch 0 at batch 0" in "".join(getattr(caught.value, "__notes__", ["epoch 0 at batch 0"]))
+
+
+def of_library(file: str, error: type[BaseException]):
+    """Return a function in a file of a library, which raises ``error`` five calls deeper."""
+    space = {"error": error}
+    source = "def deep(*arguments, n=5):\n    if not n:\n        raise error('mine')\n    deep(n=n - 1)"
+    exec(compile(source, str(Path(file).with_name("deep.py")), "exec"), space)
+    return space["deep"]
+
+
+def shown_functions(error: BaseException) -> list[str]:
+    """Return the functions of the frames that IPython shows: those that are not hidden, and always the last."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [
+        frame.f_code.co_name for frame in frames if frame is frames[-1] or not frame.f_locals.get("__tracebackhide__")
+    ]
+
+
+@pytest.mark.parametrize("module", [torch, json, pytest], ids=["torch", "json", "site-packages"])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_the_frames_of_libraries_are_hidden_from_ctrl_c_and_those_of_torch_from_errors(
+    debug, error, module, monkeypatch
+):
+    monkeypatch.setenv("MINIFAST_DEBUG", debug)
+    fails = of_library(module.__file__, error)
+
+    class Calls(Callback):
+        def on_batch_end(self):
+            fails()
+
+    with pytest.raises(error) as in_callback:
+        learner(callbacks=[Calls()]).fit(1)
+    with pytest.raises(error) as in_loss:
+        learner(loss_func=fails).fit(1)
+    own = inspect.currentframe().f_code.co_name
+    n_deep = 6 if debug == "1" else 0 if error is KeyboardInterrupt else 1 if module is torch else 6
+    for caught, outer in ((in_callback, [own, "fit", "on_batch_end"]), (in_loss, [own, "fit"])):
+        shown = shown_functions(caught.value)
+        assert [name for name in shown if name in (*outer, "deep")] == [*outer, *["deep"] * n_deep] or debug == "1"
+        assert shown.count("deep") == n_deep
+        assert debug == "1" or set(shown) <= {*outer, "deep"}
+
+
+@pytest.mark.parametrize("version", [(8, 12, 0), (8, 14, 0), (9, 1, 0)])
+def test_a_note_is_part_of_the_message_where_ipython_does_not_print_notes(version, monkeypatch):
+    ipython = SimpleNamespace(version_info=version, get_ipython=lambda: object())
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    with pytest.raises(RuntimeError) as caught:
+        learner(5).fit(1)
+    printed = str(caught.value) if version < (8, 14) else "\n".join(caught.value.__notes__)
+    assert "\nLayer 1, Linear(in_features=5," in printed
+    assert "Layer 1" not in (str(caught.value) if version >= (8, 14) else "")
+    monkeypatch.setattr(ipython, "get_ipython", lambda: None)  # imported, but no front end of this process
+    with pytest.raises(RuntimeError) as caught:
+        learner(5).fit(1)
+    assert "Layer 1" not in str(caught.value)
 
 
 @pytest.mark.slow
