@@ -16,9 +16,18 @@ from minifast.cli import commands
 from minifast.cli.common import DEFAULT_DATA, UsageError
 from minifast.errors import MinifastError
 from minifast.utils.checks import did_you_mean
+from minifast.utils.public import name_here
 from minifast.utils.text import write_text
 
 CODES = "Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 interrupted."
+# Names of options elsewhere that are no arguments of Python; ``OTHER_NAMES`` has those that are.
+CLI_NAMES = {
+    **dict.fromkeys(("model", "model_name"), "arch"),
+    **dict.fromkeys(("output", "output_dir", "out_dir", "save_dir", "results"), "out"),
+    **dict.fromkeys(("gpu", "cuda"), "device"),
+    **dict.fromkeys(("dataset", "data_dir", "data_path", "path", "folder"), "data"),
+    **dict.fromkeys(("labels", "csv_labels"), "csv"),
+}
 EXAMPLES = {
     "train": """Examples:
   minifast train my_images --size 128
@@ -74,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"{EXAMPLES['train']}\nWithout a network and a copy of the default data, small generated images are "
         f"used. {CODES}",
     ).add_argument
-    _add_training_options(add)
+    _add_training_options(add, " (default with --csv: 0.2)")
     add("--arch", metavar="NAME",
         help="simple_cnn, or a network of torchvision or timm such as resnet18 (default: simple_cnn, or resnet18 with "
         "--pretrained)")  # fmt: skip
@@ -167,7 +176,7 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def _add_training_options(add: Callable[..., object]) -> None:
+def _add_training_options(add: Callable[..., object], valid_default: str = "") -> None:
     add("data", nargs="?", default=DEFAULT_DATA, metavar="DATA",
         help="a folder with train/CLASS/... and valid/CLASS/... (or, with --valid-pct, CLASS/...), or the name of a "
         "data set: mnist_sample (the default), mnist_tiny, mnist, cifar, ...")  # fmt: skip
@@ -183,8 +192,7 @@ def _add_training_options(add: Callable[..., object]) -> None:
         help="resize and crop the images to N x N pixels (needed for images of different sizes)",
     )
     add("--valid-pct", type=_fraction, metavar="X",
-        help="use this fraction of the images for validation, if there is no folder valid (default with "
-        "--csv: 0.2)")  # fmt: skip
+        help=f"use this fraction of the images for validation, if there is no folder valid{valid_default}")  # fmt: skip
     add("--resize", choices=("crop", "squish", "pad"), default="crop",
         help="how images of another aspect ratio get the --size: cut the center (the default), change the aspect "
         "ratio, or mirror the borders")  # fmt: skip
@@ -269,30 +277,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of a command line; an unknown one is an error of its command, with what was meant."""
     root = parser()
+    subparsers = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
+    name = next((argument for argument in arguments if not argument.startswith("-")), None)
+    if name is not None and name not in subparsers.choices:
+        meant = did_you_mean(name, subparsers.choices)
+        root.error(f"invalid choice: {name!r} (choose from {', '.join(subparsers.choices)}).{meant}")
     options, unknown = root.parse_known_args(arguments)
     if unknown:
-        subparsers = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
         command = subparsers.choices[options.command]
-        known = [name for action in command._actions for name in action.option_strings]
-        command.error(
-            f"unrecognized arguments: {' '.join(unknown)}.{did_you_mean(unknown[0].partition('=')[0], known)}"
-        )
+        command.error(f"unrecognized arguments: {' '.join(unknown)}.{_meant_option(unknown[0], command)}")
     return options
+
+
+def _meant_option(unknown: str, command: argparse.ArgumentParser) -> str:
+    """Return what was probably meant by an unknown option of a command: an option, or an argument without a name."""
+    option = unknown.partition("=")[0]
+    word = option.lstrip("-").replace("-", "_")
+    places = {action.dest: str(action.metavar) for action in command._actions if not action.option_strings}
+    options = {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
+    meant = word if word in places else CLI_NAMES.get(word) or name_here(word, {**options, **places})
+    if meant in places:
+        return f" Give {places[meant]} without {option}."
+    if meant in options:
+        return f" Did you mean {options[meant]}?"
+    return did_you_mean(option, [name for action in command._actions for name in action.option_strings])
 
 
 def own_words(message: str, options: argparse.Namespace) -> str:
     """Return a message of the library with the command's options in place of the arguments of Python that they set.
 
-    >>> own_words("`bs` and value_range=(0, 9)", argparse.Namespace(bs=1, value_range=None))
-    '--bs and --value-range 0 9'
+    >>> own_words("`bs`, such as bs=2, and value_range=(0, 9)", argparse.Namespace(bs=1, value_range=None))
+    '--bs, such as --bs 2, and --value-range 0 9'
     """
 
     def option(match: re.Match[str]) -> str:
-        name = match["name"] or match["argument"]
-        values = (match["values"] or match["word"] or "").replace(",", "")
-        return f"--{name.replace('_', '-')} {values}".rstrip() if hasattr(options, name) else match[0]
+        name = match["name"] or match["argument"] or match["example"]
+        values = (match["values"] or match["word"] or match["number"] or "").replace(",", "")
+        before = "such as " if match["example"] else ""
+        return f"{before}--{name.replace('_', '-')} {values}".rstrip() if hasattr(options, name) else match[0]
 
     argument = r"`(?P<name>\w+)`|\b(?P<argument>\w+)=(?:\((?P<values>[^()]*)\)|'(?P<word>\w+)')"
+    argument += r"|such as (?P<example>\w+)=(?P<number>[\d.]*\d)"
     return re.sub(argument, option, message)
 
 

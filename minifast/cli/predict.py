@@ -190,6 +190,8 @@ def check_csv(out: Path) -> None:
     """Raise an error, before any work, if the file cannot be written."""
     from minifast.utils.files import check_writable
 
+    if not out.absolute().parent.parent.is_dir():  # one folder is made, several are a mistake in the path
+        raise UsageError(f"--csv {out}: there is no folder {out.parent.parent}; check the path, or make the folder.")
     try:
         check_writable(out)
     except OSError as error:

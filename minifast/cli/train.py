@@ -27,6 +27,10 @@ from minifast.errors import MinifastError
 from minifast.utils.text import write_text
 
 CHECKPOINT = "run"  # the name of the run that --checkpoint saves
+ADVICE = {
+    "stopped": "only a training with --checkpoint can be resumed",
+    "batchnorm": "Train for more steps: with more --epochs, or a smaller --bs.",
+}
 FEW_STEPS = 100  # after so few optimizer steps, more epochs are the first advice
 GOOD = 0.95  # from this accuracy on, few steps were enough
 
@@ -69,7 +73,7 @@ def train(options: argparse.Namespace) -> None:
         out.mkdir(parents=True, exist_ok=True)  # now, because an error after the training would waste it
     except OSError as error:
         raise UsageError(f"--out {out} cannot be made ({error.strerror}); give another folder.") from error
-    learn._after_ctrl_c = "only a training with --checkpoint can be resumed"
+    learn._advice = ADVICE
     write_text(describe(data))
     record = {name: value for name, value in vars(options).items() if name not in ("command", "debug", "resume")}
     record |= {"data": str(folder.absolute()), "out": str(out), "device": str(data.device), "seed": seed}
@@ -88,7 +92,7 @@ def train(options: argparse.Namespace) -> None:
         record["finished"] = True
     except KeyboardInterrupt:
         if learn.recorder.call.get("method", "lr_find") == "lr_find":  # a fit prints it with what is saved
-            rest = resume_command(out) if options.checkpoint else learn._after_ctrl_c
+            rest = resume_command(out) if options.checkpoint else ADVICE["stopped"]
             write_text(f"The command ends before the training; {rest}.")
         raise
     finally:

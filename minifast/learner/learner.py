@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial, wraps
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO, TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import torch
@@ -135,7 +136,7 @@ class Learner:
     # Also of a learner that an earlier version pickled.
     distributed: bool = True
     sync_bn: bool = False
-    _after_ctrl_c = "you can continue to train the learner"  # what a run that Ctrl-C stops prints without a checkpoint
+    _advice: Mapping[str, str] = MappingProxyType({})  # the command's words for "stopped" (by Ctrl-C) and "batchnorm"
     parallel: Parallel | None = None  # during a run over several processes
     precompute: bool = True
     features: FrozenFeatures | None = None  # during a run whose first layers are frozen

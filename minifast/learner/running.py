@@ -380,7 +380,7 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
     where = state.where(len(learn.data.train_dl))
     saved = " ".join(f"{checkpointer.how_to_resume}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
-        rest = saved or f"{learn._after_ctrl_c}."
+        rest = saved or f"{learn._advice.get('stopped', 'you can continue to train the learner')}."
         if learn.recorder.call.get("method") == "lr_find":  # its epochs are not those of a training
             where, rest = "in the search for a learning rate", "lr_find restores all state."
         if not learn.silent:

@@ -125,7 +125,7 @@ def statistics_cure(learn: Learner) -> str:
     """Return what to do about running statistics that differ from batch statistics."""
     if learn.train_bn is not None and any(not parameter.requires_grad for parameter in learn.model.parameters()):
         return "Set learn.train_bn = None and freeze again: frozen BatchNorm layers then use running statistics too."
-    return "Train for more steps, or give the BatchNorm layers a larger momentum."
+    return learn._advice.get("batchnorm", "Train for more steps, or give the BatchNorm layers a larger momentum.")
 
 
 def statistics_warning(learn: Learner, steps: dict[nn.Module, float], x: Any, y: Any, first_loss: float | None) -> str:

@@ -42,7 +42,7 @@ OTHER_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("valid_percent", "val_pct", "valid_size", "test_size", "validation_split"), ("valid_pct",)),
     **dict.fromkeys(("img_size", "image_size", "item_size", "sz"), ("size",)),
     **dict.fromkeys(("batch_tfms", "item_tfms", "tfms", "transforms"), ("ds_tfms", "dl_tfms")),
-    **dict.fromkeys(("arch", "backbone"), ("base_arch",)),
+    **dict.fromkeys(("arch", "backbone", "network"), ("base_arch", "arch")),
     **dict.fromkeys(("dropout", "drop"), ("ps",)),
     **dict.fromkeys(("splitter",), ("split_on",)),
     **dict.fromkeys(("fname", "file_name", "filename"), ("file", "fname", "filename")),
@@ -70,6 +70,15 @@ def show_all() -> bool:
     return os.environ.get("MINIFAST_DEBUG", "") not in ("", "0")
 
 
+def name_here(name: str, allowed: Collection[str]) -> str | None:
+    """Return which of the ``allowed`` names has the meaning that ``name`` has in other libraries; None if none has.
+
+    >>> name_here("batch_size", ["epochs", "bs"])
+    'bs'
+    """
+    return next((own for own in OTHER_NAMES.get(name, ()) if own in allowed), None)
+
+
 def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeError:
     """Return the error for a keyword argument that ``function`` does not take, with what was probably meant.
 
@@ -78,7 +87,7 @@ def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeEr
     """
     allowed = list(allowed)
     others = OTHER_NAMES.get(unknown, ())
-    meant = next((name for name in others if name in allowed), None)
+    meant = name_here(unknown, allowed)
     elsewhere = next((ELSEWHERE[name] for name in (*others, unknown) if name in ELSEWHERE), "")
     if meant is not None:
         hint = f"Did you mean `{meant}`?"

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import inspect
 import json
+import re
 from pathlib import Path
 from urllib.error import URLError
 
@@ -19,9 +21,12 @@ from minifast import Callback, DataBunch, ImageDataBunch, Learner, cli, load_lea
 from minifast.cli import learning_rate
 from minifast.cli.common import make_model
 from minifast.cli.learner import FINE_TUNE_LR
-from minifast.cli.options import own_words, parser
+from minifast.cli.options import CLI_NAMES, EXAMPLES, _meant_option, own_words, parser
 from minifast.cli.predict import as_prediction
+from minifast.cli.train import ADVICE
 from minifast.data import synthetic
+from minifast.training.batchnorm import statistics_cure
+from minifast.utils.public import OTHER_NAMES
 from minifast.vision import architecture
 
 ARCH = "tiny_net"
@@ -178,6 +183,47 @@ def test_arguments_in_a_message_become_options_of_the_command(name, around):
     options = parser().parse_args(["train"])
     assert own_words(f"{around}`{name}`", options).endswith(f"--{name.replace('_', '-')}") or "`" in around
     assert own_words("`n_epochs` and x", options) == "`n_epochs` and x"
+
+
+@pytest.mark.parametrize("text", ["such as bs=64", "such as valid_pct=0.2."])
+def test_examples_in_a_message_become_options_of_the_command(text):
+    options = parser().parse_args(["train"])
+    assert own_words(text, options) == text.replace("bs=", "--bs ").replace("valid_pct=", "--valid-pct ")
+    assert own_words("fewer than bs=64", options) == "fewer than bs=64"
+    assert own_words("such as n=3", options) == "such as n=3"
+
+
+@given(st.sampled_from(sorted({*OTHER_NAMES, *CLI_NAMES})), st.sampled_from(sorted(EXAMPLES)))
+def test_an_option_of_other_commands_leads_to_one_that_the_command_has(name, command):
+    subparsers = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    known = subparsers.choices[command]
+    options = [option for action in known._actions for option in action.option_strings]
+    option = f"--{name.replace('_', '-')}"
+    hint = _meant_option(f"{option}=1", known)
+    if hint.startswith(" Did you mean "):
+        assert hint.removeprefix(" Did you mean ").removesuffix("?") in options
+    elif hint:
+        assert hint.endswith(f" without {option}.")
+    own = CLI_NAMES.get(name)
+    if own and f"--{own}" in options:
+        assert hint == f" Did you mean --{own}?"
+
+
+def test_the_command_has_its_own_words_for_all_advice_of_a_run():
+    data = DataBunch([(torch.rand(4, 2), torch.tensor([0, 1, 0, 1]))], device="cpu")
+    learn = Learner(data, nn.Linear(2, 2), loss_func=nn.CrossEntropyLoss())
+    in_python = statistics_cure(learn)
+    learn._advice = ADVICE
+    assert "--epochs" in statistics_cure(learn) != in_python
+
+
+def test_help_of_a_command_names_its_own_options_only():
+    subparsers = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    for name, command in subparsers.choices.items():
+        described = " ".join(action.help or "" for action in command._actions)
+        others = [] if name == "cache" else set(re.findall(r"--[a-z][\w-]*", described))
+        known = {option for action in command._actions for option in action.option_strings}
+        assert set(others) - {"--list"} <= known, name
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], None])

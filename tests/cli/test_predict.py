@@ -144,6 +144,13 @@ def test_a_folder_with_one_image_prints_its_name(trained, tmp_path, capsys):
     assert rows_of(capsys.readouterr().out)[1][0] == str(tmp_path / "one" / "a.png")
 
 
+def test_several_missing_folders_of_the_csv_file_are_an_error(trained, tmp_path, capsys):
+    out = tmp_path / "one" / "two" / "predictions.csv"
+    assert cli.main(["predict", str(trained / "out"), str(trained / "sample/valid"), "--csv", str(out)]) == 2
+    assert f"--csv {out}: there is no folder {tmp_path / 'one'}; check the path" in capsys.readouterr().err
+    assert not (tmp_path / "one").exists()
+
+
 def test_predictions_are_written_to_a_csv_file(trained, tmp_path, capsys):
     out = tmp_path / "new" / "out.csv"
     command = ["predict", str(trained / "out"), str(trained / "sample/valid"), "--csv", str(out)]
