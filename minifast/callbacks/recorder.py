@@ -115,7 +115,7 @@ class Recorder(LearnerCallback):
         self._added_names += names
 
     def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
-        """Print the header."""
+        """Take the display and the columns."""
         self.pbar = pbar
         self._columns = self._expanded = list(metrics_names)
         self.metrics_names = [*metrics_names, *self._added_names]
@@ -123,8 +123,13 @@ class Recorder(LearnerCallback):
         self._without_momentum = self.learn.opt.without_momentum
         self._several_groups = len(self.learn.layer_groups) > 1
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
-        if not self.silent:
-            pbar.write(self.names, table=True)
+        self._has_header = False  # it waits for the first step, so that an error before has no empty table above it
+
+    def _begin_table(self) -> None:
+        """Print the header, if it is not printed yet."""
+        if not self.silent and not self._has_header:
+            self._has_header = True
+            self.pbar.write(self.names, table=True)
             self._cell = None if self.learn.silent else notebook_cell()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -137,6 +142,7 @@ class Recorder(LearnerCallback):
     def on_step_end(self) -> None:
         """Record the learning rate and the momentum that the step used."""
         opt = self.learn.opt
+        self._begin_table()
         self.lrs.append(opt.lr)
         self.moms.append(opt.mom)
         if self._several_groups:
@@ -185,8 +191,7 @@ class Recorder(LearnerCallback):
             values[:old] = [None] * len(names)
         for row in self.rows:
             row[3 : 3 + old] = [None] * len(names)
-        if not self.silent:
-            self.pbar.write(self.names, table=True)
+        self._has_header = False
 
     def format_stats(self, stats: Sequence[Any]) -> None:
         """Print an additional row in the table, with the ``time`` column added; nothing is recorded.
@@ -207,6 +212,7 @@ class Recorder(LearnerCallback):
         return [time.perf_counter() - self._start] if self.add_time else []
 
     def _write(self, row: Sequence[Any]) -> None:
+        self._begin_table()
         if not self.silent:
             self.pbar.write(self._cells(row), table=True)
 
@@ -226,8 +232,7 @@ class Recorder(LearnerCallback):
         if expanded != self._expanded:
             self._expanded = list(expanded)
             self.metrics_names = distinct([*expanded, *self._added_names], RESERVED)
-            if not self.silent:
-                self.pbar.write(self.names, table=True)
+            self._has_header = False
         for row in self.rows:
             self._write(row)
 

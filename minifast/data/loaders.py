@@ -87,8 +87,7 @@ def scaled(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
 
 def scaled_gray(batch: tuple[Tensor, Any]) -> tuple[Tensor, Any]:
     """Return a batch of uint8 images as floats in [0, 1]; gray images keep their one channel."""
-    x, y = batch
-    return as_images(x, channels=1), y
+    return as_images(batch[0], channels=1), batch[1]
 
 
 def scaling(channels: int) -> Transform:
@@ -387,9 +386,10 @@ class Items:
     def __init__(self, x: Any, y: Tensor, classes: Sequence[Any] | None, channels: int = 3) -> None:
         if channels != self.channels:  # an attribute more would make another run of a checkpointed one
             self.channels = channels
-        self.x = x
-        self.y = y
-        self.classes = classes
+        self.x, self.y, self.classes = x, y, classes
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} samples)"
 
     def __len__(self) -> int:
         return len(self.y)

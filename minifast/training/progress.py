@@ -155,7 +155,8 @@ class BarProgress(LineProgress):
             self._is_written = False
             now = time.monotonic()
             self._redraw(now=now - self._last_write >= REDRAW)  # a row of a long epoch does not wait for a batch
-            self._last_write = now
+            if len(self._rows) > 1:  # the header says nothing about how long an epoch takes
+                self._last_write = now
             return
         if self.child is not None:
             write_text("\r" + " " * self.child.max_len, end="\r")  # the bar is redrawn below the line

@@ -154,7 +154,7 @@ def test_a_single_output_needs_a_loss_and_classes_that_fit():
     with pytest.raises(DataError, match="CrossEntropyLoss needs one output per class"):
         learn.interpret()
     learn = echo(x, torch.zeros(4, 1), nn.BCEWithLogitsLoss(), 2, classes=["a", "b", "c"])
-    with pytest.raises(DataError, match="The model gives 1 outputs, but the data have 3 classes"):
+    with pytest.raises(DataError, match="The model gives 1 output, but the data have 3 classes"):
         learn.predict(x[0])
     with pytest.raises(DataError, match="top_k_accuracy needs one output per class"):
         top_k_accuracy(x, torch.zeros(4).long())

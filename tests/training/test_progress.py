@@ -256,6 +256,17 @@ def test_an_interrupted_bar_is_closed_on_a_line_of_its_own(monkeypatch, error) -
     assert is_row(screen(terminal.getvalue())[-2], 0)
 
 
+@pytest.mark.parametrize("event", ["on_train_begin", "on_epoch_begin", "on_loss_begin", "on_step_end"])
+def test_an_error_before_the_first_step_has_no_empty_table_above_it(event, capsys) -> None:
+    def fail(self):
+        raise RuntimeError
+
+    fails = type("Fails", (Callback,), {event: fail})()
+    with pytest.raises(RuntimeError):
+        toy_learner(silent=False, callbacks=[fails]).fit(1)
+    assert ("epoch" in capsys.readouterr().out) == (event == "on_step_end")
+
+
 def test_the_bar_is_closed_also_when_the_run_fails_before_its_first_batch(monkeypatch) -> None:
     terminal = open_terminal(monkeypatch)
 

@@ -58,8 +58,7 @@ class ImageFiles:
     """
 
     def __init__(self, name: str, size: Size = None, resize: str = "crop", pixels: Pixels = COLOR) -> None:
-        self.name = name
-        self.pixels = pixels
+        self.name, self.pixels = name, pixels
         self.size = check_size(size)
         self.resize = check_word("resize", resize, METHODS)
         if size is None and resize != "crop":
@@ -73,9 +72,8 @@ class ImageFiles:
 
     def add(self, listing: Iterable[tuple[str, int, int]], label: int) -> None:
         """Add files with the same label."""
-        before = len(self.listing)
         self.listing += listing
-        self.labels += [label] * (len(self.listing) - before)
+        self.labels += [label] * (len(self.listing) - len(self.labels))
 
     def subset(self, indices: Iterable[int]) -> ImageFiles:
         """Return the files at ``indices`` as a data set of their own."""
@@ -89,6 +87,9 @@ class ImageFiles:
     def items(self) -> list[Path]:
         """The paths of the files, in the order of the samples."""
         return [Path(name) for name, _, _ in self.listing]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images)"
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker process reads the files of this part, so do not send it the decoded images and other parts.

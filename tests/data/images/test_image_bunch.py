@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import pickle
+import re
 import warnings
 import weakref
 from pathlib import Path
@@ -184,6 +185,13 @@ def test_a_class_may_be_called_models(tree):
     write_images(tree / "train" / "models", 3, (6, 5), seed=30)
     write_images(tree / "valid" / "models", 3, (6, 5), seed=30)
     assert bunch(tree).classes == ["cat", "dog", "models"]
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+def test_data_sets_print_their_size(tree, memory):
+    data = bunch(tree, memory=memory, num_workers=0)
+    for dataset in (data.train_ds, data.valid_ds):
+        assert re.fullmatch(rf"(LoadedImages|ImageFiles)\({len(dataset)} (samples|images)\)", repr(dataset))
 
 
 def test_the_learners_own_folder_is_no_class(tree):
