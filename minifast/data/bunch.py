@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from minifast.data.normalize import Normalize, Stats, channel_stats, channel_vie
 from minifast.data.resume import preserve_loader
 from minifast.data.showing import show_batch
 from minifast.data.single import batch_of_one
-from minifast.data.targets import default_loss, without_batch_dimension
+from minifast.data.targets import default_loss
 from minifast.data.transforms import Seeded
 from minifast.errors import DataError, MinifastError
 from minifast.losses import classes_of
@@ -81,6 +81,7 @@ class DataBunch(Described):
     files_in_path = True  # a learner writes its files into ``path``
     channels = 3  # of gray images, uint8
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
+    sample_dimensions: Any = None  # of the inputs of a sample, where no training data tell them
     test_labelled = True  # False: the targets of the test part are placeholders
 
     def __init__(
@@ -172,7 +173,7 @@ class DataBunch(Described):
         return cls(train_dl, valid_dl, test_dl, device, dl_tfms, path, **names)
 
     def _wrapped(self, dl: Any, part: str) -> Any:
-        loader = dl if dl is None or isinstance(dl, BatchLoader) else DeviceDataLoader(dl, self.device)
+        loader = dl if isinstance(dl, BatchLoader | None) else DeviceDataLoader(dl, self.device)
         if isinstance(loader, DeviceDataLoader) and loader.part is None:
             loader.part = part
         return loader
@@ -337,13 +338,13 @@ class DataBunch(Described):
         """Return one sample as a batch of one, transformed as the model expects it.
 
         Args:
-            item: a tensor, or several in a tuple, list or dict, as the data set returns it. A dict may be a batch of 1.
+            item: a tensor, or several in a tuple, list or dict, as the data set returns it, or as a batch of 1; or an
+                object with a method ``to``, such as a graph, which the training loader's ``collate_fn`` takes.
 
         Raises:
-            DataError: if the sample is not made of tensors with at least one dimension.
+            DataError: if the sample is not made of tensors, or is a batch of several samples.
         """
-        item = without_batch_dimension(item, self.train_dl) if isinstance(item, Mapping) else item
-        x = batch_of_one(item, self.device, self.train_dl.target, self.channels)
+        x = batch_of_one(item, self.device, self.train_dl, self.channels, self.sample_dimensions)
         return (self.train_dl if self.valid_dl is None else self.valid_dl).transformed((x, None))[0]
 
     def show_batch(

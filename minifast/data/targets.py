@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, default_collate
 
+from minifast.data.loaders import TensorLoader
 from minifast.data.resume import preserve_loader
 from minifast.errors import DataError
 from minifast.losses import MSELossFlat
 from minifast.utils.random import get_rng_states, set_rng_states
-from minifast.utils.tensors import as_pair
+from minifast.utils.tensors import as_pair, map_tensors
 
 if TYPE_CHECKING:
     from minifast.data.bunch import DataBunch
@@ -67,31 +69,93 @@ def default_loss(loader: Any, classes: Any) -> nn.Module | None:
     return nn.CrossEntropyLoss() if targets.ndim == 1 else None
 
 
-def without_batch_dimension(item: Any, loader: Any) -> Any:
-    """Return a sample that is a mapping and already a batch of one without the dimension of the batch.
+_SAMPLES: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()  # the ``sample_dimensions`` of each loader
 
-    A tokenizer with ``return_tensors="pt"`` returns such a batch. The batches of the loader tell it from a sample.
+
+def sample_dimensions(loader: Any) -> Any:
+    """Return the number of dimensions of each tensor in the inputs of a sample, in their structure.
+
+    Returns None where the loader gives no batch.
+    """
+    if loader not in _SAMPLES:
+        with preserve_loader(loader):
+            try:
+                _SAMPLES[loader] = _dimensions_in(loader)
+            except Exception:  # a loader of no batch, or one whose batches the model cannot take either
+                return None
+    return _SAMPLES[loader]
+
+
+def _dimensions_in(loader: Any) -> Any:
+    inner = getattr(loader, "dl", loader)
+    if isinstance(inner, DataLoader) and inner.batch_sampler is not None:
+        inputs = pair_of(loader)[0]
+    elif isinstance(loader, TensorLoader):
+        inputs = map_tensors(lambda x: x[:1], loader.x)
+    else:
+        inputs, _ = next(iter(loader))
+    return map_tensors(lambda x: x.ndim - 1, inputs)
+
+
+def without_batch_dimension(item: Any, dimensions: Any) -> Any:
+    """Return a sample, also where it is a batch of one, without the dimension of the batch.
+
+    A tokenizer with ``return_tensors="pt"`` returns such a batch, and ``x[:1]`` is one.
+
+    Args:
+        item: a tensor, or a tuple, list or dict of them.
+        dimensions: the ``sample_dimensions`` of the data, which tell a batch from a sample.
 
     Raises:
         DataError: it is a batch of several samples.
+
+    >>> without_batch_dimension(torch.zeros(1, 8), 1).shape, without_batch_dimension(torch.zeros(1, 8), 2).shape
+    (torch.Size([8]), torch.Size([1, 8]))
     """
-    tensors = {name: value for name, value in item.items() if isinstance(value, Tensor) and value.ndim > 1}
-    if not tensors:
+    pairs = list(_tensors_with(item, dimensions))
+    if not pairs or any(tensor.ndim != ndim + 1 for tensor, ndim in pairs):
         return item
-    with _keep_generators():
-        try:
-            inputs = pair_of(loader)[0]
-            ndims = {name: inputs[name].ndim for name in tensors if name in inputs}
-        except Exception:  # a loader without a data set cannot tell
-            return item
-    if not ndims or any(tensors[name].ndim != ndim for name, ndim in ndims.items()):
-        return item
-    if any(len(tensors[name]) != 1 for name in ndims):
+    n = max(len(tensor) for tensor, _ in pairs)
+    if n != 1 or any(len(tensor) != 1 for tensor, _ in pairs):
         raise DataError(
-            f"`item` must be one sample, got a batch of {max(len(tensors[name]) for name in ndims)}; predict them one "
-            f"by one, or pass learn.pred_batch(batch=(inputs, None))."
+            f"`item` must be one sample, got a batch of {n}; get_preds predicts many, and "
+            f"learn.pred_batch(batch=(inputs, None)) a batch."
         )
-    return {name: value[0] if name in ndims else value for name, value in item.items()}
+    batched = {id(tensor) for tensor, _ in pairs}
+    return map_tensors(lambda tensor: tensor[0] if id(tensor) in batched else tensor, item)
+
+
+def _tensors_with(item: Any, dimensions: Any) -> Iterator[tuple[Tensor, int]]:
+    """Yield each tensor of a sample with the number of dimensions at the same place in ``dimensions``."""
+    if isinstance(item, Tensor) and isinstance(dimensions, int):
+        yield item, dimensions
+    elif isinstance(item, dict) and isinstance(dimensions, dict):
+        for name in item.keys() & dimensions.keys():
+            yield from _tensors_with(item[name], dimensions[name])
+    elif isinstance(item, (list, tuple)) and isinstance(dimensions, (list, tuple)):
+        for value, inner in zip(item, dimensions, strict=False):
+            yield from _tensors_with(value, inner)
+
+
+def collated(item: Any, loader: Any) -> Any:
+    """Return the inputs of one sample that is an object with a method ``to``, such as a graph, as a batch of one.
+
+    The ``collate_fn`` of the loader makes it, as it makes the batches of training.
+
+    Raises:
+        DataError: the loader has no ``collate_fn``, or it fails.
+    """
+    inner, dataset = getattr(loader, "dl", None), getattr(loader, "dataset", None)
+    try:
+        with preserve_loader(loader):
+            sample: Any = dataset[0]  # type: ignore[index]
+            batch = inner.collate_fn([(item, *sample[1:]) if isinstance(sample, (list, tuple)) else item])  # type: ignore[union-attr]
+            return loader.as_pair(batch, "training")[0]
+    except Exception as error:
+        raise DataError(
+            f"The sample, a {type(item).__name__}, cannot be made a batch by the collate_fn of the training loader: "
+            f"{error!r}; make the batch yourself: learn.pred_batch(batch=(batch, None))."
+        ) from error
 
 
 def no_loss_reason(loader: Any) -> str:

@@ -749,9 +749,10 @@ class Learner:
         """Predict one sample.
 
         Args:
-            item: the inputs of one sample, as the dataset returns them, or a dict that is a batch of one, such as that
-                of a tokenizer. For image data also a file's path, a PIL image or an array; for a table a row: a dict, a
-                pandas Series or a data frame of one row.
+            item: the inputs of one sample, as the dataset returns them, or as a batch of one: ``x[0]`` or ``x[:1]``, or
+                the dict of a tokenizer. An object with a method ``to``, such as a graph, becomes a batch by the
+                training loader's ``collate_fn``. For image data also a file's path, a PIL image or an array; for a
+                table a row: a dict, a pandas Series or a data frame of one row.
 
         Returns:
             ``(class, index, probabilities)`` for classes; an unnamed class is its index. A model that returns its own

@@ -90,6 +90,9 @@ def load_learner(
         data.size, data.resize, data.pixels, data.channels = tuple(size), resize, pixels, channels
     if isinstance(data, TabularDataBunch) and encoder is not None:
         data.encoder = encoder
+    if isinstance(model, Program):
+        first, *others = dimensions = tuple(len(shape) for shape, _ in model.inputs)
+        data.sample_dimensions = dimensions if others else first
     return Learner(data, model.eval(), loss_func=loss_func.to(data.device))
 
 

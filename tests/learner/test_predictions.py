@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import toy_data
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -154,12 +153,3 @@ def test_a_prediction_of_each_position_is_a_map_of_classes():
     assert torch.equal(numbers, expected[0])
     assert torch.equal(classes, numbers)
     assert probabilities.shape == (2, 6, 6)
-
-
-@pytest.mark.parametrize("n", [1, 3])
-def test_a_batch_is_no_sample(n):
-    learn = Learner(toy_data(), nn.Linear(10, 2), loss_func=nn.CrossEntropyLoss())
-    learn.data.classes = ["a", "b"]
-    assert learn.predict(torch.zeros(10))[0] in ("a", "b")
-    with pytest.raises(DataError, match="pass one sample without a dimension for the batch"):
-        learn.predict(torch.zeros(n, 10))

@@ -29,6 +29,8 @@ def as_image(item: Any, size: tuple[int, int] | None, resize: str, pixels: Pixel
     >>> as_image(np.uint16([[0, 65535]]), None, "crop", Pixels(channels=1)).tolist()
     [[[0, 255]]]
     """
+    if isinstance(item, (Tensor, np.ndarray)) and item.ndim == 4 and len(item) == 1:
+        item = item[0]
     image = item
     if isinstance(item, np.ndarray) and item.dtype in FILE_TYPES:
         image = _pil_of(item)
@@ -72,7 +74,7 @@ def _described(item: Any) -> str:
     kind = "a tensor" if isinstance(item, Tensor) else "an array"
     text = f"{kind} of {str(item.dtype).removeprefix('torch.')} with the shape {tuple(item.shape)}."
     if item.ndim == 4:
-        return f"{text} Give one image, such as batch[0]."
+        return f"{text} Give one image, such as batch[0]; get_preds predicts many."
     if item.ndim == 2:
         how = "tensor[None]" if isinstance(item, Tensor) else "PIL.Image.fromarray(array), which is scaled as a file is"
         return f"{text} Give {how}."
