@@ -32,7 +32,12 @@ class MSELossFlat(nn.MSELoss):
         return super().forward(*match_shapes(input, target))
 
 
-LOSS_OF_KIND = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}  # of labels
+LOSS_OF_KIND = {"class": nn.CrossEntropyLoss, "classes": nn.BCEWithLogitsLoss, "number": MSELossFlat}
+
+
+def loss_of_labels(labels: Any) -> nn.Module | None:
+    """Return the default loss for ``Labels``: by their kind; None for complex numbers."""
+    return None if labels.targets.is_complex() else LOSS_OF_KIND[labels.kind]()
 
 
 def classes_of(dataset: Any, target: str | Sequence[str] | None = None) -> list[Any] | None:

@@ -53,6 +53,7 @@ class Recorder(LearnerCallback):
     """
 
     _order = -10
+    _begun = False
     found = deprecated_attribute("found", "finder_result")
 
     def __init__(self, learn: Learner | None = None, add_time: bool = True, silent: bool = False) -> None:
@@ -111,11 +112,20 @@ class Recorder(LearnerCallback):
 
         Args:
             names: the names of the columns; the callback's ``on_epoch_end`` returns their values with ``add_metrics``.
+
+        Raises:
+            MinifastError: the recorder has begun, and printed the header of the table.
         """
+        if self._begun:
+            raise MinifastError(
+                f"The columns {', '.join(names)} come too late: the table has its header already. Call "
+                f"add_metric_names in on_train_begin of a callback with `_order = -11`, which is below the recorder's."
+            )
         self._added_names += names
 
     def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
         """Take the display and the columns."""
+        self._begun = True
         self.pbar = pbar
         self._columns = self._expanded = list(metrics_names)
         self.metrics_names = [*metrics_names, *self._added_names]
@@ -379,6 +389,10 @@ class Recorder(LearnerCallback):
         Raises:
             MinifastError: if there are no metrics, or no epoch was validated.
         """
+        if not self.metrics and self.rows and self._columns:
+            raise MinifastError(
+                "There are no metrics to plot, because no validation ran: give the DataBunch a validation set, and fit."
+            )
         if not self.metrics:
             raise MinifastError(
                 "There are no metrics to plot; give the Learner some, such as metrics=[accuracy], and fit."

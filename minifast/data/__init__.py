@@ -4,7 +4,7 @@ Everything about images (decoding, the cache, augmentation) lives in ``minifast.
 in ``minifast.vision``.
 """
 
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.bunch import DataBunch
 from minifast.data.download import URLs, untar_data
 from minifast.data.images.augment import get_transforms
 from minifast.data.images.decoding import verify_images
@@ -13,6 +13,7 @@ from minifast.data.images.listing import get_image_files
 from minifast.data.images.segmentation import SegmentationDataBunch
 from minifast.data.loaders import DeviceDataLoader, TensorLoader
 from minifast.data.normalize import channel_view, denormalize, imagenet_stats, normalize
+from minifast.data.parts import DatasetType
 from minifast.data.synthetic import generate_sample
 from minifast.data.tabular import TabularDataBunch
 from minifast.data.tensors import TensorDataBunch

@@ -34,8 +34,11 @@ def with_batch_fn(data: DataBunch, batch_fn: Callable[[Any], tuple[Any, Any]]) -
 
 def adapt(data: DataBunch, dl: Any) -> Any:
     """Return a loader of other data with the transforms of a bunch, see ``DataBunch.adapt``."""
-    if not hasattr(dl, "__iter__"):
-        raise DataError(f"`dl` must be a loader of batches (x, y), got {type(dl).__name__}.")
+    if not hasattr(dl, "__iter__") or isinstance(dl, str):
+        raise DataError(
+            f"`dl` must be a loader of batches (x, y), got {type(dl).__name__}. That of a part of the data is "
+            f"learn.dl(DatasetType.Train), learn.dl(DatasetType.Valid) or learn.dl(DatasetType.Test)."
+        )
     if any(dl is own for own in data.dls) or (isinstance(dl, BatchLoader) and dl.tfms):
         return dl
     like = data.train_dl if data.valid_dl is None else data.valid_dl

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import Enum
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from minifast.data.loaders import (
     to_device,
 )
 from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize
+from minifast.data.parts import DatasetType, loader_of
 from minifast.data.resume import preserve_loader
 from minifast.data.showing import show_batch
 from minifast.data.single import batch_of_one
@@ -38,14 +38,6 @@ from minifast.utils.checks import check_count
 from minifast.utils.public import public_class, warn_caller
 from minifast.utils.tensors import as_pair, map_tensors
 from minifast.utils.text import Described
-
-
-class DatasetType(Enum):
-    """Name a part of the data: training, validation or test."""
-
-    Train = 1
-    Valid = 2
-    Test = 3
 
 
 @public_class()
@@ -174,8 +166,8 @@ class DataBunch(Described):
 
     def _wrapped(self, dl: Any, part: str) -> Any:
         loader = dl if isinstance(dl, BatchLoader | None) else DeviceDataLoader(dl, self.device)
-        if isinstance(loader, DeviceDataLoader) and loader.part is None:
-            loader.part = part
+        if isinstance(loader, DeviceDataLoader):
+            loader.part = loader.part or part
         return loader
 
     def adapt(self, dl: Any) -> Any:
@@ -236,12 +228,10 @@ class DataBunch(Described):
         """Return the loader of a part of the data.
 
         Raises:
+            TypeError: if ``ds_type`` is not a ``DatasetType``.
             DataError: if the bunch has no such part.
         """
-        loader = {"Train": self.train_dl, "Valid": self.valid_dl, "Test": self.test_dl}[ds_type.name]
-        if loader is None:
-            raise DataError(f"The data have no {ds_type.name.lower()} part. Give the DataBunch a loader for it.")
-        return loader
+        return loader_of(self, ds_type)
 
     def one_batch(
         self, ds_type: DatasetType = DatasetType.Train, detach: bool = True, denorm: bool = True, cpu: bool = True
@@ -338,8 +328,8 @@ class DataBunch(Described):
         """Return one sample as a batch of one, transformed as the model expects it.
 
         Args:
-            item: a tensor, or several in a tuple, list or dict, as the data set returns it, or as a batch of 1; or an
-                object with a method ``to``, such as a graph, which the training loader's ``collate_fn`` takes.
+            item: a tensor, or several in a tuple, list or dict, as the data set returns it or as a batch of 1; or an
+                object with a method ``to``, which the ``collate_fn`` takes.
 
         Raises:
             DataError: if the sample is not made of tensors, or is a batch of several samples.

@@ -39,10 +39,11 @@ class Labels(NamedTuple):
         return 1 if self.targets.ndim == 1 else self.targets.shape[1]
 
     def __str__(self) -> str:
+        floats = self.why if self.targets.is_complex() else "floats"
         what = {
             "class": f"one of {self.c} classes",
             "classes": f"any of {self.c} classes (multi-label)",
-            "number": f"{self.c} floats" if self.c > 1 else "a float",
+            "number": f"{self.c} {floats}" if self.c > 1 else f"a {floats[:-1]}",
         }
         return f"each target is {what[self.kind]}, because the labels are {self.why}"
 
@@ -56,7 +57,7 @@ def as_labels(
     """Return labels as targets; their type, shape and values decide the kind.
 
     Names, integers and bools are classes. Lists of names, texts with a ``delim``, and rows of 0 and 1 are multi-label.
-    Floats are regression targets, one or several per sample.
+    Floats are regression targets, one or several per sample; so are complex numbers, which have no default loss.
 
     Args:
         values: an array, a tensor, a column of a table, or a list.
@@ -95,7 +96,7 @@ def as_labels(
             raise DataError("Lists of float labels must have the same length for each sample.")
         return _multi_label(lists, classes, "lists of names", name)
     _check_values(array, name)
-    if array.dtype.kind == "f":
+    if array.dtype.kind in "fc":
         return _floats(array, classes)
     if array.ndim == 2 and array.shape[1] > 1:
         if array.dtype.kind not in "biu" or not np.isin(array, (0, 1)).all():
@@ -151,7 +152,7 @@ def _check_values(array: np.ndarray[Any, Any], name: Callable[[int], str]) -> No
     if array.dtype == object:
         missing = [i for i, label in enumerate(array.tolist()) if _is_missing(label)]
     else:
-        valid = np.isfinite(array) if array.dtype.kind == "f" else array != ""
+        valid = np.isfinite(array) if array.dtype.kind in "fc" else array != ""
         missing = np.flatnonzero(~valid.reshape(len(array), -1).all(1)).tolist()
     if missing:
         label, more = _to_python(array[missing[0]]), len(missing) - 1
@@ -159,7 +160,7 @@ def _check_values(array: np.ndarray[Any, Any], name: Callable[[int], str]) -> No
             f"{name(missing[0])} has no valid label ({label!r}){f', nor have {more} more' if more else ''}. Give each "
             f"sample a label, or leave these samples out."
         )
-    if array.dtype.kind not in "biufUT":
+    if array.dtype.kind not in "biufcUT":
         example = _to_python(array.flat[0])
         raise DataError(
             f"Labels must all be names, all integers, all floats, or all lists of names; the first of these is "
@@ -168,14 +169,16 @@ def _check_values(array: np.ndarray[Any, Any], name: Callable[[int], str]) -> No
 
 
 def _floats(array: np.ndarray[Any, Any], classes: Sequence[Any] | None) -> Labels:
-    if array.ndim == 2 and array.shape[1] > 1 and np.isin(array, (0, 1)).all():
+    is_complex = array.dtype.kind == "c"
+    if not is_complex and array.ndim == 2 and array.shape[1] > 1 and np.isin(array, (0, 1)).all():
         return _multi_hot(array, classes, "rows of 0 and 1")
     if classes is not None:
         raise DataError(
             "Float labels are regression targets and have no classes. Leave `classes` out, or give the labels as "
             "integers or names."
         )
-    return Labels(torch.from_numpy(array.astype(np.float32)), None, "number", "floats")
+    why, dtype = ("complex numbers", np.complex64) if is_complex else ("floats", np.float32)
+    return Labels(torch.from_numpy(array.astype(dtype)), None, "number", why)
 
 
 def _class_indices(array: np.ndarray[Any, Any], classes: list[Any] | None, name: Callable[[int], str]) -> Labels:

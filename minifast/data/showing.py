@@ -14,7 +14,8 @@ from minifast.utils.checks import check_count
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from minifast.data.bunch import DataBunch, DatasetType
+    from minifast.data.bunch import DataBunch
+    from minifast.data.parts import DatasetType
 
 
 def show_batch(

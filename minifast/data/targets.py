@@ -54,6 +54,8 @@ def default_loss(loader: Any, classes: Any) -> nn.Module | None:
     """
     with _keep_generators():
         targets = first_targets(loader)
+        if isinstance(targets, Tensor) and targets.is_complex():
+            return None
         known = isinstance(targets, Tensor) and targets.ndim > 0
         rows = known and targets.is_floating_point() and targets.ndim == 2 and targets.shape[1] > 1
         if rows and bool(((targets == 0) | (targets == 1)).all()):
@@ -163,6 +165,11 @@ def no_loss_reason(loader: Any) -> str:
     targets = first_targets(loader)
     if isinstance(targets, (list, tuple)) and targets and isinstance(targets[0], str):
         return ": the targets are texts; give class numbers from 0 in the data set"
+    if isinstance(targets, Tensor) and targets.is_complex():
+        return (
+            ": the targets are complex numbers; pass `loss_func`, such as lambda output, target: "
+            "(output - target).abs().square().mean()"
+        )
     if not isinstance(targets, Tensor) or targets.ndim < 2:
         return "; pass `loss_func`, such as nn.CrossEntropyLoss()"
     shape = tuple(targets.shape[1:])

@@ -16,7 +16,7 @@ from minifast.data.loaders import TensorLoader
 from minifast.data.order import resolve_seed, split_rows
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
-from minifast.losses import LOSS_OF_KIND
+from minifast.losses import loss_of_labels
 from minifast.utils.checks import check_count
 from minifast.utils.public import public_class
 
@@ -101,7 +101,7 @@ class TensorDataBunch(DataBunch):
         if valid is not None and classes is None and labels.kind == "class":
             check_unseen(labels, rows)
         if labels.kind == "number":
-            exact = torch.from_numpy(targets.astype(np.float64)).to(dtype)
+            exact = in_precision(targets, dtype)
             labels = labels._replace(targets=exact.reshape(labels.targets.shape))
         elif labels.kind == "classes":
             labels = labels._replace(targets=labels.targets.to(dtype))
@@ -113,7 +113,7 @@ class TensorDataBunch(DataBunch):
             test_inputs = input_tensors(test, "test", dtype)
             placeholders = torch.zeros(len(test_inputs[0]), *labels.targets.shape[1:], dtype=labels.targets.dtype)
             test_dl = TensorLoader(_single(test_inputs), placeholders, val_bs, **common)
-        loss = LOSS_OF_KIND[labels.kind]()
+        loss = loss_of_labels(labels)
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=labels.classes, loss_func=loss)
         data.labels = labels
         data._add_ds_tfms(tfms, seed)
@@ -173,12 +173,19 @@ def input_tensor(x: Any, name: str, dtype: torch.dtype = torch.float32) -> Tenso
         array = np.asarray(x)
     except ValueError:
         raise DataError(f"The rows of `{name}` must have the same length.") from None
-    if array.dtype.kind not in "biuf" or not array.ndim:
+    if array.dtype.kind not in "biufc" or not array.ndim:
         raise DataError(f"`{name}` must hold rows of numbers, got {array.dtype} values of shape {array.shape}.")
     integers = array.dtype.kind in "iu"
     if array.dtype == np.uint8:
         return torch.tensor(array)
-    return torch.tensor(array.astype(np.int64)) if integers else torch.tensor(array.astype(np.float64)).to(dtype)
+    return torch.tensor(array.astype(np.int64)) if integers else in_precision(array, dtype)
+
+
+def in_precision(array: np.ndarray[Any, Any], dtype: torch.dtype) -> Tensor:
+    """Return numbers as a tensor of a float type, or of the complex type of the same precision."""
+    if array.dtype.kind == "c":
+        return torch.from_numpy(array.astype(np.complex128)).to(dtype.to_complex())
+    return torch.from_numpy(array.astype(np.float64)).to(dtype)
 
 
 def _valid_pair(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from minifast.data.bunch import DatasetType
+from minifast.data.parts import DatasetType
 from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.target_checks import (
     check_class_axis,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast import plotting
-from minifast.data.bunch import DatasetType
+from minifast.data.parts import DatasetType
 from minifast.data.resume import load_loader_state, loader_state, preserve_loader
 from minifast.errors import DataError
 from minifast.losses import activation_name, is_cross_entropy, is_loss, loss_weight
@@ -92,6 +92,7 @@ class Interpretation(Described):
         Raises:
             DataError: if the samples have several outputs or targets, or outputs of different shapes.
         """
+        learn.dl(ds_type)  # raises for anything but a part of the data
         predict = learn.TTA if tta else learn.get_preds
         preds, y_true, losses = predict(ds_type=ds_type, activ=activ, with_loss=True)
         if not isinstance(preds, Tensor) or not isinstance(y_true, Tensor) or not isinstance(losses, Tensor):
@@ -269,7 +270,7 @@ class ClassificationInterpretation(Interpretation):
         if self.y_true.is_floating_point() and not single:
             raise DataError(
                 f"The targets are {self.y_true.dtype} of the shape {tuple(self.y_true.shape)}; a classifier needs "
-                f"class numbers. Use Interpretation, which accepts any targets."
+                f"class numbers. Use minifast.Interpretation, which accepts any targets."
             )
         if threshold is None:
             threshold = threshold_of(self.learn.loss_func) if single else 0.0

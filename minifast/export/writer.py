@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.checkpoint.fingerprint import settings_of
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.bunch import DataBunch
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.loaders import as_images
+from minifast.data.parts import DatasetType
 from minifast.data.tabular.tabular_bunch import TabularDataBunch
 from minifast.data.transforms import Seeded
 from minifast.distributed.exchange import from_first

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from minifast.data.bunch import DatasetType
 from minifast.data.images.augment import Augment, resample
+from minifast.data.parts import DatasetType
 from minifast.errors import DataError
 from minifast.learner import predicting
 from minifast.losses import activation_name, sample_losses

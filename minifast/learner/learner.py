@@ -19,8 +19,9 @@ from minifast.callbacks.recorder import Recorder
 from minifast.checkpoint.model import load_model, model_file, save_model
 from minifast.checkpoint.run import RunCheckpoint
 from minifast.data.batch_fn import with_batch_fn
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.bunch import DataBunch
 from minifast.data.loaders import BatchFn
+from minifast.data.parts import DatasetType
 from minifast.diagnostics.check import check
 from minifast.diagnostics.check_result import CheckResult
 from minifast.diagnostics.interpretation import ClassificationInterpretation
@@ -674,7 +675,7 @@ class Learner:
 
     def get_preds(
         self,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | Any = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
         with_loss: bool = False,
         n_batch: int | None = None,
@@ -684,7 +685,8 @@ class Learner:
         Values that cannot be one tensor, such as padded sequences or a hidden state, are a list with one per batch.
 
         Args:
-            ds_type: the part. A test set may have no targets; they are returned as 0. For images,
+            ds_type: the part; or a loader of other data, whose batches are moved and transformed as those of the
+                validation set. A test set or a loader may have no targets; they are returned as 0. For images,
                 ``learn.data.test_ds.items`` holds the files in the order of the predictions.
             activ: the activation that turns outputs into predictions. By default the loss's: softmax for cross
                 entropy, sigmoid for binary cross entropy, none otherwise.

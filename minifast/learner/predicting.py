@@ -7,13 +7,14 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast import plotting
-from minifast.data.bunch import DatasetType
 from minifast.data.loaders import to_device
+from minifast.data.parts import DatasetType
 from minifast.data.shards import is_sharded
 from minifast.data.showing import is_mask
 from minifast.data.targets import first_targets
@@ -141,17 +142,17 @@ def active_callbacks(learn: Learner) -> list[Callback]:
 
 def get_preds(
     learn: Learner,
-    ds_type: DatasetType = DatasetType.Valid,
+    ds_type: Any = DatasetType.Valid,
     activ: Callable[[Tensor], Tensor] | None = None,
     with_loss: bool = False,
     n_batch: int | None = None,
 ) -> list[Any]:
-    """Return the predictions and targets of a part of the data."""
+    """Return the predictions and targets of a part of the data, or of a loader."""
     collector = Collector(None if n_batch is None else check_count("n_batch", n_batch), single=with_loss)
     callbacks, state = [*active_callbacks(learn), collector], State(1, NullProgress())
-    dl = learn.dl(ds_type)
+    dl = loader_to_predict(learn, ds_type)
     call = {"method": "get_preds", "n_batch": n_batch, "batches": batches_of(dl)}
-    with preserve_look(learn), eval_mode(learn.model), evaluation(learn, state, call, callbacks) as dispatch:
+    with preserve_look(learn, dl), eval_mode(learn.model), evaluation(learn, state, call, callbacks) as dispatch:
         loop.validate(learn, dl, dispatch, with_loss=False)
     if not collector.outputs:
         raise DataError("There is no batch to predict; give data with at least one sample.")
@@ -168,6 +169,15 @@ def get_preds(
             return [predictions, targets, sample_losses(loss_func, outputs, targets)]
         batches = zip(collector.outputs, collector.targets, strict=True)
         return [predictions, targets, concatenate([sample_losses(loss_func, *batch) for batch in batches], counts)]
+
+
+def loader_to_predict(learn: Learner, ds_type: Any) -> Any:
+    """Return the loader of a part, or another loader as one whose batches may lack targets."""
+    if isinstance(ds_type, (str, DatasetType, Tensor, np.ndarray)) or not hasattr(ds_type, "__iter__"):
+        return learn.dl(ds_type)
+    loader = copy.copy(learn.data.adapt(ds_type))
+    loader.may_lack_targets = True
+    return loader
 
 
 def activation_for(learn: Learner, outputs: Any, targets: Any) -> Callable[[Tensor], Tensor]:

@@ -12,7 +12,7 @@ from minifast.metrics.functions import mark
 from minifast.metrics.loss_options import loss_options
 from minifast.metrics.wrappers import add_metrics
 from minifast.training.callback import Callback
-from minifast.utils.shapes import binary_targets, is_counted
+from minifast.utils.shapes import binary_targets, check_tensors, is_counted
 from minifast.utils.tensors import to_cpu
 
 
@@ -40,6 +40,7 @@ class AUROC(Callback):
 
     def on_batch_end(self, last_output: Tensor, last_target: Tensor) -> None:
         """Add a batch."""
+        check_tensors(last_output, last_target)
         self._scores.append(_scores_of(last_output))
         self._targets.append(_targets_of(last_target, len(last_output)))
 
@@ -101,4 +102,5 @@ def auc_roc_score(input: Tensor, targ: Tensor) -> Tensor:
     >>> auc_roc_score(torch.tensor([0.1, 0.4, 0.35, 0.8]), torch.tensor([0, 0, 1, 1]))
     tensor(0.7500, dtype=torch.float64)
     """
+    check_tensors(input, targ)
     return _area(_scores_of(input), _targets_of(targ, len(input)), -100)

@@ -16,15 +16,25 @@ from minifast.utils.shapes import counted_only, match_shapes
 from minifast.utils.tensors import to_cpu
 
 
-def flat(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+def flat(pred: Tensor, targ: Tensor, may_be_complex: bool = False) -> tuple[Tensor, Tensor]:
     """Return outputs and targets of one shape, but for dimensions of size 1, as vectors of floats."""
-    pred, targ = match_shapes(pred, targ)
-    return pred.flatten(), targ.flatten() if targ.is_floating_point() else targ.flatten().to(pred.dtype)
+    pred, targ = match_shapes(pred, targ, may_be_complex)
+    is_float = targ.is_floating_point() or targ.is_complex()
+    return pred.flatten(), targ.flatten() if is_float else targ.flatten().to(pred.dtype)
+
+
+def distances(pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+    """Return two vectors of real numbers with the differences of outputs and targets; for complex ones, |p - t|."""
+    pred, targ = flat(pred, targ, may_be_complex=True)
+    if pred.is_complex() or targ.is_complex():
+        pred = (pred - targ).abs()
+        targ = torch.zeros_like(pred)
+    return pred, targ
 
 
 @mark(higher_is_better=False, count=count_numbers, elementwise=True)
 def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the mean of the squared differences, also called ``mse``.
+    """Return the mean of the squared differences, also called ``mse``; of complex numbers ``|pred - targ|²``.
 
     Args:
         pred: outputs.
@@ -36,12 +46,12 @@ def mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
     >>> mse(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, 1.0]))
     tensor(2.)
     """
-    return functional.mse_loss(*flat(pred, targ))
+    return functional.mse_loss(*distances(pred, targ))
 
 
 @mark(higher_is_better=False, count=count_numbers, elementwise=True)
 def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the mean of the absolute differences, also called ``mae``.
+    """Return the mean of the absolute differences, also called ``mae``; of complex numbers ``|pred - targ|``.
 
     Args:
         pred: outputs.
@@ -53,7 +63,7 @@ def mean_absolute_error(pred: Tensor, targ: Tensor) -> Tensor:
     >>> mae(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 1.0]))
     tensor(1.)
     """
-    return functional.l1_loss(*flat(pred, targ))
+    return functional.l1_loss(*distances(pred, targ))
 
 
 @mark(higher_is_better=False, count=count_numbers, elementwise=True)
@@ -109,6 +119,10 @@ class MomentMetric(Callback):
         """Ignore the targets that a loss ignores."""
         self._ignored = loss_options(loss_func).get("ignore_index")
 
+    def flatten(self, pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets as vectors of real numbers."""
+        return flat(pred, targ)
+
     def errors(self, pred: Tensor, targ: Tensor) -> Tensor:
         """Return the error of each number."""
         return targ - pred
@@ -119,12 +133,12 @@ class MomentMetric(Callback):
 
     def at_once(self, pred: Tensor, targ: Tensor) -> Tensor:
         """Return the metric of one batch."""
-        return self.value(self._moments(pred, targ)).to(pred.dtype)
+        return self.value(self._moments(pred, targ)).to(pred.real.dtype)
 
     def _moments(self, pred: Tensor, targ: Tensor) -> Tensor:
         if self._ignored is not None:
             pred, targ = counted_only(pred, targ, self._ignored)
-        pred, targ = flat(pred, targ)
+        pred, targ = self.flatten(pred, targ)
         return moments(self.errors(pred, targ), targ)
 
     def on_epoch_begin(self) -> None:
@@ -144,9 +158,13 @@ class MomentMetric(Callback):
 
 
 class RMSE(MomentMetric):
-    """Compute the root mean squared error over the whole validation set."""
+    """Compute the root mean squared error over the whole validation set; of complex numbers that of ``|p - t|``."""
 
     higher_is_better = False
+
+    def flatten(self, pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return two vectors of real numbers with the differences of outputs and targets."""
+        return distances(pred, targ)
 
     def value(self, moments: Tensor) -> Tensor:
         """Return the metric from the moments of errors and targets."""
@@ -156,6 +174,10 @@ class RMSE(MomentMetric):
 class ExpRMSPE(RMSE):
     """Compute the root mean squared relative error of targets that are logarithms, over the whole validation set."""
 
+    def flatten(self, pred: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+        """Return outputs and targets as vectors of real numbers."""
+        return flat(pred, targ)
+
     def errors(self, pred: Tensor, targ: Tensor) -> Tensor:
         """Return (exp t - exp p) / exp t of each number."""
         return -torch.expm1(pred - targ)
@@ -164,7 +186,8 @@ class ExpRMSPE(RMSE):
 class R2Score(MomentMetric):
     """Compute the fraction of the targets' variance that the predictions explain, over the whole validation set.
 
-    That is 1 - (sum of squared errors) / (sum of the targets' squared deviations from their mean).
+    That is 1 - (sum of squared errors) / (sum of the targets' squared deviations from their mean). Several columns are
+    flattened: the mean is that of all numbers, not one for each column as in scikit-learn's ``uniform_average``.
     """
 
     higher_is_better = True
@@ -175,7 +198,10 @@ class R2Score(MomentMetric):
 
 
 class ExplainedVariance(MomentMetric):
-    """Compute 1 - (variance of the errors) / (variance of the targets), over the whole validation set."""
+    """Compute 1 - (variance of the errors) / (variance of the targets), over the whole validation set.
+
+    Several columns are flattened: the variances are those of all numbers, not one for each column.
+    """
 
     higher_is_better = True
 
@@ -190,7 +216,7 @@ def _squares(moments: Tensor) -> Tensor:
 
 @mark(over_all=RMSE, higher_is_better=False)
 def root_mean_squared_error(pred: Tensor, targ: Tensor) -> Tensor:
-    """Return the root mean squared error, also called ``rmse``.
+    """Return the root mean squared error, also called ``rmse``; of complex numbers that of ``|pred - targ|``.
 
     As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches, which is less.
 
@@ -224,7 +250,8 @@ def exp_rmspe(pred: Tensor, targ: Tensor) -> Tensor:
 def r2_score(pred: Tensor, targ: Tensor) -> Tensor:
     """Return the coefficient of determination: 1 is perfect, 0 is as good as predicting the mean.
 
-    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches. Several columns
+    are flattened: the mean is that of all numbers, not one for each column as in scikit-learn's ``uniform_average``.
 
     Args:
         pred: outputs.
@@ -240,7 +267,8 @@ def r2_score(pred: Tensor, targ: Tensor) -> Tensor:
 def explained_variance(pred: Tensor, targ: Tensor) -> Tensor:
     """Return 1 - (variance of the errors) / (variance of the targets), which a constant error does not change.
 
-    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches.
+    As a metric of a learner it is computed over all predictions. fastai v1 averages over the batches. Several columns
+    are flattened: the variances are those of all numbers, not one for each column.
 
     Args:
         pred: outputs.

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from minifast.data.bunch import DatasetType
+from minifast.data.parts import DatasetType
 from minifast.training.groups import loss_module
 from minifast.training.snapshot import eval_mode, preserve_randomness
 from minifast.utils.tensors import as_arguments

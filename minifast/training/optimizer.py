@@ -135,7 +135,8 @@ class OptimWrapper:
         if given is None:
             self.wd = wd
             return
-        if self._keeps_wd and not isinstance(wd, DefaultDecay):
+        decays = not isinstance(wd, DefaultDecay) and any([*per_group(wd, len(self._layout.groups), "wd"), *self._wd])
+        if self._keeps_wd and decays:
             reason = "takes no weight decay" if self._is_arranged else "makes its own parameter groups; set it in each"
             raise ValueError(f"`wd` is {wd}, but `opt_func` {reason}. Leave out `wd`.")
         if not isinstance(wd, DefaultDecay) and per_group(wd, len(self._layout.groups), "wd") != given:

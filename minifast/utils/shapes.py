@@ -11,18 +11,18 @@ from minifast.errors import DataError
 from minifast.utils.tensors import read_floats
 
 
-def match_shapes(output: Any, target: Any) -> tuple[Tensor, Tensor]:
+def match_shapes(output: Any, target: Any, may_be_complex: bool = False) -> tuple[Tensor, Tensor]:
     """Return outputs in the shape of the targets, and the targets; they may differ in dimensions of size 1 only.
 
     Raises:
-        DataError: if a number of the one has no counterpart in the other.
+        DataError: if a number of the one has no counterpart in the other, or one is complex and must not be.
 
     >>> import torch
     >>> output, target = match_shapes(torch.zeros(3, 1), torch.zeros(3))
     >>> output.shape, target.shape
     (torch.Size([3]), torch.Size([3]))
     """
-    check_tensors(output, target)
+    check_tensors(output, target, may_be_complex)
     if output.shape != target.shape and not _is_same_but_for_ones(output, target):
         are_classes = output.ndim > target.ndim and not target.is_floating_point()
         hint = " For class numbers use accuracy or error_rate, and cross entropy as the loss." if are_classes else ""
@@ -110,7 +110,7 @@ def counted_only(output: Any, target: Any, ignore_index: int) -> tuple[Tensor, T
     >>> counted_only(torch.tensor([[1.0], [2.0]]), torch.tensor([-100, 3]), -100)
     (tensor([2.]), tensor([3]))
     """
-    output, target = match_shapes(output, target)
+    output, target = match_shapes(output, target, may_be_complex=True)
     counted = is_counted(target, ignore_index)
     return output[counted], target[counted]
 
@@ -134,13 +134,18 @@ def binary_targets(target: Tensor, counted: Tensor | None = None, reason: str = 
     return (checked > 0.5).long()
 
 
-def check_tensors(output: Any, target: Any) -> None:
-    """Raise an error unless outputs and targets are one tensor each."""
+def check_tensors(output: Any, target: Any, may_be_complex: bool = False) -> None:
+    """Raise an error unless outputs and targets are one tensor each, of real numbers or ``may_be_complex``."""
     for name, value in (("outputs", output), ("targets", target)):
         if not isinstance(value, Tensor):
             raise DataError(
                 f"The {name} are a {type(value).__name__}, but this function compares one tensor of outputs with one "
                 f"of targets; select them in a function of your own."
+            )
+        if value.is_complex() and not may_be_complex:
+            raise DataError(
+                f"The {name} are complex numbers, for which this function is not defined; use mse, rmse or mae, or a "
+                f"function of your own, such as one of torch.view_as_real(output)."
             )
 
 

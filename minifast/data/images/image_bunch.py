@@ -34,7 +34,7 @@ from minifast.data.order import resolve_seed
 from minifast.data.tables import column, column_name, read_csv
 from minifast.data.transforms import check_tfms
 from minifast.errors import DataError
-from minifast.losses import LOSS_OF_KIND
+from minifast.losses import loss_of_labels
 from minifast.utils.checks import add_note, check_count, check_folder, check_word
 from minifast.utils.public import public_class
 
@@ -370,7 +370,7 @@ class ImageDataBunch(DataBunch):
         train_dl, valid_dl, test_dl = make_loaders(parts, classes, seed, bs, val_bs, num_workers, device, memory)
         if classes is not None and (labels is None or labels.kind == "class"):
             warn_about_unvalidated(parts, classes)
-        loss = None if labels is None else LOSS_OF_KIND[labels.kind]()
+        loss = None if labels is None else loss_of_labels(labels)
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=classes, loss_func=loss)
         data.size, data.resize, data.labels = size, resize, labels
         data.pixels, data.channels = train_set.pixels, train_set.pixels.channels

@@ -29,8 +29,9 @@ def as_image(item: Any, size: tuple[int, int] | None, resize: str, pixels: Pixel
     >>> as_image(np.uint16([[0, 65535]]), None, "crop", Pixels(channels=1)).tolist()
     [[[0, 255]]]
     """
+    given = item
     if isinstance(item, (Tensor, np.ndarray)) and item.ndim == 4 and len(item) == 1:
-        item = item[0]
+        item = item[0]  # a batch of one
     image = item
     if isinstance(item, np.ndarray) and item.dtype in FILE_TYPES:
         image = _pil_of(item)
@@ -51,7 +52,7 @@ def as_image(item: Any, size: tuple[int, int] | None, resize: str, pixels: Pixel
             return image.float().expand(pixels.channels, -1, -1)
     raise DataError(
         f"An image must be a path, a PIL image, an array of uint8 or uint16 (height, width) or (height, width, "
-        f"channels), or a tensor of floats or uint8 ({pixels.channels}, height, width), got {_described(item)}"
+        f"channels), or a tensor of floats or uint8 ({pixels.channels}, height, width), got {_described(given)}"
     )
 
 

@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from minifast.data.bunch import DataBunch, DatasetType
+from minifast.data.bunch import DataBunch
 from minifast.data.labels import as_array, as_labels
 from minifast.data.loaders import TensorLoader, to_device
 from minifast.data.order import resolve_seed, split_rows
+from minifast.data.parts import DatasetType
 from minifast.data.tables import column_name
 from minifast.data.tabular.encoder import TableEncoder
 from minifast.data.tensors import check_unseen
 from minifast.errors import DataError
-from minifast.losses import LOSS_OF_KIND
+from minifast.losses import loss_of_labels
 from minifast.utils.checks import check_count, import_optional, shortlist
 from minifast.utils.public import check_keywords, public_class
 from minifast.utils.text import text_table, write_text
@@ -106,7 +107,7 @@ class TabularDataBunch(DataBunch):
         if test_df is not None:
             placeholders = torch.zeros(len(test_df), *labels.targets.shape[1:], dtype=labels.targets.dtype)
             test_dl = TensorLoader(encoder.encode(test_df, warn=True), placeholders, val_bs, **common)
-        loss = LOSS_OF_KIND[labels.kind]()
+        loss = loss_of_labels(labels)
         data = cls(train_dl, valid_dl, test_dl, device, path=path, classes=labels.classes, loss_func=loss)
         data.labels = labels
         data.encoder = encoder

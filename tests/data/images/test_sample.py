@@ -70,7 +70,8 @@ DTYPES = ["uint8", "uint16", "int16", "int32", "int64", "float16", "float32", "f
 
 
 def is_image(shape, dtype, is_tensor, channels):
-    """Return whether a value is an image of the documented types and shapes."""
+    """Return whether a value is an image of the documented types and shapes, or a batch of one."""
+    shape = shape[1:] if len(shape) == 4 and shape[0] == 1 else shape
     if not is_tensor and dtype in ("uint8", "uint16", "bool"):
         own = (1, 2, 3, 4) if dtype == "uint8" else (1,)
         return len(shape) == 2 or (len(shape) == 3 and shape[2] in own)
