@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from minifast.metrics.first_batch import try_metrics
 from minifast.training.batch_checks import check_outputs
 from minifast.training.batch_size_effect import warn_of_parts
-from minifast.training.callback import LearnerCallback
+from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.untrained import untrained_message, untrained_parameters
 from minifast.utils.public import warn_caller
 
@@ -29,13 +30,14 @@ class FirstBatchCheck(LearnerCallback):
 
     def __init__(self, learn: Learner, tries_metrics: bool = False, tries_loss: bool = False) -> None:
         super().__init__(learn)
+        self.callbacks: Sequence[Callback] = ()  # those of the run, whose optimizers train parameters too
         self.tries_metrics = tries_metrics
         self.tries_loss = tries_loss
 
     def on_backward_begin(self, last_output: Any, last_target: Any, last_loss: Any) -> None:
         """Check the outputs, and warn of parameters that nothing trains."""
         check_outputs(self.learn, last_output, last_target)
-        if names := untrained_parameters(self.learn, last_loss):
+        if names := untrained_parameters(self.learn, last_loss, self.callbacks):
             warn_caller(untrained_message(names))
 
     def on_backward_end(

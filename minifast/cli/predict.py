@@ -56,7 +56,7 @@ def predict(options: argparse.Namespace) -> None:
         records = [prediction.as_json() for prediction in found]
         text = json.dumps(records, indent=2, ensure_ascii=False)
         write_result(text if can_write(text) else json.dumps(records, indent=2))  # an escape of JSON, not of Python
-    elif options.csv is None and len(found) == 1 and Path(options.images[0]).is_file():
+    elif options.csv is None and len(found) == len(options.images) == 1 and Path(options.images[0]).is_file():
         write_result("  ".join(found[0].cells()))
     elif options.csv is None:
         header = ["image", found[0].kind, *(["probability"] if found[0].kind != "prediction" else [])]

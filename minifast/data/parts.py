@@ -31,8 +31,8 @@ def loader_of(parts: Any, ds_type: Any) -> Any:
     if not isinstance(ds_type, DatasetType):
         raise TypeError(
             f"`ds_type` must be DatasetType.Train, DatasetType.Valid or DatasetType.Test, got {shown(ds_type)}. For "
-            f"other data, get_preds and validate take a loader of batches, such as DataLoader(TensorDataset(x, y), 64); for all "
-            f"other methods give the loader to a DataBunch, as its `valid_dl` or `test_dl`."
+            f"other data, get_preds and validate take a loader of batches, such as DataLoader(dataset, 64); "
+            f"for all other methods give the loader to a DataBunch, as its `valid_dl` or `test_dl`."
         )
     name = ds_type.name.lower()
     loader = getattr(parts, f"{name}_dl")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -162,7 +162,18 @@ def collated(item: Any, loader: Any) -> Any:
 
 def no_loss_reason(loader: Any) -> str:
     """Return why ``default_loss`` found no loss, and what to do."""
-    targets = first_targets(loader)
+    with _keep_generators():
+        try:
+            targets = pair_of(loader)[1]
+        except DataError as error:  # a batch without targets
+            return f": {str(error).rstrip('.')}"
+        except Exception:  # the first batch of a fit raises the error
+            targets = None
+    if is_dict_per_sample(targets):
+        return (
+            ": the targets are dicts, one for each sample; pass `loss_func`, and `batch_fn`, a function that returns "
+            "(inputs, targets), if the model needs them as an argument"
+        )
     if isinstance(targets, (list, tuple)) and targets and isinstance(targets[0], str):
         return ": the targets are texts; give class numbers from 0 in the data set"
     if isinstance(targets, Tensor) and targets.is_complex():
@@ -179,6 +190,11 @@ def no_loss_reason(loader: Any) -> str:
         f": each target has {' x '.join(map(str, shape))} integers; pass `loss_func`, such as nn.CrossEntropyLoss() "
         f"for a class per position, or give floats and nn.BCEWithLogitsLoss() for several labels per sample"
     )
+
+
+def is_dict_per_sample(targets: Any) -> bool:
+    """Return whether targets are a list or tuple of dicts, as for object detection."""
+    return isinstance(targets, (list, tuple)) and len(targets) > 0 and all(isinstance(t, Mapping) for t in targets)
 
 
 def has_named_inputs(data: DataBunch) -> bool:

@@ -171,6 +171,7 @@ def fit(
             checkpoint = options.run_checkpoint(options.checkpoint)
             callbacks.append(Checkpointer(learn, checkpoint_file(learn, checkpoint.name), call, checkpoint))
         first_check.tries_loss = accumulates(callbacks) or group_of(learn) is not None
+        first_check.callbacks = callbacks
         first_check.tries_metrics = bool(valid_dl) and not any(map(_changes_batches, callbacks))
         run(learn, epochs, callbacks, recorder, options.on_nan)
     except NonFiniteLossError as error:

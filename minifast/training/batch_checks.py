@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from minifast.data.labels import too_few_names
+from minifast.data.targets import is_dict_per_sample
 from minifast.data.tensors import TensorDataBunch
 from minifast.distributed.sharding import class_of
 from minifast.errors import CallbackError, DataError, EmptyEpochError, NonFiniteLossError
@@ -22,6 +23,7 @@ from minifast.losses import (
     setting_of,
     unwrap_loss,
 )
+from minifast.model_loss import IGNORED, ModelLoss
 from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.progress import NullProgress
 from minifast.training.state import State
@@ -131,8 +133,29 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
     are_tensors = isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor)
     if not are_tensors or not is_cross_entropy(loss_func) or target.is_floating_point() or output.ndim < 2:
         return
-    n_outputs = output.shape[1]
-    used = target[is_counted(target, setting_of(loss_func, "ignore_index", -100))]
+    _check_range(output.shape[1], target, setting_of(loss_func, "ignore_index", -100))
+
+
+def check_own_targets(learn: Learner, x: Any, target: Any) -> None:
+    """Check the class numbers for a model with a loss of its own, by its outputs without targets.
+
+    Raises:
+        DataError: a target is not the number of an output.
+    """
+    is_class = isinstance(target, torch.Tensor) and not target.is_floating_point()
+    if not isinstance(learn.loss_func, ModelLoss) or not is_class:
+        return
+    try:
+        with torch.no_grad():
+            output = learn.output_of(x)
+    except Exception:  # the error has another reason
+        return
+    if isinstance(output, torch.Tensor) and output.ndim > 1:
+        _check_range(output.shape[-1], target, IGNORED)
+
+
+def _check_range(n_outputs: int, target: torch.Tensor, ignore_index: int) -> None:
+    used = target[is_counted(target, ignore_index)]
     if len(used) and (used.min() < 0 or used.max() >= n_outputs):
         raise DataError(
             f"The targets go from {int(used.min())} to {int(used.max())}, but the model gives "
@@ -147,8 +170,14 @@ def check_failed_batch(learn: Learner, error: BaseException, x: Any, output: Any
         DataError: types or shapes do not fit; otherwise nothing happens.
     """
     if output is None:
+        check_lists(x, target)
+        check_dicts(x, target)
+        if isinstance(error, IndexError):
+            check_own_targets(learn, x, target)
         if isinstance(error, TypeError):
             check_arguments(learn.model, x)
+        if isinstance(error, AttributeError):
+            return
         if any(word in str(error) for word in ("type", "Tensor")):  # a model may convert its inputs itself
             check_input_types(learn, x)
         return
@@ -163,7 +192,7 @@ def explain_error(learn: Learner, state: State, error: BaseException) -> None:
     Raises:
         DataError: types or shapes do not fit; otherwise nothing happens.
     """
-    kinds = (RuntimeError, TypeError, ValueError, IndexError)
+    kinds = (RuntimeError, TypeError, ValueError, IndexError, AttributeError)
     if not isinstance(error, kinds) or isinstance(error, OTHER_CAUSES):
         return
     if isinstance(error, RuntimeError) and any(text in str(error) for text in UNEQUAL):
@@ -224,6 +253,30 @@ def explain_errors_of_batch(learn: Learner, x: Any, y: Any = None) -> Iterator[N
     state.begin_batch(x, y, train=False)
     with explain_errors(learn, state):
         yield
+
+
+def check_lists(x: Any, target: Any) -> None:
+    """Raise a DataError if values of a batch that is a dict are lists of tensors, collated from Python lists."""
+    if not isinstance(x, dict):
+        return
+    for name, values in {**{repr(name): x[name] for name in x}, "the value of the targets": target}.items():
+        if isinstance(values, list) and values and all(isinstance(value, torch.Tensor) for value in values):
+            raise DataError(
+                f"In the batch, {name} is a list of {len(values)} tensors, because torch collates Python lists column "
+                f"by column; make them tensors: with dataset.with_format('torch') for a data set of the package "
+                f"datasets, else in the data set or by a collate_fn, such as DataCollatorWithPadding(tokenizer)."
+            )
+
+
+def check_dicts(x: Any, target: Any) -> None:
+    """Raise a DataError if a batch has an input and a dict of targets for each sample, as for object detection."""
+    if isinstance(x, (list, tuple)) and is_dict_per_sample(target) and len(x) == len(target):
+        raise DataError(
+            f"The inputs of a batch are {len(x)} values, which the model gets as {len(x)} arguments, and the targets "
+            f"are dicts, one for each sample; pass `batch_fn`. For a detection model of torchvision, which takes "
+            f"images and targets: batch_fn=lambda batch: ((list(batch[0]), list(batch[1])), batch[1]), with "
+            f"loss_func=lambda losses, *targets: sum(losses.values()) and no validation set."
+        )
 
 
 def check_arguments(model: nn.Module, x: Any) -> None:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from minifast.distributed.sharding import is_sharded
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
-def untrained_parameters(learn: Learner, loss: Tensor) -> list[str]:
+def untrained_parameters(learn: Learner, loss: Tensor, callbacks: Sequence[Any] = ()) -> list[str]:
     """Return the names of parameters that get a gradient from ``loss`` but belong to neither model nor optimizer.
 
-    Such as those of a module in the closure of the loss function, or in a plain list of the model.
+    Such as those of a module in the closure of the loss function, or in a plain list of the model. The optimizers that
+    ``callbacks``, or those of the learner, have as attributes train parameters too.
     """
     if is_sharded(learn.model):
         return []  # the graph holds whole parameters, not their shards
@@ -27,10 +29,21 @@ def untrained_parameters(learn: Learner, loss: Tensor) -> list[str]:
     groups = [] if learn.opt is None else learn.opt.opt.param_groups
     known |= {id(parameter) for group in groups for parameter in group["params"]}
     untrained = [parameter for parameter in parameters_behind(loss) if id(parameter) not in known]
+    if untrained:
+        known = {id(parameter) for parameter in _trained_by([*learn.callbacks, *callbacks], [learn, learn.data])}
+        untrained = [parameter for parameter in untrained if id(parameter) not in known]
     if not untrained:
         return []
     names = _names(learn)
     return sorted(names.get(id(p), f"a parameter of shape {tuple(p.shape)}") for p in untrained)
+
+
+def _trained_by(callbacks: Sequence[Any], stop: list[Any]) -> Iterator[Tensor]:
+    """Yield the parameters of torch optimizers that callbacks have as attributes."""
+    for node in walk({"callbacks": callbacks}, stop=stop):
+        if isinstance(node.value, torch.optim.Optimizer):
+            for group in node.value.param_groups:
+                yield from group["params"]
 
 
 def untrained_message(names: list[str]) -> str:

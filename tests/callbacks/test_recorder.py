@@ -196,6 +196,32 @@ def test_columns_that_a_callback_adds() -> None:
     assert [ax.get_ylabel() for ax in figure.axes] == ["accuracy", "double", "triple"]
 
 
+def test_columns_that_come_after_the_header_raise() -> None:
+    class Late(LearnerCallback):
+        def on_train_begin(self):
+            self.learn.recorder.add_metric_names(["late"])
+
+        def on_epoch_end(self, last_metrics):
+            return {"last_metrics": [*last_metrics, 1.0]}
+
+    learn = toy_learner(callback_fns=[Late])
+    with pytest.raises(MinifastError, match=r"The columns late come too late: .*`_order = -11`"):
+        learn.fit(1)
+    Late._order = -11
+    assert "late" in learn.fit(1).names
+    assert "late=1.0" in repr(learn.recorder)
+    with pytest.raises(MinifastError, match="too late"):
+        learn.recorder.add_metric_names(["more"])
+
+
+def test_a_plot_of_metrics_says_that_no_validation_ran() -> None:
+    learn = toy_learner()
+    learn.data.valid_dl = None
+    learn.fit(1)
+    with pytest.raises(MinifastError, match="no validation ran: give the DataBunch a validation set"):
+        learn.recorder.plot_metrics()
+
+
 # --- the table
 
 

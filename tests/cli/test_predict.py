@@ -118,6 +118,8 @@ def test_images_that_cannot_be_decoded_are_left_out(trained, tmp_path, capsys):
     captured = capsys.readouterr()
     assert [row[0] for row in rows_of(captured.out)[1:]] == good
     assert captured.err == f"Left out 1 of 4 images, which cannot be decoded: {bad}.\n"
+    assert cli.main(["predict", str(trained / "out"), good[0], str(bad)]) == 0
+    assert [row[0] for row in rows_of(capsys.readouterr().out)[1:]] == good[:1]
 
 
 def rows_of(text: str) -> list[list[str]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from conftest import FailsAt, slow, toy_data
@@ -373,6 +375,21 @@ def test_callbacks_that_change_gradients_cannot_follow_a_closure() -> None:
     assert_same(before, state(learn))
     with pytest.raises(ValueError, match="takes no weight decay"):
         learner(model(), torch.optim.LBFGS, wd=0.1).fit(1, 0.1)
+
+
+def test_no_weight_decay_suits_an_optimizer_without_it() -> None:
+    def own_groups(parameters, lr, weight_decay):
+        rest = list(parameters)
+        return torch.optim.SGD([{"params": rest[:1], "weight_decay": weight_decay}, {"params": rest[1:]}], lr)
+
+    for opt_func in (torch.optim.LBFGS, partial(own_groups, weight_decay=0)):
+        learn = learner(model(), opt_func, wd=0)
+        learn.fit(1, 0.1)
+        learn.fit(1, 0.1, wd=0.0)
+        with pytest.raises(ValueError, match=r"`wd` is 0\.1"):
+            learn.fit(1, 0.1, wd=0.1)
+    with pytest.raises(ValueError, match="`wd` is 0,"):
+        learner(model(), partial(own_groups, weight_decay=0.1), wd=0).fit(1, 0.1)
 
 
 # --- groups and schedulers of timm

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from minifast import DataBunch, Learner
+from minifast import Callback, DataBunch, Learner
 
 SHARED = nn.Linear(2, 2)
 
@@ -52,6 +52,27 @@ def learner(loss_func, model=None) -> Learner:
     batches = [(torch.randn(8, 4, generator=generator), torch.arange(8) % 2) for _ in range(2)]
     data = DataBunch(batches, device="cpu")
     return Learner(data, nn.Linear(4, 2) if model is None else model, loss_func=loss_func, silent=True)
+
+
+@pytest.mark.parametrize("of_the_fit", [False, True])
+@pytest.mark.parametrize("parameters", [0, 1])
+def test_parameters_that_a_callback_trains_are_trained(of_the_fit, parameters):
+    head = nn.Linear(2, 2)
+
+    class Step(Callback):
+        def __init__(self):
+            self.optimizers = {"head": torch.optim.SGD(list(head.parameters())[parameters:], 0.1)}
+
+    learn = learner(partial(with_head, head=head), nn.Linear(4, 2))
+    if not of_the_fit:
+        learn.callbacks.append(Step())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        if parameters:  # not all of them
+            with pytest.raises(UserWarning, match=r"parameters that are not trained: .*weight"):
+                learn.fit(1, callbacks=[Step()] if of_the_fit else None)
+        else:
+            learn.fit(1, callbacks=[Step()] if of_the_fit else None)
 
 
 def default():
