@@ -9,6 +9,7 @@ from minifast.metrics.first_batch import try_metrics
 from minifast.training.batch_checks import check_outputs
 from minifast.training.batch_size_effect import warn_of_parts
 from minifast.training.callback import Callback, LearnerCallback
+from minifast.training.first_validation import try_validation
 from minifast.training.untrained import untrained_message, untrained_parameters
 from minifast.utils.public import warn_caller
 
@@ -21,7 +22,7 @@ class FirstBatchCheck(LearnerCallback):
 
     Args:
         learn: the learner.
-        tries_metrics: whether to try the metrics.
+        tries_metrics: whether to try the validation set and the metrics.
         tries_loss: whether a step takes several batches or processes, whose gradients the loss must let add up.
     """
 
@@ -43,9 +44,10 @@ class FirstBatchCheck(LearnerCallback):
     def on_backward_end(
         self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
     ) -> None:
-        """Try the loss on parts of the batch, and the metrics."""
+        """Try the loss on parts of the batch, a sample of the validation set, and the metrics."""
         # After the backward pass, because restoring state in place would change what the graph of the loss holds.
         if self.tries_loss:
             warn_of_parts(self.learn, last_output, last_input, last_target)
         if self.tries_metrics and not skip_validate:
+            try_validation(self.learn)
             try_metrics(self.learn, metrics, last_output, last_target, last_input)

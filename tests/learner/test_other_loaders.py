@@ -36,9 +36,7 @@ def test_predictions_of_a_loader_are_those_of_its_samples(with_targets, exported
 @pytest.mark.parametrize("method", ["get_preds", "interpret", "TTA", "show_results", "dl", "pred_batch"])
 def test_what_is_no_part_of_the_data_raises(method, value):
     learn = toy_learner()
-    with pytest.raises(
-        TypeError, match=r"`ds_type` must be DatasetType\.Train, .*get_preds and validate take"
-    ):
+    with pytest.raises(TypeError, match=r"`ds_type` must be DatasetType\.Train, .*get_preds and validate take"):
         getattr(learn, method)(ds_type=value)
     if method != "get_preds":
         with pytest.raises(TypeError, match="`ds_type` must be"):
