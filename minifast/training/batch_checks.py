@@ -375,6 +375,17 @@ def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
         raise DataError(f"The targets are {dtype}, but {name} needs floats; convert them with y.float().")
 
 
+def are_two_classes(target: Any) -> bool:
+    """Return whether targets are floats, one for each sample, that are all 0 or 1, and both occur.
+
+    >>> are_two_classes(torch.tensor([[0.0], [1.0]])), are_two_classes(torch.tensor([0.0, 0.5]))
+    (True, False)
+    """
+    if not isinstance(target, torch.Tensor) or not target.is_floating_point() or target.numel() != len(target):
+        return False
+    return bool(((target == 0) | (target == 1)).all() & (target == 0).any() & (target == 1).any())
+
+
 def check_one_output(output: torch.Tensor, target: torch.Tensor, dtype: str) -> None:
     """Raise a DataError if there is one target per sample and several outputs, as for classes."""
     if output.ndim != 2 or output.shape[1] == 1 or target.numel() != len(output):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import Callback, DataBunch, Learner
+from minifast import Callback, DataBunch, Learner, TensorDataBunch, simple_ann
 from minifast.errors import DataError
+from minifast.losses import MSELossFlat
 
 X, Y = torch.randn(32, 4), torch.arange(32) % 2
 WORDS = [(x, ["cat", "dog"][int(y)]) for x, y in zip(X, Y, strict=True)]
@@ -253,3 +254,22 @@ def test_a_cross_entropy_that_moves_the_classes_itself_takes_the_last_dimension(
         learn = positions([4], classes, Moves())
         learn.fit(1)
         assert "dimension" not in str(learn.check(9))
+
+
+@pytest.mark.parametrize("shape", [(-1,), (-1, 1)])
+@pytest.mark.parametrize("kind", ["loader", "arrays"])
+def test_floats_of_two_classes_warn_under_the_default_loss(kind, shape):
+    x = torch.randn(40, 4)
+    y = (x[:, 0] > 0).float().view(shape)
+
+    def learner(targets, loss_func=None):
+        if kind == "arrays":
+            data = TensorDataBunch.from_arrays(x, targets, bs=20, device="cpu")
+        else:
+            data = DataBunch(DataLoader(TensorDataset(x, targets), 20), device="cpu")
+        return Learner(data, simple_ann(4, 1), loss_func=loss_func, silent=True)
+
+    with pytest.warns(UserWarning, match=r"The targets are 0 and 1 as floats.*loss_func=nn.BCEWithLogitsLoss\(\)"):
+        learner(y).fit(1)
+    for targets, loss_func in ((y, MSELossFlat()), (y + 0.5, None), (torch.zeros_like(y), None)):
+        learner(targets, loss_func).fit(1)  # warnings are errors
