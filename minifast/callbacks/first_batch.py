@@ -48,6 +48,11 @@ class FirstBatchCheck(LearnerCallback):
             )
         if names := untrained_parameters(self.learn, last_loss, self.callbacks):
             warn_caller(untrained_message(names))
+        self.callbacks = ()  # they hold this one
+
+    def on_train_end(self) -> None:
+        """Forget the callbacks, also of a fit without a batch."""
+        self.callbacks = ()
 
     def on_backward_end(
         self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool

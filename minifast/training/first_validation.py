@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -25,8 +28,9 @@ NOTE = "The first validation batch, tried before the first step of training, so 
 def try_validation(learn: Learner) -> None:
     """Raise the error of the model or the loss on the first validation batch.
 
-    The model sees one sample. Only where that fails it sees the whole batch, which may start worker processes. Buffers
-    and random generators stay as they were. Several processes, and loaders whose data set has no indices, try nothing.
+    The model sees one sample, without its forward hooks, and the loss sees nothing. Only where the sample does not fit,
+    both see the whole batch, which may start worker processes. Buffers and random generators stay as they were. Several
+    processes, and loaders whose data set has no indices, try nothing.
     """
     loader = learn.data.valid_dl
     if learn.parallel is not None:
@@ -36,11 +40,30 @@ def try_validation(learn: Learner) -> None:
             batch = _one_sample(loader)
             if batch is None:
                 return
-            _try_batch(learn, batch)
-        except Exception:  # a model may need several samples
+            x, y = as_pair(batch, "validation")
+            with _alone(learn):
+                output = learn.output_of(x, y)
+            check_broadcast(learn.loss_func, output, y)
+            check_failed_batch(learn, RuntimeError(), x, output, y)
+        except Exception:  # a model may need several samples, and a loss of your own may take what torch's does not
             batch = next(iter(loader), None)
             if batch is not None:
                 _try_batch(learn, batch)
+
+
+@contextmanager
+def _alone(learn: Learner) -> Iterator[None]:
+    """Call the model without forward hooks, which store outputs, and without the table of frozen features."""
+    hooks = [(module, module._forward_hooks) for module in learn.model.modules()]
+    features, learn.features = learn.features, None
+    try:
+        for module, _ in hooks:
+            module._forward_hooks = OrderedDict()
+        yield
+    finally:
+        learn.features = features
+        for module, own in hooks:
+            module._forward_hooks = own
 
 
 def _one_sample(loader: Any) -> Any:

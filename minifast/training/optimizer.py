@@ -131,15 +131,14 @@ class OptimWrapper:
         Raises:
             ValueError: the torch optimizer was made with another ``weight_decay`` than ``wd``, which is not a default.
         """
-        given = self._given_wd
-        if given is None:
+        if (given := self._given_wd) is None:
             self.wd = wd
             return
-        decays = not isinstance(wd, DefaultDecay) and any([*per_group(wd, len(self._layout.groups), "wd"), *self._wd])
-        if self._keeps_wd and decays:
+        wanted = None if isinstance(wd, DefaultDecay) else per_group(wd, len(self._layout.groups), "wd")
+        if self._keeps_wd and wanted is not None and any([*wanted, *self._wd]):
             reason = "takes no weight decay" if self._is_arranged else "makes its own parameter groups; set it in each"
             raise ValueError(f"`wd` is {wd}, but `opt_func` {reason}. Leave out `wd`.")
-        if not isinstance(wd, DefaultDecay) and per_group(wd, len(self._layout.groups), "wd") != given:
+        if wanted not in (None, given):
             raise ValueError(
                 f"`wd` is {wd}, but the optimizer was made with weight_decay={given[-1]:g} (see `opt_func`); give only "
                 f"one of them."

@@ -294,7 +294,7 @@ def test_float_labels_of_a_model_with_its_own_loss_are_no_classes():
 
 def test_a_batch_of_several_for_one_sample_raises():
     learn = Learner(DataBunch.create(samples(), bs=10, device="cpu"), WithLoss(), silent=True)
-    with pytest.raises(DataError, match="`item` must be one sample, got a batch of 2; predict them one by one"):
+    with pytest.raises(DataError, match="`item` must be one sample, got a batch of 2; get_preds predicts many"):
         learn.predict({"x": X[:2]})
 
 
