@@ -389,14 +389,11 @@ class Recorder(LearnerCallback):
         Raises:
             MinifastError: if there are no metrics, or no epoch was validated.
         """
-        if not self.metrics and self.rows and self._columns:
-            raise MinifastError(
-                "There are no metrics to plot, because no validation ran: give the DataBunch a validation set, and fit."
-            )
         if not self.metrics:
-            raise MinifastError(
-                "There are no metrics to plot; give the Learner some, such as metrics=[accuracy], and fit."
-            )
+            cure = "; give the Learner some, such as metrics=[accuracy]"
+            if self.rows and self._columns:
+                cure = ", because no validation ran: give the DataBunch a validation set"
+            raise MinifastError(f"There are no metrics to plot{cure}, and fit.")
         axes = plotting.axes_for(ax, len(self.metrics[0]))
         for i, (axis, name) in enumerate(zip(axes, self.metrics_names, strict=False)):
             epochs = cut(range(len(self.metrics)), skip_start, skip_end)

@@ -17,6 +17,21 @@ class DatasetType(Enum):
     Test = 3
 
 
+def as_part(ds_type: Any) -> DatasetType:
+    """Return ``ds_type`` if it is a ``DatasetType``.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if not isinstance(ds_type, DatasetType):
+        raise TypeError(
+            f"`ds_type` must be DatasetType.Train, DatasetType.Valid or DatasetType.Test, got {shown(ds_type)}. For "
+            f"other data, get_preds and validate take a loader of batches, such as DataLoader(dataset, 64); "
+            f"for all other methods give the loader to a DataBunch, as its `valid_dl` or `test_dl`."
+        )
+    return ds_type
+
+
 def loader_of(parts: Any, ds_type: Any) -> Any:
     """Return the loader of a part.
 
@@ -28,13 +43,7 @@ def loader_of(parts: Any, ds_type: Any) -> Any:
         TypeError: ``ds_type`` is not a ``DatasetType``.
         DataError: there is no such part.
     """
-    if not isinstance(ds_type, DatasetType):
-        raise TypeError(
-            f"`ds_type` must be DatasetType.Train, DatasetType.Valid or DatasetType.Test, got {shown(ds_type)}. For "
-            f"other data, get_preds and validate take a loader of batches, such as DataLoader(dataset, 64); "
-            f"for all other methods give the loader to a DataBunch, as its `valid_dl` or `test_dl`."
-        )
-    name = ds_type.name.lower()
+    name = as_part(ds_type).name.lower()
     loader = getattr(parts, f"{name}_dl")
     if loader is None:
         raise DataError(f"The data have no {name} part. Give the DataBunch a loader for it.")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast import plotting
-from minifast.data.parts import DatasetType
+from minifast.data.parts import DatasetType, as_part
 from minifast.data.resume import load_loader_state, loader_state, preserve_loader
 from minifast.errors import DataError
 from minifast.losses import activation_name, is_cross_entropy, is_loss, loss_weight
@@ -92,9 +92,8 @@ class Interpretation(Described):
         Raises:
             DataError: if the samples have several outputs or targets, or outputs of different shapes.
         """
-        learn.dl(ds_type)  # raises for anything but a part of the data
         predict = learn.TTA if tta else learn.get_preds
-        preds, y_true, losses = predict(ds_type=ds_type, activ=activ, with_loss=True)
+        preds, y_true, losses = predict(ds_type=as_part(ds_type), activ=activ, with_loss=True)
         if not isinstance(preds, Tensor) or not isinstance(y_true, Tensor) or not isinstance(losses, Tensor):
             raise DataError(
                 "The batches have outputs of different shapes, which have no common loss per sample; use get_preds, "
