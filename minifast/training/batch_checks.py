@@ -137,11 +137,7 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
 
 
 def check_own_targets(learn: Learner, x: Any, target: Any) -> None:
-    """Check the class numbers for a model with a loss of its own, by its outputs without targets.
-
-    Raises:
-        DataError: a target is not the number of an output.
-    """
+    """Raise a DataError if a model with a loss of its own gets targets that are not numbers of its outputs."""
     is_class = isinstance(target, torch.Tensor) and not target.is_floating_point()
     if not isinstance(learn.loss_func, ModelLoss) or not is_class:
         return
