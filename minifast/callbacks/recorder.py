@@ -53,7 +53,6 @@ class Recorder(LearnerCallback):
     """
 
     _order = -10
-    _begun = False
     found = deprecated_attribute("found", "finder_result")
 
     def __init__(self, learn: Learner | None = None, add_time: bool = True, silent: bool = False) -> None:
@@ -112,20 +111,16 @@ class Recorder(LearnerCallback):
 
         Args:
             names: the names of the columns; the callback's ``on_epoch_end`` returns their values with ``add_metrics``.
-
-        Raises:
-            MinifastError: the recorder has begun, and printed the header of the table.
         """
-        if self._begun:
+        if hasattr(self, "pbar"):  # the run has begun
             raise MinifastError(
-                f"The columns {', '.join(names)} come too late: the table has its header already. Call "
+                f"The columns {', '.join(names)} come too late: the table has its columns already. Call "
                 f"add_metric_names in on_train_begin of a callback with `_order = -11`, which is below the recorder's."
             )
         self._added_names += names
 
     def on_train_begin(self, pbar: Any, metrics_names: list[str], raw_losses: Losses) -> None:
         """Take the display and the columns."""
-        self._begun = True
         self.pbar = pbar
         self._columns = self._expanded = list(metrics_names)
         self.metrics_names = [*metrics_names, *self._added_names]

@@ -138,8 +138,7 @@ def check_targets(loss_func: Any, output: Any, target: Any) -> None:
 
 def check_own_targets(learn: Learner, x: Any, target: Any) -> None:
     """Raise a DataError if a model with a loss of its own gets targets that are not numbers of its outputs."""
-    is_class = isinstance(target, torch.Tensor) and not target.is_floating_point()
-    if not isinstance(learn.loss_func, ModelLoss) or not is_class:
+    if not isinstance(learn.loss_func, ModelLoss) or not isinstance(target, torch.Tensor) or target.is_floating_point():
         return
     try:
         with torch.no_grad():
