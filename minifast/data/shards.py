@@ -20,6 +20,7 @@ from minifast.distributed.agreement import check_same
 from minifast.distributed.exchange import as_first, gather, map_batch, share_of, shares
 from minifast.distributed.group import Group
 from minifast.errors import DataError
+from minifast.utils.compat import wait_before_fork
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import count_samples, map_tensors
 
@@ -49,6 +50,8 @@ class Shards:
         if isinstance(loader, TensorLoader):
             return self._of_tensors(loader)
         inner = unwrap_loader(loader)
+        if getattr(inner, "num_workers", 0) > 0:
+            wait_before_fork()
         if is_sharded(inner, self.group.size):
             return self._as_they_are(loader)
         if unsplit := unsplit_stream(inner, self.group):

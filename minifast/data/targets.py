@@ -62,7 +62,7 @@ def default_loss(loader: Any, classes: Any) -> nn.Module | None:
             several = _has_several_labels(loader, exclusive=classes is not None or _is_class(loader))
             if several:
                 return nn.BCEWithLogitsLoss()
-        if classes is not None or (rows and _are_shares(targets) and _is_class(loader)):
+        if classes is not None or (rows and _are_shares(targets) and _is_class(loader) and _all_shares(loader)):
             return nn.CrossEntropyLoss()
     if not known:
         return None
@@ -216,18 +216,31 @@ def _has_several_labels(loader: Any, exclusive: bool) -> bool:
     With ``exclusive``, rows that all have one 1 are a class for each sample.
     """
     try:
-        n = len(loader.dataset)
-        indices = torch.linspace(0, n - 1, min(n, N_LOOKED), dtype=torch.float64).long().tolist()
-        rows = torch.cat([pair_of(loader, i)[1] for i in indices])
+        rows = _rows(loader)
     except Exception:  # the first epoch of a fit raises the error
         return False
     is_binary = bool(((rows == 0) | (rows == 1)).all()) and bool(rows.any()) and not bool(rows.all())
     return is_binary and not (exclusive and _are_shares(rows))
 
 
+def _rows(loader: Any) -> Tensor:
+    """Return the targets of samples from the whole data set."""
+    n = len(loader.dataset)
+    indices = torch.linspace(0, n - 1, min(n, N_LOOKED), dtype=torch.float64).long().tolist()
+    return torch.cat([pair_of(loader, i)[1] for i in indices])
+
+
 def _are_shares(rows: Tensor) -> bool:
     """Return whether rows are probabilities of classes, as Mixup in a ``collate_fn`` makes them of class numbers."""
     return bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+
+
+def _all_shares(loader: Any) -> bool:
+    """Return whether all targets that can be looked at are probabilities of classes."""
+    try:
+        return _are_shares(_rows(loader))
+    except Exception:  # of different shapes, or of a data set without a length
+        return False
 
 
 def _is_class(loader: Any) -> bool:

@@ -1,7 +1,9 @@
-"""Differences between the supported versions of torch, each with the version from which its function can go."""
+"""Differences between the supported versions of Python and torch, each with the version from which its function can go."""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,3 +46,14 @@ def drop_misnamed_guards(program: Any) -> None:
     """
     if torch.__version__ < "2.12":
         getattr(program, "_guards_code", []).clear()
+
+
+def wait_before_fork() -> None:
+    """Let the threads that exchanged tensors come to rest before worker processes are forked.
+
+    Up to Python 3.11, a process that is forked while another thread enters or leaves the interpreter waits forever, and
+    so do all that wait for its batches. Gloo's threads do so shortly after an exchange, when they free its tensors. The
+    function can go with Python 3.11.
+    """
+    if sys.version_info < (3, 12):
+        time.sleep(0.02)
