@@ -1,4 +1,4 @@
-"""Differences between the supported versions of Python and torch, each with the version from which its function can go."""
+"""Differences between supported versions of Python and torch, each with the version from which its function can go."""
 
 from __future__ import annotations
 
