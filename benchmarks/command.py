@@ -68,7 +68,8 @@ def run(folder: Path, out: Path, arch: str, seed: int) -> dict[str, Any]:
         code = cli.main([*arguments, "--seed", str(seed), "--out", str(out), "--device", "cpu"])
     seconds = time.perf_counter() - begin
     accuracy = float((out / "history.csv").read_text().splitlines()[-1].split(",")[3]) if not code else 0.0
-    source = re.search(r"learning rate of (\S+), (?:because )?(the suggestion|a careful choice|the default)", text.getvalue())
+    chosen = r"learning rate of (\S+), (?:because )?(the suggestion|a careful choice|the default)"
+    source = re.search(chosen, text.getvalue())
     return {
         "code": code, "finder": sum(spent), "seconds": seconds, "accuracy": accuracy,
         "source": source[2] if source else "none", "lr": source[1] if source else "none",
