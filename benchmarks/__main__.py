@@ -24,6 +24,7 @@ MEASURED = {
     "compare": "several runs of compare at the same time",
     "compiled": "learn.compile(): time of compilation, speed gained, graphs compiled in each epoch",
     "parallel": "the ten lines of the README in two processes that train together, against one",
+    "processes_step": "a step of two processes against plain DistributedDataParallel",
     "processes": "a whole process against other libraries",
     "device": "steps on a CUDA device",
     "finder": "error rates of the learning rate finder, and accuracy at the learning rate of each rule",
@@ -73,7 +74,7 @@ def machine() -> str:
 
 def main() -> None:
     """Run the measurements named on the command line."""
-    listing = "\n".join(f"  {name:13} {what}" for name, what in {**MEASURED, **WRITTEN}.items())
+    listing = "\n".join(f"  {name:15} {what}" for name, what in {**MEASURED, **WRITTEN}.items())
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", epilog=f"names:\n{listing}", formatter_class=argparse.RawDescriptionHelpFormatter
     )
