@@ -17,11 +17,11 @@ from benchmarks.hand_written_loop import adamw
 from benchmarks.timing import ROOT, Row, compare, interleaved, seconds
 from minifast import Learner, TensorDataBunch, models, set_seed, simple_ann
 
-BATCH, ROUNDS = 64, 7
+BATCH, ROUNDS = 64, 5
 # Name, shape of a sample, the model, and batches of a pass.
 MODELS: tuple[tuple[str, tuple[int, ...], Callable[[], nn.Module], int], ...] = (
-    ("`simple_ann(32, 2)`", (32,), lambda: simple_ann(32, 2), 200),
-    ("ResNet-18, 64 × 64", (3, 64, 64), lambda: models.resnet18(num_classes=2), 6),
+    ("`simple_ann(32, 2)`", (32,), lambda: simple_ann(32, 2), 400),
+    ("ResNet-18, 64 × 64", (3, 64, 64), lambda: models.resnet18(num_classes=2), 20),
 )
 
 
