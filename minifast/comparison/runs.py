@@ -64,14 +64,21 @@ class Plan:
 
 
 def run_in_turn(plan: Plan, jobs: Iterable[tuple[int, str]]) -> Generator[Run, None, None]:
-    """Yield the runs for pairs of a seed and a configuration, trained one after another."""
+    """Yield the runs for pairs of a seed and a configuration, trained one after another.
+
+    At the end, the loaders that the learners share have the order of data that they had before.
+    """
     loader_states: LoaderStates = weakref.WeakKeyDictionary()
-    for i, (seed, name) in enumerate(jobs):
-        learn = plan.learner(seed, loader_states)
-        if not i:
-            plan.check(learn)
-        yield plan.run(learn, name, seed)
-        del learn  # before the next one is made
+    try:
+        for i, (seed, name) in enumerate(jobs):
+            learn = plan.learner(seed, loader_states)
+            if not i:
+                plan.check(learn)
+            yield plan.run(learn, name, seed)
+            del learn  # before the next one is made
+    finally:
+        for loader, state in loader_states.items():
+            load_loader_state(loader, state)
 
 
 def check_learner(learn: Any, by: str | None) -> None:

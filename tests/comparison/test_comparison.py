@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_learner
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from minifast import (
     Callback,
@@ -69,6 +71,38 @@ def test_configurations_share_weights_and_data_order_and_seeds_do_not() -> None:
     assert [run.losses for run in one] == [run.losses for run in two]
     assert one[0].losses != one[1].losses
     assert [run.seed for run in one] == [4, 9]
+
+
+@pytest.mark.parametrize("kind", ["ours", "torch's"])
+@pytest.mark.parametrize("ends", ["all runs", "an error", "Ctrl-C"])
+def test_a_comparison_leaves_the_order_of_shared_data_as_it_was(kind, ends) -> None:
+    x = torch.randn(60, 10)
+    items = TensorDataset(x, (x.sum(1) > 0).long())
+    if kind == "ours":
+        loader = TensorLoader(*items.tensors, 20, shuffle=True, seed=3, device="cpu")
+    else:
+        loader = DataLoader(items, 20, shuffle=True, generator=torch.Generator().manual_seed(3))
+    shared = DataBunch(loader, DataLoader(items, 20), device="cpu", loss_func=nn.CrossEntropyLoss())
+    errors = {"an error": RuntimeError("gone"), "Ctrl-C": KeyboardInterrupt()}
+
+    def losses(**configurations) -> list[float]:
+        def make_shared() -> Learner:
+            return Learner(shared, simple_ann(10, 2, 8))
+
+        result = compare(make_shared, {"rate": 1e-2, **configurations}, epochs=2, seeds=2, silent=True)
+        return [run.losses for run in result.runs["rate"]]
+
+    def fails(learn: Learner, epochs: int) -> None:
+        learn.fit(1, 1e-2)
+        raise errors[ends]
+
+    expected = losses()
+    if ends == "an error":
+        with pytest.raises(RuntimeError, match="gone"):
+            losses(other=fails)
+    elif ends == "Ctrl-C":
+        losses(other=fails)
+    assert losses() == expected
 
 
 def test_make_learner_may_take_the_seed() -> None:
