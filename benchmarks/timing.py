@@ -43,12 +43,13 @@ def cpu_seconds(run: Callable[[], object]) -> float:
 def interleaved(runs: Mapping[str, Callable[[], float]], rounds: int = ROUNDS) -> dict[str, list[float]]:
     """Call each of ``runs`` once per round, after one warm-up round, and return their results by name.
 
-    Load from other processes then affects all of them alike, so ratios within a round are more stable than times.
+    Load from other processes then affects all of them alike, so ratios within a round are more stable than times. The
+    order is reversed in every other round, because a run can profit or suffer from the one before.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     for i in range(rounds + 1):
-        for name, run in runs.items():
-            result = run()
+        for name in list(runs) if i % 2 else reversed(runs):
+            result = runs[name]()
             if i:
                 times[name].append(result)
     return times

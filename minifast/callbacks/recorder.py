@@ -53,12 +53,12 @@ class Recorder(LearnerCallback):
     """
 
     _order = -10
+    _has_header = True  # of the table; False from the beginning of a run until its first step
     found = deprecated_attribute("found", "finder_result")
 
     def __init__(self, learn: Learner | None = None, add_time: bool = True, silent: bool = False) -> None:
         super().__init__(learn)
-        self.add_time = add_time
-        self.silent = silent
+        self.add_time, self.silent = add_time, silent
         self.metrics_names: list[str] = []
         self.lrs: list[float] = []
         self.moms: list[float] = []
@@ -71,8 +71,7 @@ class Recorder(LearnerCallback):
         self.call: dict[str, Any] = {}
         self._cell: int | None = None  # of the notebook that shows the table while it trains
         self.finder_result: FinderResult | None = None
-        self._without_momentum = ""
-        self._several_groups = False
+        self._without_momentum, self._several_groups = "", False
         self._losses = Losses()
         self._columns: list[str] = []  # of the metrics, as they declare them
         self._expanded: list[str] = []  # the same, with one for each of several values
@@ -128,11 +127,11 @@ class Recorder(LearnerCallback):
         self._without_momentum = self.learn.opt.without_momentum
         self._several_groups = len(self.learn.layer_groups) > 1
         pbar.describe = lambda: f"{self.losses[-1]:.4f}" if len(raw_losses) else ""
-        self._has_header = False  # it waits for the first step, so that an error before has no empty table above it
+        self._has_header = self.silent  # it waits for the first step, so that an error before has no empty table above
 
     def _begin_table(self) -> None:
         """Print the header, if it is not printed yet."""
-        if not self.silent and not self._has_header:
+        if not self._has_header:
             self._has_header = True
             self.pbar.write(self.names, table=True)
             self._cell = None if self.learn.silent else notebook_cell()
@@ -147,7 +146,8 @@ class Recorder(LearnerCallback):
     def on_step_end(self) -> None:
         """Record the learning rate and the momentum that the step used."""
         opt = self.learn.opt
-        self._begin_table()
+        if not self._has_header:  # here, because a call takes longer
+            self._begin_table()
         self.lrs.append(opt.lr)
         self.moms.append(opt.mom)
         if self._several_groups:
@@ -196,7 +196,7 @@ class Recorder(LearnerCallback):
             values[:old] = [None] * len(names)
         for row in self.rows:
             row[3 : 3 + old] = [None] * len(names)
-        self._has_header = False
+        self._has_header = self.silent
 
     def format_stats(self, stats: Sequence[Any]) -> None:
         """Print an additional row in the table, with the ``time`` column added; nothing is recorded.
@@ -237,7 +237,7 @@ class Recorder(LearnerCallback):
         if expanded != self._expanded:
             self._expanded = list(expanded)
             self.metrics_names = distinct([*expanded, *self._added_names], RESERVED)
-            self._has_header = False
+            self._has_header = self.silent
         for row in self.rows:
             self._write(row)
 
