@@ -30,6 +30,7 @@ from minifast.training.callback import Callback, LearnerCallback, adopt_callback
 from minifast.training.dispatcher import Dispatcher
 from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.features import precomputed
+from minifast.training.first_validation import NOTE
 from minifast.training.groups import add_loss_parameters, loss_module, per_group, regroup, trained_parameters
 from minifast.training.lazy import initialize_lazy
 from minifast.training.parallel import Parallel, group_of
@@ -391,7 +392,9 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
             add_note(error, saved)
     elif isinstance(error, Exception):
         failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
+        tried = NOTE in getattr(error, "__notes__", ())  # the first validation batch, which `check` does not look at
         advice = "learn.check() finds such problems before training. " if failed and is_first_batch(state) else ""
+        where, advice = ("before the first step", "") if tried else (where, advice)
         add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {advice}{saved}".rstrip())
         if layer := describe_failed_layer(learn.model, error):
             add_note(error, layer)

@@ -361,6 +361,8 @@ def test_a_file_in_place_of_a_folder_is_named_with_where_it_belongs(folder):
     for call in (
         lambda: ImageDataBunch.from_csv(folder, "float.csv"),
         lambda: ImageDataBunch.from_csv(folder / "float.csv"),
+        lambda: ImageDataBunch.from_csv(folder / "float.csv", "images"),
+        lambda: ImageDataBunch.from_csv(folder / "float.csv", folder),
         lambda: ImageDataBunch.from_df(folder, {}, "float.csv"),
     ):
         with pytest.raises(DataError, match=rf"^`(folder|path)` must be the folder of the images, .*{hint}"):

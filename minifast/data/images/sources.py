@@ -89,12 +89,13 @@ def take_pixels(options: dict[str, Any]) -> Pixels:
 
 def image_folder(path: str | Path, folder: str | Path | None = None) -> Path:
     """Return the folder of the images of a table; a file, such as the table itself, is a DataError."""
-    images = Path(path).expanduser() / (folder or "")
-    if images.is_file():
-        raise DataError(
-            f"`{'folder' if folder else 'path'}` must be the folder of the images, got the file {images}. If it is a "
-            f"CSV file, pass it to from_csv as csv_labels={images.name!r}."
-        )
+    whole, images = Path(path).expanduser(), Path(path).expanduser() / (folder or "")
+    for name, given in (("path", whole), ("folder", images)):
+        if given.is_file():
+            raise DataError(
+                f"`{name}` must be the folder of the images, got the file {given}. If it is a CSV file, pass it to "
+                f"from_csv as csv_labels={given.name!r}."
+            )
     return images
 
 
