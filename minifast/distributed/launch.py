@@ -9,7 +9,6 @@ import pickle
 import re
 import signal
 import sys
-import sysconfig
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ import torch
 from minifast.distributed.group import OtherProcessError, _state, current_group, leave, wait_for_the_first
 from minifast.errors import MinifastError
 from minifast.utils.checks import check_callable, check_count, shown
-from minifast.utils.public import PACKAGE
+from minifast.utils.public import PACKAGE, library_folders
 
 T = TypeVar("T")
 
@@ -123,7 +122,7 @@ def _cause(message: dict[str, Any]) -> str:
     """Return the error of a process as torch's launcher reports it, with the line of the user's code."""
     error = str(message["message"]).removesuffix(": ")
     steps = re.findall(r'^  File "(.+)", line (\d+), in (.+)$', message["extraInfo"]["py_callstack"], re.MULTILINE)
-    libraries = (PACKAGE, "<frozen", *(sysconfig.get_path(name) + os.sep for name in ("stdlib", "purelib", "platlib")))
+    libraries = (PACKAGE, "<frozen", *library_folders())
     own = [step for step in steps if not step[0].startswith(libraries)]
     if not own:
         return error

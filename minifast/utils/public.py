@@ -220,7 +220,7 @@ def _mark(trace: TracebackType | None, hide: bool, is_interrupt: bool) -> None:
     ours = [frame for frame in frames if frame.f_code.co_filename.startswith(PACKAGE)]
     telling = [frame for frame in ours if frame.f_code.co_filename not in WRAPPERS]
     shown = telling[-1 if telling[-1] is frames[-1] else 0] if telling else None
-    libraries = _library_folders() if is_interrupt else _torch_folder()
+    libraries = library_folders() if is_interrupt else _torch_folder()
     theirs = [frame for frame in frames if frame.f_code.co_filename.startswith(libraries) and frame not in ours]
     if is_interrupt and hide:  # front ends show the last frame, even if it is marked
         last = max((i for i, frame in enumerate(frames) if frame is shown or frame not in (*ours, *theirs)), default=-1)
@@ -231,7 +231,8 @@ def _mark(trace: TracebackType | None, hide: bool, is_interrupt: bool) -> None:
             frame.f_locals["__tracebackhide__"] = hide and frame is not shown
 
 
-def _library_folders() -> tuple[str, ...]:
+def library_folders() -> tuple[str, ...]:
+    """Return the folders of the standard library and of installed packages."""
     import sysconfig  # here, because it imports a module that is not in the list of the standard library's
 
     return tuple({sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib")})
