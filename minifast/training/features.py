@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 MAX_BYTES = 2**30  # of the features of all samples; more are not kept
-N_TRIED = 8  # samples for a look at what the frozen layers do
+N_TRIED = 2  # samples that are computed again, to compare
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
@@ -126,14 +126,13 @@ class FrozenFeatures:
         changed = train and self.state.train_batch is not None and self.state.train_batch[0] is not x
         if changed or not isinstance(x, Tensor) or not is_fixed(loader) or not first or has_hooks(first, containers):
             return None
-        n = len(loader.dataset)
+        table, n = Table(kind_of(first), self._values(first)), len(loader.dataset)
         with preserve_look(self.learn), torch.no_grad():
-            if not is_function(first, x, n):
-                return None
-        table = Table(kind_of(first), self._values(first))
-        with torch.no_grad():
-            for inputs, _ in loader.in_order():
-                table.add(inputs, through(first, inputs))
+            for i, (inputs, _) in enumerate(loader.in_order()):
+                features = through(first, inputs) if i else features_of_each(first, inputs, n)
+                if features is None:
+                    return None
+                table.add(inputs, features)
         if train and self.learn.recorder.call.get("method") != "lr_find":
             self.state.pbar.write(
                 f"The outputs of the frozen layers are computed once for {n} samples; Learner(precompute=False) "
@@ -181,18 +180,22 @@ def through(layers: list[nn.Module], x: Any) -> Any:
     return x
 
 
-def is_function(layers: list[nn.Module], x: Tensor, n: int) -> bool:
-    """Return whether layers are a function of each sample alone and change nothing, and ``n`` values can be kept."""
+def features_of_each(layers: list[nn.Module], x: Tensor, n: int) -> Tensor | None:
+    """Return the output of layers for a batch.
+
+    None if they are no function of each sample alone or change something, or ``n`` samples take too much memory.
+    """
     before = get_rng_states(), versions_of(layers), settings_of(layers)
     try:
-        whole, few = through(layers, x[:N_TRIED]), through(layers, x[:2])
+        whole, few = through(layers, x), through(layers, x[:N_TRIED])
     except Exception:  # a model may raise anything; in the batch itself it will raise again
-        return False
-    if not isinstance(whole, Tensor) or not whole.ndim or len(whole) != len(x[:N_TRIED]) or whole.is_complex():
-        return False
+        return None
+    if not isinstance(whole, Tensor) or not whole.ndim or len(whole) != len(x) or whole.is_complex():
+        return None
     after = get_rng_states(), versions_of(layers), settings_of(layers)
     fits = whole[:1].numel() * whole.element_size() * n <= MAX_BYTES
-    return fits and is_equal(before, after) and torch.allclose(whole[:2], few, rtol=1e-2, atol=1e-5)
+    is_function = is_equal(before, after) and torch.allclose(whole[:N_TRIED], few, rtol=1e-2, atol=1e-5)
+    return whole if fits and is_function else None
 
 
 def is_equal(a: Any, b: Any) -> bool:

@@ -26,7 +26,7 @@ from minifast import (
 from minifast.training import features
 
 N, CLASSES = 50, 3
-N_TRIED = 2 * (8 + 2)  # samples for a look at what the frozen layers do, in training and in validation
+N_TRIED = 2 * 2  # samples that are computed again to compare, in training and in validation
 
 
 class Counted(nn.Conv2d):
@@ -160,7 +160,8 @@ def test_layers_that_are_no_function_of_a_sample_are_computed_in_each_batch(extr
 
     learners, samples = both(extra=[extra], before=last_frozen)
     check_same(learners, exactly=True)
-    assert samples[0] >= samples[1]
+    once = 2 * N // 5 if extra is nn.Dropout else 0  # in validation, dropout is a function of a sample
+    assert samples[0] >= samples[1] - once
 
 
 def hook(learn):
