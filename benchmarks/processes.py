@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+import tempfile
 from pathlib import Path
 
-from benchmarks.timing import Row, interleaved, process
-from minifast import URLs, untar_data
+import torch
+
+from benchmarks.timing import Row, compare, interleaved, process
+from minifast import ImageDataBunch, URLs, untar_data
 
 PEERS = {"minifast": "minifast", "fastai": "fastai", "lightning": "lightning", "skorch": "skorch",
          "keras": "keras", "ignite": "ignite", "accelerate": "accelerate", "torchtnt": "torchtnt"}  # fmt: skip
@@ -19,18 +22,31 @@ def rows() -> list[Row]:
     installed = [name for name in PEERS if importlib.util.find_spec(PEERS[name])]
     for name in PEERS.keys() - set(installed):
         print(f"{name} is not installed and left out; python -m pip install '.[bench]' installs it.")
-    sample = str(untar_data(URLs.MNIST_SAMPLE))
+    sample = untar_data(URLs.MNIST_SAMPLE)
+    data = ImageDataBunch.from_folder(sample, seed=0, device="cpu")
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "tensors.pt"
+        torch.save([(loader.x, loader.y) for loader in (data.train_dl, data.valid_dl)], file)
 
-    def script(name: str) -> float:
-        return process([str(SCRIPTS / f"{name}_.py")], MNIST_SAMPLE=sample)
+        def script(name: str) -> float:
+            return process([str(SCRIPTS / f"{name}_.py")], MNIST_SAMPLE=str(sample), MNIST_TENSORS=str(file))
 
-    times = interleaved({name: lambda name=name: script(name) for name in installed}, rounds=7)
-    rows = []
-    quickest = min((name for name in installed if name != "minifast"), key=lambda name: statistics.median(times[name]))
-    for name in installed:
-        if name != "minifast":
-            ratio = statistics.median(a / b for a, b in zip(times["minifast"], times[name], strict=True))
-            ours, theirs = (statistics.median(times[library]) for library in ("minifast", name))
-            bound = 0.6 if name == quickest else None
-            rows.append(Row(f"whole process, MNIST_SAMPLE, against {name}", ours, theirs, ratio, bound, "s"))
-    return rows
+        names = [*installed, "hand_written"]
+        times = interleaved({name: lambda name=name: script(name) for name in names}, rounds=7)
+    peers = [name for name in installed if name != "minifast"]
+    quickest = min(peers, key=lambda name: statistics.median(times[name]))
+    return [
+        *(
+            compare(
+                f"whole process, MNIST_SAMPLE, against {name}",
+                times,
+                "minifast",
+                name,
+                0.5 if name == quickest else None,
+            )
+            for name in peers
+        ),
+        compare(
+            "the same, against a hand-written loop on tensors in one file", times, "minifast", "hand_written", None
+        ),
+    ]

@@ -334,6 +334,8 @@ def check_broadcast(loss_func: Any, output: Any, target: Any) -> None:
     Raises:
         DataError: if torch would broadcast them, (n, 1) and (n,) to (n, n) for example.
     """
+    if loss_func is functional.cross_entropy or type(loss_func) is nn.CrossEntropyLoss:
+        return  # the common case, and never elementwise
     targets = as_arguments(target)
     target = targets[0] if len(targets) else None
     if getattr(output, "shape", None) == getattr(target, "shape", None):

@@ -44,6 +44,7 @@ class ScheduledParameters(LearnerCallback):
         self.controls = tuple(self.schedules)
         self.n_batches = n_batches
         self.first = 0
+        self._planned: dict[str, list[Value]] = {}  # the values of each batch, unless there are very many
 
     def begin(self, schedules: dict[str, Schedule], n_batches: int) -> None:
         """Check the schedules and set the values of the first of ``n_batches`` batches."""
@@ -51,9 +52,11 @@ class ScheduledParameters(LearnerCallback):
         if self._momentum_is_explicit and "mom" in schedules and not opt.has_momentum:
             warn_caller(f"{opt.without_momentum}; the schedule of the momentum is ignored.")
         self.schedules = {name: f for name, f in schedules.items() if name != "mom" or opt.has_momentum}
-        for name, schedule in self.schedules.items():
-            at = {i / n_batches for i in range(0, n_batches, max(1, n_batches // MAX_CHECKED))} | {1.0}
-            check_values(name, schedule, sorted(at), len(self.learn.layer_groups))
+        step = max(1, n_batches // MAX_CHECKED)
+        at = [*(i / n_batches for i in range(0, n_batches, step)), 1.0]
+        n_groups = len(self.learn.layer_groups)
+        planned = {name: check_values(name, schedule, at, n_groups) for name, schedule in self.schedules.items()}
+        self._planned = planned if step == 1 else {}
         self.n_batches = n_batches
         self.first = 0
         self._set(0)
@@ -65,6 +68,8 @@ class ScheduledParameters(LearnerCallback):
 
     def values(self, batch: int) -> dict[str, Value]:
         """Return the scheduled values of batch ``batch``."""
+        if self._planned:
+            return {name: values[min(batch, self.n_batches)] for name, values in self._planned.items()}
         progress = min(batch / self.n_batches, 1.0)
         return {name: schedule(progress) for name, schedule in self.schedules.items()}
 
@@ -143,18 +148,21 @@ def check_schedule(name: str, value: Any) -> None:
         )
 
 
-def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: int, label: str = "") -> None:
-    """Check the values of a schedule at some points of progress.
+def check_values(name: str, schedule: Schedule, at: Iterable[float], n_groups: int, label: str = "") -> list[Value]:
+    """Check the values of a schedule at some points of progress, and return them.
 
     Raises:
         ValueError, TypeError: a value is not finite, a learning rate or weight decay is negative, or a momentum is not
             in [0, 1].
     """
     low, high = (0.0, UPPER_LIMITS[name]) if name in UPPER_LIMITS else (-math.inf, math.inf)
+    values: list[Value] = []
     for p in at:
         value = schedule(p)
-        if type(value) is float and low <= value <= high and math.isfinite(value):
-            continue
-        where = f"{label or name} at {p:.4g} of the run"
-        for number in per_group(value, n_groups, where):
-            check_number(where, number, low=low, high=high)
+        if not (type(value) is float and low <= value <= high and math.isfinite(value)):
+            where = f"{label or name} at {p:.4g} of the run"
+            value = per_group(value, n_groups, where)
+            for number in value:
+                check_number(where, number, low=low, high=high)
+        values.append(value)
+    return values

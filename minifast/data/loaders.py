@@ -64,6 +64,8 @@ def is_same_device(a: torch.device, b: torch.device) -> bool:
 
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors to ``device``, also in tuples, lists and dicts, and objects with a method ``to``."""
+    if type(values) is tuple and all(isinstance(x, Tensor) and x.device == device for x in values):
+        return values  # the common case
     return map_tensors(
         lambda x: x if x.device == device else x.to(device, non_blocking=True),
         values,
@@ -229,9 +231,11 @@ class DeviceDataLoader(BatchLoader, EpochCounter):
 
     def _is_empty(self, batch: Any) -> bool:
         """Return whether a batch of a DataBunch has no samples, by its first tensor."""
-        while isinstance(batch, (tuple, list, Mapping)) and batch:
+        if self.part is None or self.keeps_empty:
+            return False
+        while not isinstance(batch, Tensor) and isinstance(batch, (tuple, list, Mapping)) and batch:
             batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
-        return self.part is not None and not self.keeps_empty and isinstance(batch, Tensor) and batch.shape[:1] == (0,)
+        return isinstance(batch, Tensor) and batch.shape[:1] == (0,)
 
     @property
     def batch_size(self) -> Any:

@@ -44,6 +44,19 @@ def test_values_of_layer_groups() -> None:
     assert used == [pytest.approx(pair) for pair in ([0.0, 0.3], [0.1, 0.2], [0.2, 0.1])]
 
 
+@pytest.mark.parametrize("most", [1, 2, 3, 100])
+@pytest.mark.parametrize("n_groups", [1, 2])
+def test_long_runs_whose_values_are_not_planned_ahead_train_with_the_same(monkeypatch, most, n_groups) -> None:
+    monkeypatch.setattr("minifast.callbacks.scheduler.MAX_CHECKED", most)
+    learn = toy_learner()
+    if n_groups == 2:
+        learn.layer_groups = [learn.model[1], learn.model[3]]
+    lr = one_cycle(0.3) if n_groups == 1 else linear(np.array([0.0, 0.3]), np.array([0.3, 0.0]))
+    used, notes = rates_used(learn)
+    learn.fit_schedule(2, lr=lr, callbacks=[notes])
+    assert used == [pytest.approx(np.broadcast_to(lr(i / 6), n_groups).tolist()) for i in range(6)]
+
+
 @pytest.mark.parametrize(
     ("schedules", "error", "message"),
     [

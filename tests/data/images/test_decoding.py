@@ -245,7 +245,7 @@ def test_images_of_different_sizes_are_named_both_with_their_sizes(tmp_path):
     assert decode(names_in(tmp_path), (4, 4)).shape == (3, 1, 4, 4)
 
 
-@pytest.mark.parametrize("n", [1, 2, 30])
+@pytest.mark.parametrize("n", [1, 2, 30, 150])
 def test_threads_decode_the_same_as_none(tmp_path, n):
     write_images(tmp_path, n, (10, 8), mode="RGB")
     assert decode(names_in(tmp_path), threads=4).equal(decode(names_in(tmp_path), threads=1))
