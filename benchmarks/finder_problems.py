@@ -86,9 +86,10 @@ class Problem:
         body = [nn.Linear(20, width), norms[0], nn.ReLU(), nn.Linear(width, width), norms[1], nn.ReLU()]
         return nn.Sequential(nn.Sequential(*body), nn.Linear(width, self.n_classes))
 
-    def learner(self, data: DataBunch) -> Learner:
-        """Return a silent learner, always with the same initial weights."""
-        torch.manual_seed(self.seed)
+    def learner(self, data: DataBunch, run: int = 0) -> Learner:
+        """Return a silent learner; its initial weights and the order of the samples depend on ``run`` alone."""
+        torch.manual_seed(self.seed + 100_000 * run)
+        data.train_dl.seed = self.seed + 100_000 * run
         opt = {"SGD": partial(torch.optim.SGD, momentum=0.9), "Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}
         metric = r2_score if self.n_classes == 1 else accuracy
         learn = Learner(data, self.model(), opt_func=opt[self.opt], metrics=[metric], silent=True)
@@ -99,9 +100,9 @@ class Problem:
         """The number of epochs of a training with about 150 steps."""
         return max(1, round(150 / (self.n // self.bs)))
 
-    def score(self, data: DataBunch, lr: float) -> float:
+    def score(self, data: DataBunch, lr: float, run: int = 0) -> float:
         """Return the accuracy, or R², after a training with the 1cycle policy; 0 if the loss is not finite."""
-        learn = self.learner(data)
+        learn = self.learner(data, run)
         try:
             learn.fit_one_cycle(self.epochs, lr)
         except ArithmeticError:

@@ -96,7 +96,8 @@ class LRFinder(ScheduledParameters):
         run = run_of(pairs, self._steps, len(self.lrs), n_batches, n_targets, n_params)
         if run is None or self._slices is None or not self._slices.n_slices:
             return run
-        return with_unseen(run, pairs, self._unseen.losses(), self._steps, self._slices.n_slices)
+        slices = self._slices
+        return with_unseen(run, pairs, self._unseen.losses(), self._steps, slices.n_slices, slices.n_samples)
 
     def _compare(self, epoch: int, output: Any, target: Any) -> None:
         """Compare the loss of a batch with that against other targets, and after the first pass that of other samples.

@@ -14,6 +14,7 @@ from minifast.data.batch_fn import adapt
 from minifast.data.checks import check_batch, check_devices, check_loader, check_loader_options
 from minifast.data.creation import LoaderOptions, make_loaders
 from minifast.data.description import description, one_line
+from minifast.data.devices import as_device, default_device
 from minifast.data.labels import Labels, check_class_names, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchFn,
@@ -21,8 +22,6 @@ from minifast.data.loaders import (
     DeviceDataLoader,
     Target,
     Transform,
-    as_device,
-    default_device,
     to_device,
 )
 from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from minifast.data.loaders import has_length, is_same_device
+from minifast.data.devices import is_same_device
+from minifast.data.loaders import has_length
 from minifast.data.shards import unsplit_stream
 from minifast.distributed.group import current_group
 from minifast.errors import DataError

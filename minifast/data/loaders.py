@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset, TensorDataset
 
+from minifast.data.devices import as_device, default_device
 from minifast.data.order import EpochCounter, order_of, resolve_seed
 from minifast.data.resume import batches_before
-from minifast.distributed.group import local_gpu
 from minifast.errors import DataError
 from minifast.utils.checks import check_count
 from minifast.utils.public import warn_caller
-from minifast.utils.tensors import as_pair, count_samples, map_tensors, present_device, target_names
+from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
 
 Transform = Callable[[tuple[Any, Any]], tuple[Any, Any]]  # takes and returns a batch (x, y)
 BatchFn = Callable[[Any], tuple[Any, Any]]  # takes a batch of a loader and returns (inputs, targets)
@@ -27,39 +27,6 @@ LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the 
     *("dataset", "batch_size", "drop_last", "num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn"),
     *("multiprocessing_context", "generator", "prefetch_factor", "persistent_workers", "in_order"),
 ]
-
-
-def default_device() -> torch.device:
-    """Return the default device: CUDA if there is one (of several processes, a GPU each), Apple's GPU, or the CPU."""
-    if torch.cuda.is_available():
-        return local_gpu()
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def as_device(device: torch.device | str | int) -> torch.device:
-    """Return the device of that name.
-
-    >>> as_device("gpu")
-    Traceback (most recent call last):
-    ValueError: `device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got 'gpu'.
-    """
-    try:
-        known = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(
-            f"`device` must be a device of torch, such as 'cpu', 'cuda', 'cuda:0' or 'mps', got {device!r}."
-        ) from error
-    return present_device(known)
-
-
-def is_same_device(a: torch.device, b: torch.device) -> bool:
-    """Return whether two devices are the same; a device without an index matches each index.
-
-    >>> cpu, cuda, first = map(torch.device, ("cpu", "cuda", "cuda:0"))
-    >>> is_same_device(cuda, first), is_same_device(cpu, cuda)
-    (True, False)
-    """
-    return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
 
 
 def to_device(values: Any, device: torch.device) -> Any:

@@ -42,6 +42,9 @@ PLAIN = [  # settings of cross entropy, as a function and as a module
     for smoothing, index in ((None, None), (0.0, -100))
 ]
 UNSEEN_SHIFTS = 3  # of the targets of samples that were not trained on: fewer samples need less noise
+NEAR = 9  # neighboring losses whose mean is compared, to find the lowest
+LEAST_PASSES = 5  # over the training samples, after which the loss of others counts too
+LEAST_UNSEEN = 32  # validation samples; the lowest loss of fewer is at a learning rate by chance
 MOST_STORED = 2**22  # elements of outputs that wait for their losses
 
 
@@ -56,6 +59,8 @@ class Run(NamedTuple):
         unseen: ``shifted - losses`` of samples that were not trained on: training samples in the first pass, then
             validation samples. None if they are not known.
         distinct: after how many steps the validation samples repeat.
+        unseen_losses: the losses of those samples, against the right targets.
+        n_unseen: the number of validation samples.
     """
 
     losses: NDArray[np.float64]
@@ -64,6 +69,8 @@ class Run(NamedTuple):
     capacity: float
     unseen: NDArray[np.float64] | None = None
     distinct: float = math.inf
+    unseen_losses: NDArray[np.float64] | None = None
+    n_unseen: int = 0
 
 
 class ShiftedTargets:
@@ -187,6 +194,32 @@ def learns(runs: Sequence[Run]) -> bool:
     return bool(((errors > UNSEEN_ERRORS) & learned | (errors > UNSEEN_ERRORS_ALONE)).any())
 
 
+def lowest_unseen(runs: Sequence[Run], lrs: Sequence[float]) -> float | None:
+    """Return the learning rate with the lowest loss of validation samples, by the mean of the runs.
+
+    None if the loss of the training samples is lowest before ``LEAST_PASSES`` passes over them, or if there are fewer
+    than ``LEAST_UNSEEN`` validation samples.
+
+    >>> lrs, steps = np.logspace(-4, 0, 100), np.arange(100)
+    >>> seen = np.maximum(1.0, 2.0 - steps / 80)
+    >>> unseen = seen + np.maximum(0, steps - 60) / 20
+    >>> run = Run(seen, seen, steps / 10, 1.0, unseen_losses=unseen, n_unseen=200)
+    >>> print(f"{lowest_unseen([run], lrs):.3f}")
+    0.022
+    """
+    if not runs or any(run.unseen_losses is None or run.n_unseen < LEAST_UNSEEN for run in runs):
+        return None
+    n = min(len(run.losses) for run in runs)
+    parts = [run.losses for run in runs], [run.unseen_losses for run in runs if run.unseen_losses is not None]
+    seen, unseen = (np.mean([values[:n] for values in part], 0) for part in parts)
+    finite = np.isfinite(seen) & np.isfinite(unseen)
+    if finite.sum() < 2 * NEAR:
+        return None
+    curves = seen, unseen, np.log(lrs[:n]), runs[0].passes[:n]
+    seen, unseen, rates, passes = (_means(values[finite], NEAR) for values in curves)
+    return float(np.exp(rates[unseen.argmin()])) if passes[seen.argmin()] >= LEAST_PASSES else None
+
+
 def _means(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:
     return np.convolve(values, np.full(width, 1 / width), "valid")
 
@@ -234,8 +267,9 @@ def with_unseen(
     unseen: NDArray[np.float64] | None,
     steps: Sequence[int],
     n_slices: float,
+    n_samples: int,
 ) -> Run:
-    """Return a run with the gains of samples that were not trained on.
+    """Return a run with the gains and losses of samples that were not trained on.
 
     Args:
         run: the run.
@@ -243,6 +277,7 @@ def with_unseen(
         unseen: both losses of a slice of the validation samples for each batch after the first pass.
         steps: the step that each batch belongs to.
         n_slices: after how many slices the validation samples repeat.
+        n_samples: the number of validation samples.
     """
     if pairs is None or unseen is None:
         return run
@@ -250,7 +285,12 @@ def with_unseen(
     with np.errstate(invalid="ignore"):  # infinite losses, whose steps are left out
         gains = shifted - losses
     n = len(run.losses)
-    return run._replace(unseen=_of_steps(gains, steps, n), distinct=n_slices * n / len(pairs))
+    return run._replace(
+        unseen=_of_steps(gains, steps, n),
+        distinct=n_slices * n / len(pairs),
+        unseen_losses=_of_steps(losses, steps, n),
+        n_unseen=n_samples,
+    )
 
 
 def _of_steps(values: NDArray[np.float64], steps: Sequence[int], n_steps: int) -> NDArray[np.float64]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from minifast import plotting
 from minifast.errors import MinifastError
-from minifast.finder.rules import combine_rules, cut, read_rules, suggested_range
+from minifast.finder.rules import Rules, combine_rules, cut, read_rules, suggested_range
 from minifast.utils.aliases import deprecated_attribute
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class FinderResult:
         suggestion: the learning rate to train with, or None if the curve does not show one.
         suggested_range: the lowest and the highest learning rate that train about equally well, or None.
         learned: whether the model learned which target belongs to which sample; None if the loss allows no test.
+        valid_minimum: the learning rate with the lowest loss of validation samples, if the training samples were seen
+            often enough to be memorized; else None. The suggestion is a fifth of it where the rules give more.
         error: why there is no suggestion, or None.
         stopped: why the last run ended.
 
@@ -40,6 +42,7 @@ class FinderResult:
         skip_start: how many points the rules ignore at the start, at most a quarter of the curve.
         skip_end: how many points the rules ignore at the end, at most a quarter of the curve.
         learned: the result of the test whether the model learns; with None the fall of the loss decides.
+        valid_minimum: the learning rate with the lowest loss of validation samples, or None.
 
     >>> result = FinderResult([[1e-4, 1e-3, 1e-2]], [[1.0, 0.9, 0.8]], "the last learning rate was reached")
     >>> result.suggestion is None, result.reason[:33]
@@ -57,13 +60,14 @@ class FinderResult:
         skip_start: int = 10,
         skip_end: int = 5,
         learned: bool | None = None,
+        valid_minimum: float | None = None,
     ) -> None:
         shortest = min(map(len, lrs))
         self.lrs = list(lrs[0][:shortest])
         self.curves = [list(run[:shortest]) for run in losses]
         self.losses = np.median(self.curves, axis=0).tolist() if len(self.curves) > 1 else list(self.curves[0])
         self.stopped = stopped
-        self.learned = learned
+        self.learned, self.valid_minimum = learned, valid_minimum
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None
         self.suggested_range: tuple[float, float] | None = None
@@ -71,7 +75,7 @@ class FinderResult:
         try:
             readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves, learned)
             self.rules = readings._asdict()
-            self.suggestion = combine_rules(readings)
+            self.suggestion = combine_rules(readings, valid_minimum)
             self.suggested_range = suggested_range(self.suggestion)
         except MinifastError as error:
             self.error = error.with_traceback(None)
@@ -113,8 +117,13 @@ class FinderResult:
 
     def _conclusion(self) -> str:
         text = self.reason
-        if self.suggested_range is not None:
+        if self.suggestion is not None and self.suggested_range is not None:
             text = "Suggested range: {:.1e} to {:.1e}.".format(*self.suggested_range)
+            if self.valid_minimum is not None and self.suggestion < combine_rules(Rules(**self.rules)):
+                text += (
+                    f" The rules give more, but above {self.valid_minimum:.1e} the loss of validation samples rises: "
+                    f"the model memorizes the training samples."
+                )
         runs = f"Median of {len(self.curves)} runs" if len(self.curves) > 1 else "One run"
         return f"{text} {runs}, {len(self.lrs)} steps: {self.stopped}."
 

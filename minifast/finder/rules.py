@@ -20,6 +20,7 @@ WINDOW = 10  # neighbouring losses whose mean is compared with the mean of the f
 MIN_CLEARNESS = 4.2  # standard errors; at this value none of 256 range tests on pure noise gave a suggestion
 MIN_FALL = 0.005  # share of the loss; the loss of a dead network falls by less, with almost no noise
 MAX_RATIO = 10.0  # the steepest fall counts up to this factor from a tenth of the minimum
+BELOW_VALID = 5.0  # factor below the learning rate with the lowest loss of validation samples
 
 
 def cut(values: Sequence[Any], skip_start: int, skip_end: int) -> list[Any]:
@@ -72,14 +73,18 @@ def suggest_lr(lrs: Sequence[float], losses: Sequence[float], skip_start: int = 
     return combine_rules(read_rules(lrs, losses, skip_start, skip_end))
 
 
-def combine_rules(readings: Rules) -> float:
-    """Return the geometric mean of the first two rules.
+def combine_rules(readings: Rules, valid_minimum: float | None = None) -> float:
+    """Return the geometric mean of the first two rules, or less where a model would memorize the training samples.
 
     A steepest fall that is more than a factor of 10 away from a tenth of the minimum counts as if it were at that
     factor: the minimum is the more reliable rule.
+
+    If ``valid_minimum`` is known, the learning rate with the lowest loss of validation samples, a fifth of it is
+    returned if that is lower than the mean, but at least a tenth of the mean.
     """
     ratio = min(max(readings.steepest / readings.minimum, 1 / MAX_RATIO), MAX_RATIO)
-    return readings.minimum * math.sqrt(ratio)
+    mean = readings.minimum * math.sqrt(ratio)
+    return mean if valid_minimum is None else min(mean, max(valid_minimum / BELOW_VALID, mean / MAX_RATIO))
 
 
 def suggested_range(suggestion: float) -> tuple[float, float]:

@@ -32,11 +32,12 @@ class ValidationSlices:
     Attributes:
         n_slices: the number of slices in one pass, with a fraction; 0 if the samples cannot be compared: there are too
             few, they have equal targets or no rows, or the model fails on them.
+        n_samples: the number of samples.
     """
 
     def __init__(self, learn: Learner, n: int) -> None:
         self._inputs, self._targets, total = _read(learn.data)
-        self.n_slices = total / n
+        self.n_samples, self.n_slices = total, total / n
         self._n = min(n, total)
         self._order = torch.randperm(total, generator=torch.Generator().manual_seed(0))
         self._next = 0

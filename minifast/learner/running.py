@@ -20,7 +20,7 @@ from minifast.data.shards import is_sharded
 from minifast.distributed.agreement import check_same
 from minifast.distributed.exchange import broadcast
 from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
-from minifast.finder.learning import learns
+from minifast.finder.learning import learns, lowest_unseen
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -228,12 +228,12 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
                         finder.stopped = "the data has no more batches"
     finally:
         learn.recorder = recorder or before
-    stopped = finders[-1].stopped
     compared = [losses for finder in finders if (losses := finder.comparison()) is not None]
-    # Each process has losses of its own, but all need the same answer.
-    learned = broadcast(learns(compared) if len(compared) == len(finders) else None)
+    is_known = len(compared) == len(finders)
+    answers = (learns(compared), lowest_unseen(compared, finders[0].lrs)) if is_known else (None, None)
+    learned, valid_minimum = broadcast(answers)  # each process has losses of its own, but all need the same answer
     curves = [finder.lrs for finder in finders], [finder.losses for finder in finders]
-    result = FinderResult(*curves, stopped, learned=learned)
+    result = FinderResult(*curves, finders[-1].stopped, learned=learned, valid_minimum=valid_minimum)
     learn.recorder.finder_result = result
     return result
 

@@ -16,9 +16,19 @@ from torch import nn
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import Callback, DataBunch, Learner, TensorLoader, simple_ann
+from minifast import Callback, DataBunch, Learner, TensorLoader, accuracy, simple_ann
 from minifast.finder import validation
-from minifast.finder.learning import Run, ShiftedTargets, learns, run_of, with_unseen
+from minifast.finder.learning import (
+    LEAST_PASSES,
+    LEAST_UNSEEN,
+    Run,
+    ShiftedTargets,
+    learns,
+    lowest_unseen,
+    run_of,
+    with_unseen,
+)
+from minifast.finder.rules import Rules, combine_rules
 from minifast.losses import LabelSmoothingCrossEntropy, MSELossFlat
 
 CLASSES = (torch.long, lambda n: torch.randint(4, (n,)), lambda n: torch.randn(n, 4))
@@ -183,12 +193,13 @@ def test_validation_samples_that_repeat_count_once() -> None:
 def test_unseen_samples_are_those_of_the_first_pass_and_then_of_validation() -> None:
     pairs = np.array([[1.0, 2.0], [1.0, 4.0], [1.0, 1.0], [1.0, 1.0]])
     run = run_of(pairs, [0, 0, 1, 1], 2, 2, 40, 30)
-    run = with_unseen(run, pairs, np.array([[0.0, 5.0], [0.0, 7.0]]), [0, 0, 1, 1], 6)
+    run = with_unseen(run, pairs, np.array([[0.0, 5.0], [0.0, 7.0]]), [0, 0, 1, 1], 6, 120)
     assert run.unseen.tolist() == [2, 6]
-    assert run.distinct == 3
-    infinite = with_unseen(run, pairs, np.full((2, 2), np.inf), [0, 0, 1, 1], 6)
+    assert (run.distinct, run.n_unseen) == (3, 120)
+    assert run.unseen_losses.tolist() == [1, 0]
+    infinite = with_unseen(run, pairs, np.full((2, 2), np.inf), [0, 0, 1, 1], 6, 120)
     assert np.isnan(infinite.unseen).tolist() == [False, True]
-    assert with_unseen(run._replace(unseen=None), pairs, None, [0, 0, 1, 1], 6).unseen is None
+    assert with_unseen(run._replace(unseen=None), pairs, None, [0, 0, 1, 1], 6, 120).unseen is None
 
 
 def sorted_by_class(n: int, bs: int, noise: bool, classes: int = 2, seed: int = 0) -> DataBunch:
@@ -361,3 +372,74 @@ def test_a_large_validation_set_is_read_in_part(monkeypatch) -> None:
     Learner(data, simple_ann(10, 2), silent=True).lr_find(num_it=20)
     assert len(seen) == 50
     assert {min(seen), max(seen)} == {0, 1999}
+
+
+def memorized(n_train: int, n_valid: int, wrong: float = 0.4) -> Learner:
+    """A large network, and few samples of which some have a wrong class."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(n_train + n_valid, 10, generator=generator)
+    y = (x[:, 0] > 0).long()
+    y = torch.where(torch.rand(len(y), generator=generator) < wrong, 1 - y, y)
+    train = TensorLoader(x[:n_train], y[:n_train], 32, shuffle=True, seed=0, device="cpu")
+    valid = TensorLoader(x[n_train:], y[n_train:], 500, device="cpu")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(10, 128), nn.ReLU(), nn.Linear(128, 2))
+    data = DataBunch(train, valid, device="cpu", loss_func=nn.CrossEntropyLoss())
+    return Learner(data, model, torch.optim.AdamW, metrics=[accuracy], silent=True)
+
+
+def test_where_samples_are_memorized_the_validation_loss_lowers_the_suggestion() -> None:
+    learn = memorized(128, 1000, wrong=0.3)
+    result = learn.lr_find()
+    plain = combine_rules(Rules(**result.rules))
+    assert result.suggestion == max(result.valid_minimum / 5, plain / 10) < plain
+    assert "the loss of validation samples rises" in str(result)
+
+    def trained(lr: float) -> float:
+        fresh = memorized(128, 1000, wrong=0.3)
+        return float(fresh.fit_one_cycle(40, lr).recorder.metrics[-1][0])
+
+    assert trained(result.suggestion) > trained(plain)
+
+
+@pytest.mark.parametrize(("n_train", "n_valid"), [(5000, 1000), (128, LEAST_UNSEEN - 1)])
+def test_after_few_passes_or_with_few_validation_samples_the_rules_alone_decide(n_train, n_valid) -> None:
+    result = memorized(n_train, n_valid, wrong=0.1).lr_find()
+    assert result.valid_minimum is None
+    assert result.suggestion == combine_rules(Rules(**result.rules))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    mean=st.floats(1e-5, 1.0),
+    ratio=st.floats(0.01, 100),
+    lowest=st.none() | st.floats(1e-7, 10.0),
+)
+def test_the_validation_loss_never_raises_a_suggestion_and_lowers_it_by_a_tenth_at_most(mean, ratio, lowest) -> None:
+    rules = Rules(mean * ratio, mean, mean, mean)
+    plain, limited = combine_rules(rules), combine_rules(rules, lowest)
+    assert plain / 10 <= limited * (1 + 1e-12)
+    assert limited <= plain
+    if lowest is not None and plain / 10 < lowest / 5 < plain:
+        assert limited == lowest / 5
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    turn=st.integers(20, 80),
+    passes=st.floats(1.0, 20.0),
+    scale=st.floats(1e-3, 1e3),
+    n_runs=st.integers(1, 3),
+    n_infinite=st.integers(0, 10),
+)
+def test_the_lowest_validation_loss_is_found_at_any_scale(turn, passes, scale, n_runs, n_infinite) -> None:
+    steps, lrs = np.arange(110), np.logspace(-5, 1, 110)
+    seen = scale * (200.0 - steps)
+    unseen = scale * np.abs(steps - turn)
+    seen[110 - n_infinite :] = np.inf
+    run = Run(seen, seen, steps / 110 * passes, 1.0, unseen_losses=unseen, n_unseen=LEAST_UNSEEN)
+    found = lowest_unseen([run] * n_runs, lrs.tolist())
+    at_lowest = (110 - n_infinite - 5) / 110 * passes
+    assert found == (pytest.approx(lrs[turn]) if at_lowest >= LEAST_PASSES else None)
+    assert lowest_unseen([*[run] * n_runs, run._replace(unseen_losses=None)], lrs.tolist()) is None
+    assert lowest_unseen([run._replace(n_unseen=LEAST_UNSEEN - 1)], lrs.tolist()) is None
