@@ -72,6 +72,7 @@ class DataBunch(Described):
 
     files_in_path = True  # a learner writes its files into ``path``
     channels = 3  # of gray images, uint8
+    left_out: Sequence[str] = ()  # the class folders that ``classes`` does not name
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
     sample_dimensions: Any = None  # of the inputs of a sample, where no training data tell them
     test_labelled = True  # False: the targets of the test part are placeholders
