@@ -455,10 +455,11 @@ class Learner:
     def check(self, epochs: int = 1) -> CheckResult:
         """Return the problems that would make a training of ``epochs`` epochs fail, each with a remedy.
 
-        One batch goes through the model and the loss, and the model overfits a few of its samples. Afterwards the
-        weights, optimizer, random generators and data order are restored. The check covers shapes and types, class
-        numbers, the initial loss, a softmax before the loss, frozen parameters, missing gradients, the scale of the
-        inputs, the number of steps and the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
+        One batch goes through the model and the loss, and the model overfits a few of its samples. The first validation
+        batch goes through both too, and is compared with that of training. Afterwards the weights, optimizer, random
+        generators and data order are restored. The check covers shapes and types, class numbers, the initial loss, a
+        softmax before the loss, frozen parameters, missing gradients, the scale of the inputs, the number of steps and
+        the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
         have the result of the first.
 
         Raises:
