@@ -30,7 +30,7 @@ CLI_NAMES = {
 }
 EXAMPLES = {
     "train": """Examples:
-  minifast train my_images --size 128
+  minifast train my_images --size 128 --out results
   minifast train my_images --size 224 --pretrained --epochs 3
   minifast train my_images --size 128 --csv labels.csv --label-delim ' '
   minifast train --resume runs/2026-01-31_12-00-00
@@ -99,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
         help="the CSV file's column of file names: its name, or its number from 0 (default: 0)")  # fmt: skip
     add("--label-col", metavar="COLUMN", help="the column of labels: its name, or its number from 0 (default: 1)")
     add(
-        "--label-delim", metavar="TEXT", help="an image has several labels in its cell, separated by TEXT (multi-label)"
+        "--label-delim",
+        metavar="TEXT",
+        help="the text between the labels in a cell, for images with several labels (multi-label)",
     )
     add("--suffix", metavar="TEXT", help="text to add to the file names in the CSV file, such as .jpg")
     add("--lr", type=_lr, default="auto", metavar="LR",
@@ -123,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         help="image files, folders (searched recursively) or patterns such as 'photos/*.jpg'")  # fmt: skip
     add("--csv", type=Path, metavar="FILE", help="write image, class and all probabilities to this file")
     add("--json", action="store_true", help="print JSON with the probability of every class")
-    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="the device: cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(
         "compare",
         formatter_class=Formatter,
@@ -204,7 +206,7 @@ def _add_training_options(add: Callable[..., object], valid_default: str = "") -
         "or for floats 0 1)")  # fmt: skip
     add("--augment", action="store_true",
         help="flip, rotate, zoom and warp the training images at random and change their lighting")  # fmt: skip
-    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="the device: cpu, cuda, mps, ... (default: the GPU if there is one)")
 
 
 def _count(text: str) -> int:
