@@ -9,6 +9,7 @@ from minifast.losses import MSELossFlat
 from minifast.metrics.first_batch import try_metrics
 from minifast.training.batch_checks import are_two_classes, check_outputs
 from minifast.training.batch_size_effect import warn_of_parts
+from minifast.training.broadcast_loss import warn_of_broadcast
 from minifast.training.callback import Callback, LearnerCallback
 from minifast.training.first_validation import try_validation
 from minifast.training.untrained import untrained_message, untrained_parameters
@@ -57,8 +58,9 @@ class FirstBatchCheck(LearnerCallback):
     def on_backward_end(
         self, last_input: Any, last_output: Any, last_target: Any, metrics: list[Any], skip_validate: bool
     ) -> None:
-        """Try the loss on parts of the batch, a sample of the validation set, and the metrics."""
+        """Try the loss on other shapes and parts of the batch, a sample of the validation set, and the metrics."""
         # After the backward pass, because restoring state in place would change what the graph of the loss holds.
+        warn_of_broadcast(self.learn, last_output, last_target)
         if self.tries_loss:
             warn_of_parts(self.learn, last_output, last_input, last_target)
         if self.tries_metrics and not skip_validate:

@@ -16,7 +16,7 @@ from minifast.cli import commands
 from minifast.cli.common import DEFAULT_DATA, UsageError
 from minifast.errors import MinifastError
 from minifast.utils.checks import did_you_mean
-from minifast.utils.public import name_here
+from minifast.utils.public import name_meant
 from minifast.utils.text import write_text
 
 CODES = "Exit codes: 0 success, 1 failure, 2 invalid arguments, 130 interrupted."
@@ -30,7 +30,7 @@ CLI_NAMES = {
 }
 EXAMPLES = {
     "train": """Examples:
-  minifast train my_images --size 128
+  minifast train my_images --size 128 --out results
   minifast train my_images --size 224 --pretrained --epochs 3
   minifast train my_images --size 128 --csv labels.csv --label-delim ' '
   minifast train --resume runs/2026-01-31_12-00-00
@@ -99,7 +99,9 @@ def parser() -> argparse.ArgumentParser:
         help="the CSV file's column of file names: its name, or its number from 0 (default: 0)")  # fmt: skip
     add("--label-col", metavar="COLUMN", help="the column of labels: its name, or its number from 0 (default: 1)")
     add(
-        "--label-delim", metavar="TEXT", help="an image has several labels in its cell, separated by TEXT (multi-label)"
+        "--label-delim",
+        metavar="TEXT",
+        help="the text between the labels in a cell, for images with several labels (multi-label)",
     )
     add("--suffix", metavar="TEXT", help="text to add to the file names in the CSV file, such as .jpg")
     add("--lr", type=_lr, default="auto", metavar="LR",
@@ -123,7 +125,7 @@ def parser() -> argparse.ArgumentParser:
         help="image files, folders (searched recursively) or patterns such as 'photos/*.jpg'")  # fmt: skip
     add("--csv", type=Path, metavar="FILE", help="write image, class and all probabilities to this file")
     add("--json", action="store_true", help="print JSON with the probability of every class")
-    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="the device: cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(
         "compare",
         formatter_class=Formatter,
@@ -204,7 +206,7 @@ def _add_training_options(add: Callable[..., object], valid_default: str = "") -
         "or for floats 0 1)")  # fmt: skip
     add("--augment", action="store_true",
         help="flip, rotate, zoom and warp the training images at random and change their lighting")  # fmt: skip
-    add("--device", metavar="NAME", help="cpu, cuda, mps, ... (default: the GPU if there is one)")
+    add("--device", metavar="NAME", help="the device: cpu, cuda, mps, ... (default: the GPU if there is one)")
 
 
 def _count(text: str) -> int:
@@ -248,40 +250,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parse(arguments)
     try:
-        if getattr(options, "nproc", 1) > 1 and "WORLD_SIZE" not in os.environ:
+        check_resume(options)
+        if getattr(options, "nproc", 1) > 1:
+            from minifast.distributed.group import current_group
             from minifast.distributed.launch import launch
 
-            return launch(main, arguments, nproc=options.nproc)
+            if "WORLD_SIZE" not in os.environ:
+                return launch(main, arguments, nproc=options.nproc)
+            current_group()  # from here on process 0 alone prints
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_, **__: write_text(
                 f"minifast: {own_words(str(message), options)}", stream=sys.stderr
             )
-            check_resume(options)
             options.command_line = shlex.join(["minifast", *arguments])
             getattr(commands, options.command)(options)
     except KeyboardInterrupt:
         write_text("minifast: interrupted", stream=sys.stderr)
         return 130
-    except UsageError as error:
-        write_text(f"minifast: {error}", stream=sys.stderr)
-        return 2
     except Exception as error:
-        if options.debug:
+        if options.debug and not isinstance(error, UsageError):
             raise
-        message = own_words(error.cli_message if isinstance(error, MinifastError) else str(error), options)
-        write_text(f"minifast: {' '.join(message.split()) or type(error).__name__}", stream=sys.stderr)
-        return 1
+        if (message := error_message(error, options)) is not None:
+            write_text(f"minifast: {message}", stream=sys.stderr)
+        return 2 if isinstance(error, UsageError) else 1
     return 0
+
+
+def error_message(error: Exception, options: argparse.Namespace) -> str | None:
+    """Return what this process prints about an error; None where another of several processes prints it."""
+    shown: BaseException | None = error
+    if "WORLD_SIZE" in os.environ:
+        from minifast.distributed.group import error_to_show
+
+        shown = error_to_show(error)
+    if shown is None or isinstance(shown, UsageError):
+        return None if shown is None else str(shown)
+    message = own_words(shown.cli_message if isinstance(shown, MinifastError) else str(shown), options)
+    return " ".join(message.split()) or type(shown).__name__
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
     """Return the options of a command line; an unknown one is an error of its command, with what was meant."""
     root = parser()
     subparsers = next(action for action in root._actions if isinstance(action, argparse._SubParsersAction))
-    name = next((argument for argument in arguments if not argument.startswith("-")), None)
-    if name is not None and name not in subparsers.choices:
+    choices = ", ".join(subparsers.choices)
+    name = next(iter(arguments), "")
+    own = [option for action in root._actions for option in action.option_strings]
+    if not name or (name.startswith("-") and not any(option.startswith(name) for option in own)):
+        given = next((i for i, argument in enumerate(arguments) if argument in subparsers.choices), None)
+        if given is not None:
+            ordered = [arguments[given], *arguments[:given], *arguments[given + 1 :]]
+            root.error(f"the command must come first: minifast {shlex.join(ordered)}")
+        root.error(f"a command is missing{f' before {name}' if name else ''}; give one of {choices}")
+    if not name.startswith("-") and name not in subparsers.choices:
         meant = did_you_mean(name, subparsers.choices)
-        root.error(f"invalid choice: {name!r} (choose from {', '.join(subparsers.choices)}).{meant}")
+        root.error(f"invalid choice: {name!r} (choose from {choices}).{meant}")
     options, unknown = root.parse_known_args(arguments)
     if unknown:
         command = subparsers.choices[options.command]
@@ -295,12 +318,10 @@ def _meant_option(unknown: str, command: argparse.ArgumentParser) -> str:
     word = option.lstrip("-").replace("-", "_")
     places = {action.dest: str(action.metavar) for action in command._actions if not action.option_strings}
     options = {action.dest: action.option_strings[0] for action in command._actions if action.option_strings}
-    meant = word if word in places else CLI_NAMES.get(word) or name_here(word, {**options, **places})
+    meant = word if word in places else name_meant(word, {**options, **places}, CLI_NAMES)
     if meant in places:
         return f" Give {places[meant]} without {option}."
-    if meant in options:
-        return f" Did you mean {options[meant]}?"
-    return did_you_mean(option, [name for action in command._actions for name in action.option_strings])
+    return f" Did you mean {options[meant]}?" if meant in options else ""
 
 
 def own_words(message: str, options: argparse.Namespace) -> str:

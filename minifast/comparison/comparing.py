@@ -32,8 +32,12 @@ def compare(
     """Train each configuration with the same seeds, and return a table, a plot and a significance test.
 
     Ctrl-C ends the comparison and returns the finished seeds. An error after the first seed does the same with a
-    warning. Before each learner is made, the global random generators are seeded; at the end they are restored. If
-    learners share a loader, each run begins with the same data order, unless ``make_learner`` takes the seed.
+    warning. Before each learner is made, the global random generators are seeded; at the end they are restored.
+
+    If learners share a loader, each run begins with the data order of its first epoch, whatever was done with the
+    loader before, and with the seed of each generator in it. Two things are left to you: with a ``make_learner`` that
+    takes the seed, the order of shared loaders; and state of your own samplers and data sets other than generators,
+    such as a counter, which begins in each run as it is when ``compare`` is called.
 
     Args:
         make_learner: makes a new learner. If it takes an argument, that is the seed, for use in the data.

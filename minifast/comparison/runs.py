@@ -11,12 +11,16 @@ from typing import Any
 
 from minifast.callbacks.scheduler import as_schedule, check_values
 from minifast.comparison.result import Run
+from minifast.data.loaders import TensorLoader
+from minifast.data.order import EpochCounter, EpochOrder
 from minifast.data.resume import load_loader_state, loader_state
+from minifast.data.stream import EpochStream
 from minifast.errors import MinifastError, NonFiniteLossError
 from minifast.learner.learner import Learner
 from minifast.metrics.base import columns_of, direction_of
 from minifast.utils.checks import arguments_of, check_word
-from minifast.utils.random import set_seed
+from minifast.utils.random import is_generator, restart_generator, set_seed
+from minifast.utils.walk import walk
 
 LoaderStates = weakref.WeakKeyDictionary[Any, Any]
 
@@ -47,10 +51,13 @@ class Plan:
         takes_seed = "seed" in names or n_required > 0
         learn = self.make_learner(seed) if takes_seed else self.make_learner()
         check_learner(learn, self.by)
-        for dl in (learn.data.train_dl, learn.data.valid_dl):
-            loader = getattr(dl, "dl", dl)  # inside the device loader
-            if not takes_seed and loader.__hash__ and hasattr(loader, "__weakref__"):
+        if takes_seed:
+            return learn
+        loaders = (learn.data.train_dl, learn.data.valid_dl)
+        for loader in (*loaders, *(getattr(dl, "dl", dl) for dl in loaders)):  # they may share those inside only
+            if loader.__hash__ and hasattr(loader, "__weakref__"):
                 load_loader_state(loader, loader_states.setdefault(loader, loader_state(loader)))
+        restart_order(*loaders)
         return learn
 
     def check(self, learn: Learner) -> None:
@@ -61,6 +68,21 @@ class Plan:
     def run(self, learn: Learner, name: str, seed: int) -> Run:
         """Train a new learner with a configuration."""
         return train_once(learn, as_fit_function(name, self.configurations[name]), self.epochs, seed)
+
+
+def restart_order(*loaders: Any) -> None:
+    """Let loaders begin with the order of their first epoch, and with the seed of each generator in them."""
+    roots = {str(i): loader for i, loader in enumerate(loaders)}
+    for node in list(walk(roots, data=roots, tensors=False)):
+        value = node.value
+        if is_generator(value):
+            restart_generator(value)
+        elif isinstance(value, (TensorLoader, EpochOrder)):
+            value.epoch = 0
+        elif isinstance(value, EpochCounter):
+            value.epochs_begun = None
+        elif isinstance(value, EpochStream):
+            value.passes = value.done = 0
 
 
 def run_in_turn(plan: Plan, jobs: Iterable[tuple[int, str]]) -> Generator[Run, None, None]:

@@ -25,7 +25,7 @@ from minifast.data.loaders import (
     to_device,
 )
 from minifast.data.normalize import Normalize, Stats, channel_stats, channel_view, check_channels, make_normalize
-from minifast.data.parts import DatasetType, loader_of
+from minifast.data.parts import DatasetType, as_part, loader_of
 from minifast.data.resume import preserve_loader
 from minifast.data.showing import show_batch
 from minifast.data.single import batch_of_one
@@ -71,6 +71,7 @@ class DataBunch(Described):
 
     files_in_path = True  # a learner writes its files into ``path``
     channels = 3  # of gray images, uint8
+    left_out: Sequence[str] = ()  # the class folders that ``classes`` does not name
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
     sample_dimensions: Any = None  # of the inputs of a sample, where no training data tell them
     test_labelled = True  # False: the targets of the test part are placeholders
@@ -223,17 +224,17 @@ class DataBunch(Described):
         """The loaders of the bunch, without those that are None."""
         return [dl for dl in (self.train_dl, self.valid_dl, self.test_dl) if dl is not None]
 
-    def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
-        """Return the loader of a part of the data.
+    def dl(self, ds_type: DatasetType | str = DatasetType.Valid) -> Any:
+        """Return the loader of a part of the data, such as ``"valid"``.
 
         Raises:
-            TypeError: if ``ds_type`` is not a ``DatasetType``.
+            TypeError, ValueError: if ``ds_type`` is no part.
             DataError: if the bunch has no such part.
         """
         return loader_of(self, ds_type)
 
     def one_batch(
-        self, ds_type: DatasetType = DatasetType.Train, detach: bool = True, denorm: bool = True, cpu: bool = True
+        self, ds_type: DatasetType | str = DatasetType.Train, detach: bool = True, denorm: bool = True, cpu: bool = True
     ) -> tuple[Any, Any]:
         """Return one batch ``(x, y)`` without changing the order of later batches.
 
@@ -246,12 +247,12 @@ class DataBunch(Described):
         Raises:
             DataError: if the bunch has no such part, or the part has no batch.
         """
-        loader = self.dl(ds_type)
+        name, loader = as_part(ds_type).name.lower(), self.dl(ds_type)
         with preserve_loader(loader):
             batch = next(iter(loader), None)
         if batch is None:
-            raise DataError(f"The {ds_type.name.lower()} part of the data has no batch. Give it at least one sample.")
-        x, y = as_pair(batch, ds_type.name.lower())
+            raise DataError(f"The {name} part of the data has no batch. Give it at least one sample.")
+        x, y = as_pair(batch, name)
         if denorm and self.norm is not None:
             x = self.norm.undo(x)
         if detach:
@@ -271,7 +272,7 @@ class DataBunch(Described):
                 dl.add_tfm(Seeded(part, seed))
 
     def batch_stats(
-        self, funcs: Sequence[Callable[..., Tensor]] | None = None, ds_type: DatasetType = DatasetType.Train
+        self, funcs: Sequence[Callable[..., Tensor]] | None = None, ds_type: DatasetType | str = DatasetType.Train
     ) -> list[Tensor]:
         """Return the mean and the standard deviation of each channel in one batch, as the model gets it.
 
@@ -339,7 +340,7 @@ class DataBunch(Described):
     def show_batch(
         self,
         rows: int = 5,
-        ds_type: DatasetType = DatasetType.Train,
+        ds_type: DatasetType | str = DatasetType.Train,
         return_fig: bool = False,
         figsize: tuple[float, float] | None = None,
     ) -> Any:

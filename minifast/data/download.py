@@ -278,7 +278,10 @@ def _download(address: str, file: Path, timeout: float, show: bool, hint: str) -
         what = f"{host} cannot be reached ({type(error).__name__}). Check the network"
     offline = ""
     if address == _parts(URLs.MNIST_SAMPLE)[0]:
-        offline = " Without a network, minifast.data.generate_sample() makes images of 3s and 7s in the same folders."
+        offline = (
+            " Without a network, `from minifast.data import generate_sample` and `path = generate_sample()` make "
+            "images of 3s and 7s in the same folders."
+        )
     cause = error if show_all() else None  # a hundred lines of the HTTP libraries
     raise DownloadError(f"{what}.", hint=f"{hint}.{offline}", cli_hint=f"{hint}.") from cause
 

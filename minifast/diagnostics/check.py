@@ -1,11 +1,10 @@
-"""Find the problems of a learner from one batch, before any training; ``Learner.check`` calls it."""
+"""Find the problems of a learner from one batch of each part, before any training; ``Learner.check`` calls it."""
 
 from __future__ import annotations
 
 import math
 import warnings
 from collections.abc import Iterator
-from textwrap import shorten
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from minifast.data.parts import DatasetType
+from minifast.diagnostics.batch_trial import check_inputs, message_of, try_batch
 from minifast.diagnostics.check_result import CheckResult, Finding
 from minifast.diagnostics.target_checks import (
     check_class_axis,
@@ -20,9 +20,8 @@ from minifast.diagnostics.target_checks import (
     check_pairing,
     check_regression,
     check_single_class,
-    find_reason,
-    find_target_problems,
 )
+from minifast.diagnostics.validation import check_validation
 from minifast.losses import (
     activation_name,
     is_cross_entropy,
@@ -31,13 +30,10 @@ from minifast.losses import (
     setting_of,
 )
 from minifast.training import loop
-from minifast.training.batch_checks import type_name
 from minifast.training.batchnorm import compare_statistics, has_trained_statistics, set_training_mode, statistics_cure
 from minifast.training.dispatcher import Dispatcher
-from minifast.training.failed_layer import describe_failed_layer
 from minifast.training.groups import BatchNorm, regroup
 from minifast.training.lazy import initialize_lazy
-from minifast.training.non_finite import diagnose, is_finite
 from minifast.training.optimizer import AdamW, OptimWrapper
 from minifast.training.parallel import group_of
 from minifast.training.progress import NullProgress
@@ -46,7 +42,7 @@ from minifast.training.state import State
 from minifast.training.untrained import untrained_parameters
 from minifast.utils.checks import counted, shortlist
 from minifast.utils.shapes import is_counted
-from minifast.utils.tensors import as_arguments, count_samples, map_tensors, read_floats
+from minifast.utils.tensors import count_samples, map_tensors, read_floats
 
 if TYPE_CHECKING:
     from minifast.learner.learner import Learner
@@ -69,50 +65,15 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         x, y = learn.data.one_batch(DatasetType.Train, denorm=False, cpu=False)
         learn.precision = None  # float16 without loss scaling would round small gradients to 0
         set_training_mode(learn)
-        findings = [*_check_inputs(x), *check_single_class(learn, y), *_check_setup(learn, epochs)]
+        findings = [*check_inputs(x), *check_single_class(learn, y), *_check_setup(learn, epochs)]
         findings += _check_statistics(learn, x, y)
         findings += _check_batch(learn, x, y, observations)
+        findings += check_validation(learn, x, findings)
     if learn.data.valid_dl is None:
         observations.append("There are no validation data, so the table has no validation loss and no metrics.")
     if (group := group_of(learn)) is not None:
         observations.append(f"All {group.size} processes return this result, which is that of process 0.")
     return CheckResult(findings, " ".join(observations))
-
-
-def _shape(value: Any) -> str:
-    shapes = [
-        f"{tuple(tensor.shape)} {type_name(tensor.dtype)}" if isinstance(tensor, Tensor) else type(tensor).__name__
-        for tensor in as_arguments(value)
-    ]
-    return " and ".join(shapes)
-
-
-def _message(error: BaseException) -> str:
-    return shorten(str(error), 300, placeholder=" ...") or type(error).__name__
-
-
-# --- data
-
-
-def _check_inputs(x: Any) -> Iterator[Finding]:
-    for tensor in as_arguments(x):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point() or not is_finite(tensor):
-            continue
-        subject = "The inputs have"
-        if tensor.ndim == 2 and len(tensor) > 1:  # columns have different scales: report the most extreme
-            deviations, means = torch.std_mean(tensor.float(), 0, correction=0)
-            i = int((means.abs() + deviations).argmax())
-            mean, deviation, subject = float(means[i]), float(deviations[i]), f"Column {i} of the inputs has"
-        else:
-            mean, deviation = float(tensor.float().mean()), float(tensor.float().std(correction=0))
-        if abs(mean) > 3 or deviation > 5 or deviation < 0.02:
-            yield Finding(
-                f"{subject} a mean of {mean:.3g} and a standard deviation of {deviation:.3g}.",
-                "Initial weights are made for inputs with a mean near 0 and a standard deviation near 1; other inputs "
-                "train slowly.",
-                "Call data.normalize(), or scale the inputs in the dataset.",
-                mild=True,
-            )
 
 
 # --- model, optimizer and schedule
@@ -123,7 +84,7 @@ def _check_setup(learn: Learner, epochs: int) -> Iterator[Finding]:
         learn.layer_groups = regroup(learn.model, learn.layer_groups, learn._group_indices)
     except ValueError as error:
         yield Finding(
-            f"The layer groups do not match the model: {_message(error)}",
+            f"The layer groups do not match the model: {message_of(error)}",
             "The model changed after the Learner was made; its new parameters would not be trained.",
             "Make a new Learner with the changed model.",
         )
@@ -181,45 +142,10 @@ def _check_statistics(learn: Learner, x: Any, y: Any) -> Iterator[Finding]:
 
 
 def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Iterator[Finding]:
-    try:
-        output = learn.output_of(x, y)
-    except Exception as error:  # a model can raise anything
-        yield find_reason(learn, error, x, None, y) or Finding(
-            f"The model fails on a batch of shape {_shape(x)}: {_message(error)}. "
-            f"{describe_failed_layer(learn.model, error)}".rstrip(". ")
-            + ".",
-            "It cannot be trained.",
-            "Compare the model's input shape with data.one_batch(); change the model or the data.",
-        )
+    outcome = yield from try_batch(learn, x, y, "The first step would turn every weight into NaN.")
+    if outcome is None:
         return
-    problems = list(find_target_problems(learn, output, y))
-    yield from problems
-    if problems:
-        return
-    try:
-        loss = learn.loss_func(output, *as_arguments(y))
-    except Exception as error:  # a loss can raise anything
-        yield find_reason(learn, error, x, output, y) or Finding(
-            f"The loss fails on outputs {_shape(output)} and targets {_shape(y)}: {_message(error)}",
-            "No training is possible with it.",
-            "Change the shapes or types of outputs or targets, or pass another loss_func to the Learner.",
-        )
-        return
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        yield Finding(
-            f"The loss must be a tensor with one number per batch, got "
-            f"{f'shape {tuple(loss.shape)}' if isinstance(loss, Tensor) else repr(loss)}.",
-            "The backward pass starts from one number.",
-            "Use reduction='mean' in torch's losses; return the mean from a loss of your own.",
-        )
-        return
-    if not is_finite(loss) or not is_finite(output):
-        yield Finding(
-            " ".join(diagnose(learn.model, learn.loss_func, x, y)) or "The loss is not finite.",
-            "The first step would turn every weight into NaN.",
-            "Remove NaN and infinity from the data, or look for a division or logarithm of 0 in model and loss.",
-        )
-        return
+    output, loss = outcome
     yield from _check_outputs(learn, output)
     yield from check_class_axis(learn, output, y)
     yield from check_regression(learn, output, y)
@@ -249,7 +175,7 @@ def _backward_failure(learn: Learner, loss: Tensor) -> Finding | None:
         torch.autograd.backward(loss)
     except Exception as error:  # autograd and custom functions can raise anything
         return Finding(
-            f"The backward pass fails: {_message(error)}",
+            f"The backward pass fails: {message_of(error)}",
             "Training needs gradients.",
             "Look for detach(), no_grad(), .item() or NumPy between the model's parameters and the loss.",
         )

@@ -64,20 +64,20 @@ class Interpretation(Described):
         preds: Tensor,
         y_true: Tensor,
         losses: Tensor,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
     ) -> None:
         self.learn = learn
         self.preds = preds
         self.y_true = y_true
         self.losses = losses
-        self.ds_type = ds_type
+        self.ds_type = as_part(ds_type)
         self._start = self._data_order()
 
     @classmethod
     def from_learner(
         cls,
         learn: Learner,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
         tta: bool = False,
     ) -> Self:
@@ -214,7 +214,7 @@ class ClassificationInterpretation(Interpretation):
         preds: Tensor,
         y_true: Tensor,
         losses: Tensor,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
         threshold: float | None = None,
     ) -> None:
         super().__init__(learn, preds, y_true, losses, ds_type)

@@ -263,18 +263,27 @@ def wait_for_the_first() -> None:
     time.sleep(2 * PATIENCE)
 
 
-def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Show an error that ends the process once, with the rank where it happened first."""
-    group = _state.group
-    rank, size = int(os.environ.get("RANK", 0)), os.environ.get("WORLD_SIZE")
+def error_to_show(error: BaseException) -> BaseException | None:
+    """Return the error that this process shows for one that ends it: that of the process that failed first.
+
+    Returns None where all processes have the same error, which process 0 shows.
+    """
+    group, rank = _state.group, int(os.environ.get("RANK", 0))
     if group is not None and not hasattr(error, "_is_of_all"):
         try:
             group.fail(error)
         except OtherProcessError as other:
-            kind, error, trace = type(other), other, None
-    if isinstance(error, OtherProcessError):
-        text.write_text(f"minifast: {error}", stream=sys.stderr)
+            return other
+    return None if rank and hasattr(error, "_is_of_all") else error
+
+
+def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Show an error that ends the process once, with the rank where it happened first."""
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE")
+    shown = error_to_show(error)
+    if isinstance(shown, OtherProcessError):
+        text.write_text(f"minifast: {shown}", stream=sys.stderr)
         wait_for_the_first()
-    elif not (rank and hasattr(error, "_is_of_all")):
+    elif shown is not None:
         sys.__excepthook__(kind, error, trace)
         text.write_text(f"minifast: the error above is of process {rank} of {size}", stream=sys.stderr)

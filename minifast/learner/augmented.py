@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from minifast.data.images.augment import Augment, resample
-from minifast.data.parts import DatasetType
+from minifast.data.parts import DatasetType, as_part
 from minifast.errors import DataError
 from minifast.learner import predicting
 from minifast.losses import activation_name, sample_losses
@@ -59,10 +59,10 @@ def versions(learn: Learner, scale: float) -> list[CornerZoom]:
 
 
 def tta_only(
-    learn: Learner, ds_type: DatasetType, activ: Callable[[Tensor], Tensor] | None, scale: float
+    learn: Learner, ds_type: DatasetType | str, activ: Callable[[Tensor], Tensor] | None, scale: float
 ) -> Iterator[list[Any]]:
     """Yield the predictions and targets for each version of the images."""
-    if ds_type is DatasetType.Train:
+    if as_part(ds_type) is DatasetType.Train:
         raise ValueError(
             "TTA predicts the validation or the test set, got DatasetType.Train, whose images are augmented at random."
         )
@@ -86,7 +86,7 @@ def tta(
     learn: Learner,
     beta: float | None,
     scale: float,
-    ds_type: DatasetType,
+    ds_type: DatasetType | str,
     activ: Callable[[Tensor], Tensor] | None,
     with_loss: bool,
 ) -> list[Any]:

@@ -455,10 +455,11 @@ class Learner:
     def check(self, epochs: int = 1) -> CheckResult:
         """Return the problems that would make a training of ``epochs`` epochs fail, each with a remedy.
 
-        One batch goes through the model and the loss, and the model overfits a few of its samples. Afterwards the
-        weights, optimizer, random generators and data order are restored. The check covers shapes and types, class
-        numbers, the initial loss, a softmax before the loss, frozen parameters, missing gradients, the scale of the
-        inputs, the number of steps and the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
+        One batch goes through the model and the loss, and the model overfits a few of its samples. The first validation
+        batch goes through both too, and is compared with that of training. Afterwards the weights, optimizer, random
+        generators and data order are restored. The check covers shapes and types, class numbers, the initial loss, a
+        softmax before the loss, frozen parameters, missing gradients, the scale of the inputs, the number of steps and
+        the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
         have the result of the first.
 
         Raises:
@@ -656,8 +657,8 @@ class Learner:
         with self.in_precision():
             return forward(model, self.loss_func, inputs, targets, self.model, partial(map_tensors, as_float32))
 
-    def dl(self, ds_type: DatasetType = DatasetType.Valid) -> Any:
-        """Return the loader of a part of the data."""
+    def dl(self, ds_type: DatasetType | str = DatasetType.Valid) -> Any:
+        """Return the loader of a part of the data, such as ``"valid"``."""
         return self.data.dl(ds_type)
 
     def validate(self, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
@@ -668,7 +669,7 @@ class Learner:
         batch events of callbacks run, and not of callbacks with ``fit_only``.
 
         Args:
-            dl: the loader, or a list of batches.
+            dl: the loader, a list of batches, or a part of the data such as ``"train"``.
             metrics: metrics in the place of the learner's.
         """
         return predicting.validate(self, dl, metrics)
@@ -685,9 +686,9 @@ class Learner:
         Values that cannot be one tensor, such as padded sequences or a hidden state, are a list with one per batch.
 
         Args:
-            ds_type: the part; or a loader of other data, whose batches are moved and transformed as those of the
-                validation set. A test set or a loader may have no targets; they are returned as 0. For images,
-                ``learn.data.test_ds.items`` holds the files in the order of the predictions.
+            ds_type: the part, such as ``"test"``; or a loader of other data, whose batches are moved and transformed as
+                those of the validation set. A test set or a loader may have no targets; they are returned as 0. For
+                images, ``learn.data.test_ds.items`` holds the files in the order of the predictions.
             activ: the activation that turns outputs into predictions. By default the loss's: softmax for cross
                 entropy, sigmoid for binary cross entropy, none otherwise.
             with_loss: return the loss of each sample as the third element; of several numbers per sample that of each.
@@ -702,7 +703,7 @@ class Learner:
         self,
         beta: float | None = 0.4,
         scale: float = 1.35,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
         with_loss: bool = False,
     ) -> list[Any]:
@@ -725,7 +726,7 @@ class Learner:
 
     def tta_only(
         self,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
         activ: Callable[[Tensor], Tensor] | None = None,
         scale: float = 1.35,
     ) -> Iterator[list[Any]]:
@@ -734,7 +735,7 @@ class Learner:
 
     def pred_batch(
         self,
-        ds_type: DatasetType = DatasetType.Valid,
+        ds_type: DatasetType | str = DatasetType.Valid,
         batch: Any = None,
         activ: Callable[[Tensor], Tensor] | None = None,
     ) -> Any:
@@ -770,7 +771,7 @@ class Learner:
         return predicting.predict(self, item)
 
     def show_results(
-        self, ds_type: DatasetType = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
+        self, ds_type: DatasetType | str = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
     ) -> Figure | None:
         """Show the targets and predictions of one batch: ``rows`` × ``rows`` images, or a table of ``rows`` samples.
 
@@ -779,7 +780,9 @@ class Learner:
         """
         return predicting.show_results(self, ds_type, rows, return_fig)
 
-    def interpret(self, ds_type: DatasetType = DatasetType.Valid, tta: bool = False) -> ClassificationInterpretation:
+    def interpret(
+        self, ds_type: DatasetType | str = DatasetType.Valid, tta: bool = False
+    ) -> ClassificationInterpretation:
         """Return a classifier's errors on a part of the data, see ``ClassificationInterpretation.from_learner``."""
         return ClassificationInterpretation.from_learner(self, ds_type, tta=tta)
 

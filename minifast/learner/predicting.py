@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from minifast import plotting
 from minifast.data.loaders import to_device
-from minifast.data.parts import DatasetType
+from minifast.data.parts import DatasetType, as_part
 from minifast.data.shards import is_sharded
 from minifast.data.showing import is_mask
 from minifast.data.targets import first_targets
@@ -85,7 +85,8 @@ def as_float32(values: Tensor) -> Tensor:
 
 def validate(learn: Learner, dl: Any = None, metrics: Collection[Any] | None = None) -> list[Any]:
     """Return the loss and the metrics over ``dl``."""
-    dl = learn.dl() if dl is None else learn.data.adapt(dl)
+    dl = DatasetType.Valid if dl is None else dl
+    dl = learn.dl(dl) if isinstance(dl, (str, DatasetType)) else learn.data.adapt(dl)
     wrapped = [
         as_metric(metric, learn.loss_func) for metric in (learn.metrics if metrics is None else as_list(metrics))
     ]
@@ -201,7 +202,7 @@ def has_classes_last(learn: Learner, outputs: Any, targets: Any = None) -> bool:
 
 def pred_batch(
     learn: Learner,
-    ds_type: DatasetType = DatasetType.Valid,
+    ds_type: DatasetType | str = DatasetType.Valid,
     batch: Any = None,
     activ: Callable[[Tensor], Tensor] | None = None,
 ) -> Any:
@@ -273,9 +274,10 @@ def class_of(loss_func: Any, prediction: Tensor) -> Tensor:
 
 
 def show_results(
-    learn: Learner, ds_type: DatasetType = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
+    learn: Learner, ds_type: DatasetType | str = DatasetType.Valid, rows: int = 5, return_fig: bool | None = None
 ) -> Figure | None:
     """Show the targets and predictions of one batch."""
+    ds_type = as_part(ds_type)
     check_count("rows", rows)
     x, y = learn.data.one_batch(ds_type, denorm=False, cpu=False)
     preds = learn.pred_batch(batch=(x, y))

@@ -58,19 +58,19 @@ def check_outputs(learn: Learner, output: Any, target: Any) -> None:
     if n_classes is None or (learn.data.classes is None and learn.data.labels is None):  # it may have more
         check_one_class(loss_func, n_outputs)
         return
+    left_out = f" (left out: {shortlist(learn.data.left_out)})" if learn.data.left_out else ""
     largest = _largest_class(loss_func, as_arguments(target)[0])
     if largest >= n_classes and (n_outputs != n_classes or n_classes == 1):
         raise too_few_names(largest, n_classes, learn.data.classes or ())
     if n_classes == 1:
         raise DataError(
-            f"The data have one class only, {shortlist(learn.data.classes or ['0'])}, so the loss is 0 for every input "
-            f"and nothing can be learned; give samples of two or more classes, and with `classes=` name them "
-            f"all."
+            f"The data have one class only, {shortlist(learn.data.classes or '0')}, so the loss is 0 for every input: "
+            f"nothing can be learned; give samples of two or more classes, and with `classes=` name them all{left_out}."
         )
     if n_outputs != n_classes:
         raise DataError(
             f"The model gives {counted(n_outputs, 'output')}, but the data have {n_classes} classes "
-            f"({shortlist(learn.data.classes or ())}); give the last layer {n_classes} outputs."
+            f"({shortlist(learn.data.classes or ())}){left_out}; give the last layer {n_classes} outputs."
         )
 
 

@@ -78,16 +78,16 @@ def warn_of_parts(learn: Learner, output: Any, x: Any, y: Any) -> None:
         parts, alone = f"the {parallel.group.size} processes", "; or train in one process, with distributed=False"
     whole, combined = effect
     warn_caller(
-        f"The loss {_name_of(learn.loss_func)} is not the mean over the samples: it is {whole:.4g} for some samples, "
+        f"The loss {loss_name(learn.loss_func)} is not the mean over the samples: it is {whole:.4g} for some samples, "
         f"but their parts, weighted by the number of samples, give {combined:.4g}. So the gradients of {parts} do not "
         f"add up to that of the whole batch. {REMEDY}{alone}."
     )
 
 
-def _name_of(loss_func: Any) -> str:
+def loss_name(loss_func: Any) -> str:
     """Return the name of a loss; of a lambda where it is.
 
-    >>> _name_of(torch.nn.MSELoss()), _name_of(torch.nn.functional.l1_loss), _name_of(ModelLoss())
+    >>> loss_name(torch.nn.MSELoss()), loss_name(torch.nn.functional.l1_loss), loss_name(ModelLoss())
     ('MSELoss', 'l1_loss', 'that the model returns')
     """
     if isinstance(loss_func, ModelLoss):

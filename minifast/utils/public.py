@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import warnings
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from functools import wraps
 from pathlib import Path
 from types import FunctionType, TracebackType
@@ -79,6 +79,27 @@ def name_here(name: str, allowed: Collection[str]) -> str | None:
     return next((own for own in OTHER_NAMES.get(name, ()) if own in allowed), None)
 
 
+def name_meant(name: str, allowed: Collection[str], others: Mapping[str, str] | None = None) -> str | None:
+    """Return which of the ``allowed`` names was probably meant, also by a misspelled name of other libraries.
+
+    Args:
+        name: the name that was given.
+        allowed: the names that there are.
+        others: more names elsewhere, and what they mean here; they come first.
+
+    >>> name_meant("batch_size", ["epochs", "bs"]), name_meant("bach_size", ["epochs", "bs"]), name_meant("x", ["bs"])
+    ('bs', 'bs', None)
+    """
+    others = {} if others is None else others
+    meanings = {known: others.get(known) or name_here(known, allowed) for known in (*others, *OTHER_NAMES)}
+    meanings = {known: own for known, own in meanings.items() if own in allowed}
+    if name in meanings:
+        return meanings[name]
+    long = [known for known in meanings if len(known) > 3]  # shorter ones are close to too much
+    close = closest(name, [*allowed, *long])
+    return close if close is None or close in allowed else meanings[close]
+
+
 def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeError:
     """Return the error for a keyword argument that ``function`` does not take, with what was probably meant.
 
@@ -93,7 +114,7 @@ def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeEr
         hint = f"Did you mean `{meant}`?"
     elif elsewhere:
         hint = elsewhere
-    elif (close := closest(unknown, allowed)) is not None:
+    elif (close := name_meant(unknown, allowed)) is not None:
         hint = f"Did you mean `{close}`?"
     else:
         hint = f"It takes {shortlist(allowed, most=30)}." if allowed else "It takes no arguments."

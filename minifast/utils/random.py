@@ -151,6 +151,24 @@ def set_generator_state(generator: Any, state: Any) -> None:
         bit_generator.state = _as_arrays(state)
 
 
+def restart_generator(generator: Any) -> None:
+    """Set a generator back to its seed, or to seed 0 where it does not know its own.
+
+    >>> generator = torch.Generator().manual_seed(3)
+    >>> first = torch.rand(2, generator=generator)
+    >>> restart_generator(generator)
+    >>> torch.equal(first, torch.rand(2, generator=generator))
+    True
+    """
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(generator.initial_seed())
+    elif isinstance(generator, (random.Random, np.random.RandomState)):
+        generator.seed(0)
+    else:
+        bits: Any = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
+        bits.state = type(bits)(0 if bits.seed_seq is None else bits.seed_seq).state
+
+
 def _as_lists(state: Any) -> Any:
     """Return a state of NumPy's without arrays, which a checkpoint could not hold."""
     if isinstance(state, dict):

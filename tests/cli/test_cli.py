@@ -99,7 +99,13 @@ def test_torchvision_model_and_sizes(tmp_path):
         (["predict", "--model", "out", "x.png"], "arguments: --model. Give MODEL without --model."),
         (["train", "--data", "x"], "arguments: --data. Give DATA without --data."),
         (["compare", "--dataset=x"], "arguments: --dataset=x. Give DATA without --dataset."),
-        ([], "COMMAND"),
+        (["train", "--learning-rat", "0.1"], "arguments: --learning-rat. Did you mean --lr?"),
+        (["train", "--bach-size=3"], "arguments: --bach-size=3. Did you mean --bs?"),
+        (["predict", "--modle", "out", "x.png"], "arguments: --modle. Give MODEL without --modle."),
+        ([], "error: a command is missing; give one of train, predict, compare, schedule, env, cache"),
+        (["--batch-size", "8"], "error: a command is missing before --batch-size; give one of train, predict"),
+        (["--debug"], "error: a command is missing before --debug; give one of train"),
+        (["--epochs", "2", "train", "my images"], "error: the command must come first: minifast train --epochs 2 'my"),
     ],
 )
 def test_invalid_arguments_exit_with_2(arguments, words, capsys):

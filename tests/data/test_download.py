@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -395,6 +396,18 @@ def test_no_network_says_where_to_put_the_archive(place):
         url = f"http://127.0.0.1:{free.getsockname()[1]}/birds"
     error = check_refused(url, "cannot be reached", place)
     assert f"put the archive at {place / 'data' / 'birds.tgz'} yourself" in str(error)
+
+
+def test_the_advice_without_a_network_is_code_that_runs(place, monkeypatch):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}/birds"
+    monkeypatch.setattr(URLs, "MNIST_SAMPLE", url)
+    monkeypatch.setattr("minifast.data.generate_sample", lambda: place)
+    names: dict[str, object] = {}
+    for code in re.findall("`(.+?)`", str(check_refused(url, "cannot be reached", place))):
+        exec(code, names)
+    assert names["path"] == place
 
 
 def test_a_download_that_nobody_waits_for_ends(server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 import sys
 from functools import partial
@@ -27,6 +28,7 @@ from minifast import (
     Learner,
     TabularDataBunch,
     TensorDataBunch,
+    TensorLoader,
     accuracy,
     set_seed,
     simple_ann,
@@ -371,6 +373,86 @@ def test_a_model_that_fails_on_the_batch():
 )
 def test_losses_that_do_not_train(loss, what):
     assert what in only_finding(learner(loss_func=loss)).what
+
+
+GOOD = torch.randn(120, 10, generator=torch.Generator().manual_seed(0)) + (torch.arange(120) % 2)[:, None]
+CLASSES = torch.arange(120) % 2
+IMAGES = torch.randn(120, 3, 8, 8, generator=torch.Generator().manual_seed(0)) + CLASSES.view(120, 1, 1, 1)
+POOLED = (nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+NUMBERS = GOOD.sum(1, keepdim=True) / 10
+
+
+def validated(x, y, train_x=GOOD, train_y=CLASSES, layers=None, loss=None, in_memory=False) -> list[Finding]:
+    """Return the findings of a learner with these validation data."""
+    torch.manual_seed(0)
+    loaders = [
+        TensorLoader(a, b, 10, device="cpu") if in_memory else DataLoader(TensorDataset(a, b), 10)
+        for a, b in ((train_x, train_y), (x, y))
+    ]
+    model = simple_ann(10, 2) if layers is None else nn.Sequential(*layers)
+    learn = Learner(DataBunch(*loaders, device="cpu"), model, loss_func=loss or nn.CrossEntropyLoss(), silent=True)
+    return learn.check().findings
+
+
+def changed(x: torch.Tensor, value: float) -> torch.Tensor:
+    x = x.clone()
+    x[3, 0] = value
+    return x
+
+
+REGRESSION = {"train_y": NUMBERS, "layers": (nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1)), "loss": nn.MSELoss()}
+SQUARED = REGRESSION | {"loss": lambda output, target: (output - target).square().mean()}
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "options", "words"),
+    [
+        (changed(GOOD, math.nan), CLASSES, {}, "In the validation data: .*NaN"),
+        (changed(GOOD, math.inf), CLASSES, {}, "In the validation data: .*infinit"),
+        (GOOD, changed(NUMBERS, math.nan), REGRESSION, "In the validation data: .*NaN"),
+        (255 * GOOD, CLASSES, {}, "In the validation data: Column . of the inputs has a mean of"),
+        (GOOD, CLASSES + 1, {}, "In the validation data: The targets go from 1 to 2, but the model gives 2 outputs"),
+        (GOOD, CLASSES.int(), {}, "In the validation data: The targets are int32"),
+        (GOOD, CLASSES.float(), {}, "In the validation data: The targets are float32"),
+        (GOOD, CLASSES[:, None], {}, r"In the validation data: The targets have the shape \(10, 1\)"),
+        (GOOD[:, :9], CLASSES, {}, r"In the validation data: The inputs are \(10, 9\) float32, in the .* \(10, 10\)"),
+        (GOOD[:, :9], CLASSES, {}, r"In the validation data: The model fails on a batch of shape \(10, 9\)"),
+        (GOOD.double(), CLASSES, {}, "In the validation data: The inputs are .*float64"),
+        (GOOD, NUMBERS[:, 0], REGRESSION, r"In the validation data: .*\(10, 1\) and the targets \(10,\)"),
+        (GOOD, NUMBERS[:, 0], SQUARED, "In the validation data: The loss does not change when targets are exchanged"),
+        (GOOD, 100 + 100 * NUMBERS, REGRESSION, "In the validation data: The targets have a mean of"),
+        (GOOD[:, :0], CLASSES, {}, "In the validation data: The model fails"),
+        (IMAGES.repeat(1, 1, 2, 2), CLASSES, {"train_x": IMAGES, "layers": POOLED}, r"inputs are \(10, 3, 16, 16\)"),
+        (GOOD[:0], CLASSES[:0], {}, "The first validation batch cannot be read"),
+        (GOOD, CLASSES + 1, {"in_memory": True, "layers": (nn.Linear(10, 3),)}, "have samples of 2, the training"),
+        (GOOD, 0 * CLASSES, {"in_memory": True}, "The validation data have no sample of 1"),
+    ],
+)
+def test_problems_of_the_validation_data_are_reported(x, y, options, words) -> None:
+    findings = validated(x, y, **options)
+    assert any(re.search(words, finding.what) for finding in findings), findings
+    assert all("validation" in finding.what for finding in findings), findings
+    assert not validated(options.get("train_x", GOOD), options.get("train_y", CLASSES), **options)
+
+
+@pytest.mark.parametrize(
+    ("x", "y"),
+    [(changed(GOOD, math.nan), CLASSES), (255 * GOOD, CLASSES), (GOOD, CLASSES.int()), (GOOD[:, :9], CLASSES)],
+)
+def test_a_problem_of_both_parts_is_reported_once(x, y) -> None:
+    findings = validated(x, y, train_x=x, train_y=y)
+    assert findings
+    assert not any("validation" in finding.what for finding in findings)
+
+
+def test_a_validation_set_that_cannot_be_read_is_reported() -> None:
+    class Broken(TensorDataset):
+        def __getitem__(self, index):
+            raise OSError("sample.png is truncated")
+
+    train_dl, valid_dl = (DataLoader(kind(GOOD, CLASSES), 10) for kind in (TensorDataset, Broken))
+    learn = Learner(DataBunch(train_dl, valid_dl, device="cpu"), simple_ann(10, 2), loss_func=nn.CrossEntropyLoss())
+    assert only_finding(learn).what == "The first validation batch cannot be read: sample.png is truncated"
 
 
 def test_inputs_that_are_not_finite():

@@ -86,3 +86,18 @@ def test_the_command_trains_in_two_processes(tmp_path):
     counts = re.search(r"Confusion matrix: \d+ of (\d+) images are right", page)
     assert counts is not None
     assert f"and {counts[1]} validation images" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("data", ["nowhere", "mnist_sample"])
+def test_a_notice_and_an_error_of_the_command_are_printed_once(data, tmp_path):
+    command = [sys.executable, "-m", "minifast", "train", data, "--epochs", "1", "--lr", "0.05", "--bs", "512"]
+    command += ["--nproc", "2", "--out", str(tmp_path / "out")]
+    unreachable = environment(MINIFAST_HOME=str(tmp_path), https_proxy="http://127.0.0.1:9")
+    done = subprocess.run(command, env=unreachable, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    if data == "nowhere":
+        assert done.returncode == 2
+        assert done.stderr == "minifast: nowhere is neither a folder nor the name of a data set.\n"
+    else:
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stdout.count("Training on generated images") == 1

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import warnings
 
 import pytest
 import torch
 from conftest import slow
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -273,3 +274,76 @@ def test_floats_of_two_classes_warn_under_the_default_loss(kind, shape):
         learner(y).fit(1)
     for targets, loss_func in ((y, MSELossFlat()), (y + 0.5, None), (torch.zeros_like(y), None)):
         learner(targets, loss_func).fit(1)  # warnings are errors
+
+
+class OwnLoss(nn.Module):
+    """A loss of the user's own that squares differences, and counts its calls."""
+
+    def __init__(self, flattens: bool = False, noise: float = 0.0) -> None:
+        super().__init__()
+        self.flattens, self.noise, self.calls = flattens, noise, 0
+
+    def forward(self, output, target):
+        self.calls += 1
+        output, target = (output.flatten(), target.flatten()) if self.flattens else (output, target)
+        return ((output - target).square() * (1 + self.noise * torch.rand(()))).mean()
+
+
+OWN_LOSSES = {
+    "function": lambda output, target: (output - target).square().mean(),
+    "log-cosh": lambda output, target: (output - target).cosh().log().mean(),
+    "module": OwnLoss(),
+    "random": OwnLoss(noise=0.5),
+}
+PAIRED = {
+    "flattens": OwnLoss(flattens=True),
+    "random": OwnLoss(flattens=True, noise=0.5),
+    "squeezes": lambda output, target: (output.squeeze() - target.squeeze()).square().mean(),
+    "of one": lambda output, target: (output.view(-1) - target.view(-1)).square().mean(),
+    "means": lambda output, target: (output.mean() - target.mean()).square() + 0 * output.sum(),
+    "no target": lambda output, target: output.square().mean(),
+    "library": MSELossFlat(),
+}
+
+
+def warnings_of(loss_func, n: int, output_is_column: bool, target_is_column: bool, scale: float = 1.0) -> list[str]:
+    torch.manual_seed(n)
+    x = torch.randn(n, 4)
+    y = scale * x.sum(1) + torch.randn(n)
+    model = nn.Linear(4, 1) if output_is_column else nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+    batches = [(x, y[:, None] if target_is_column else y)] * 2
+    learn = Learner(DataBunch(batches, batches, device="cpu"), model, loss_func=loss_func, silent=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        learn.fit(2, 1e-3)
+    return [str(warning.message) for warning in caught]
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(sorted(OWN_LOSSES)), st.sampled_from([2, 3, 64, 99]), st.booleans(), st.sampled_from([0.01, 1]))
+@example("function", 2000, True, 1)
+def test_a_loss_of_the_users_own_that_broadcasts_warns_once(loss, n, is_column, scale) -> None:
+    (warning,) = warnings_of(OWN_LOSSES[loss], n, is_column, not is_column, scale)
+    assert f"broadcasts them to ({n}, {n})" in warning
+    assert ("output.squeeze(1)" if is_column else "target.squeeze(1)") in warning
+    assert not warnings_of(OWN_LOSSES[loss], n, is_column, is_column)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.sampled_from(sorted(PAIRED)), st.sampled_from([1, 2, 3, 64]), st.booleans(), st.booleans())
+def test_a_loss_that_pairs_samples_does_not_warn(loss, n, output_is_column, target_is_column) -> None:
+    assert not warnings_of(PAIRED[loss], n, output_is_column, target_is_column)
+
+
+def test_the_trial_of_a_loss_changes_no_number_and_no_state() -> None:
+    losses, calls = [], []
+    for loss_func, is_column in ((OwnLoss(True, 0.5), False), (OwnLoss(True, 0.5), True)):  # the second one is tried
+        batches = [(X, X[:, :1] if is_column else X[:, 0])] * 2
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 1), nn.Flatten(0))
+        learn = Learner(DataBunch(batches, device="cpu"), model, loss_func=loss_func, silent=True)
+        learn.fit(2, 1e-2)
+        losses.append(learn.recorder.losses)
+        calls.append(loss_func.calls)
+    assert losses[0] == losses[1]
+    assert calls == [4, 4]

@@ -38,7 +38,15 @@ from minifast import (
     simple_ann,
     tabular_learner,
 )
-from minifast.utils.public import ELSEWHERE, OTHER_NAMES, PACKAGE, frames_to_caller, named_parameters, public
+from minifast.utils.public import (
+    ELSEWHERE,
+    OTHER_NAMES,
+    PACKAGE,
+    frames_to_caller,
+    name_meant,
+    named_parameters,
+    public,
+)
 
 LOSS = nn.CrossEntropyLoss()
 
@@ -73,12 +81,22 @@ def learner(width: int = 4, **arguments) -> Learner:
         (lambda: CSVLogger(fname="x"), r"^CSVLogger has no .*Did you mean `filename`\?$"),
         (lambda: TabularDataBunch.from_csv("x", "y", "z", batch_size=2), r"^TabularDataBunch\.from_csv has no .*`bs`"),
         (lambda: tabular_learner(None, metric=accuracy), r"^tabular_learner has no .*Did you mean `metrics`\?$"),
+        (lambda: learner().fit(1, learning_rat=1), r"^Learner\.fit has no .*Did you mean `lr`\?$"),
         (lambda: Precision(mean=1), r"^Precision has no argument `mean`\. It takes "),
     ],
 )
 def test_an_unknown_keyword_is_answered_with_the_one_that_was_meant(call, message):
     with pytest.raises(TypeError, match=message):
         call()
+
+
+@given(st.data(), st.sampled_from(sorted(name for name in OTHER_NAMES if len(name) > 5)))
+def test_a_misspelled_name_of_other_libraries_means_what_it_means_there(data, name):
+    missing = data.draw(st.integers(1, len(name) - 1))
+    (own, *_) = OTHER_NAMES[name]
+    assert name_meant(name[:missing] + name[missing + 1 :], ["verbosity", own]) == own
+    assert name_meant(name, ["verbosity"]) is None
+    assert name_meant("quiet", ["silent"], {"quiet": "silent"}) == "silent"
 
 
 @given(st.sampled_from(sorted(OTHER_NAMES)), st.sampled_from([Learner, Learner.fit, Learner.fit_one_cycle, DataBunch]))

@@ -17,6 +17,7 @@ from minifast.data.images.sample import as_image
 from minifast.data.images.sources import (
     ImageOptions,
     Parts,
+    class_folders,
     image_folder,
     images_by_class,
     leave_out_unreadable,
@@ -129,21 +130,25 @@ class ImageDataBunch(DataBunch):
         seed = resolve_seed(seed)
         skip_bad = check_word("on_bad_image", on_bad_image, ("raise", "skip")) == "skip"
         how = resize, skip_bad, make_pixels(channels, value_range, exact)
+        exclude: set[str] = set()
         if valid_pct is None:
             roots = [subfolder(path, train, "train"), subfolder(path, valid, "valid")]
             train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size, (), None, *how)
             other = classes is not None
             valid_set, _ = images_by_class(roots[1:], names, str(roots[1].absolute()), size, (), other, *how)
             parts: Parts = [(train_set, None), (valid_set, None)]
+            roots = roots[:1]
         else:
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
-            exclude = {test} if test is not None and roots == [path] else set()
+            exclude |= {test} if test is not None and roots == [path] else set()
             train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude, None, *how)
             parts = split(train_set, valid_pct, seed, path)
-        return cls._from_parts(
+        data = cls._from_parts(
             path, parts, names, None, seed, test=test, size=size, bs=bs, val_bs=val_bs, num_workers=num_workers,
             device=device, memory=memory, ds_tfms=ds_tfms, resize=resize, on_bad_image=on_bad_image,
         )  # fmt: skip
+        data.left_out = [name for name in class_folders(roots, exclude) if name not in names]
+        return data
 
     @classmethod
     def from_lists(

@@ -233,13 +233,7 @@ def images_by_class(
     """
     for root in roots:
         check_folder(root)
-    where = " and ".join(map(str, roots))
-    entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(exclude))
-    if "models" in folders and not any(
-        list_images(root / "models", True) for root in roots if (root / "models").is_dir()
-    ):
-        folders.remove("models")  # the learner's files
+    where, folders = " and ".join(map(str, roots)), class_folders(roots, exclude)
     names = folders if classes is None else list(classes)
     if not names:
         raise DataError(f"{where} has no class folders. Put the images of each class in a folder with its name.")
@@ -266,6 +260,17 @@ def images_by_class(
     if skip_bad:
         leave_out_unreadable(files)
     return files, names
+
+
+def class_folders(roots: Sequence[Path], exclude: Collection[str] = ()) -> list[str]:
+    """Return the names of the class folders in ``roots``, sorted, without those of ``exclude``."""
+    entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
+    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(exclude))
+    if "models" in folders and not any(
+        list_images(root / "models", True) for root in roots if (root / "models").is_dir()
+    ):
+        folders.remove("models")  # the learner's files
+    return folders
 
 
 def relate(parts: Parts) -> None:

@@ -13,7 +13,7 @@ from minifast.data.bunch import DataBunch
 from minifast.data.labels import as_array, as_labels
 from minifast.data.loaders import TensorLoader, to_device
 from minifast.data.order import resolve_seed, split_rows
-from minifast.data.parts import DatasetType
+from minifast.data.parts import DatasetType, as_part
 from minifast.data.tables import column_name
 from minifast.data.tabular.encoder import TableEncoder
 from minifast.data.tensors import check_unseen
@@ -163,7 +163,11 @@ class TabularDataBunch(DataBunch):
         return to_device((x_cat, x_cont), self.device)
 
     def show_batch(
-        self, rows: int = 5, ds_type: DatasetType = DatasetType.Train, return_fig: bool = False, figsize: Any = None
+        self,
+        rows: int = 5,
+        ds_type: DatasetType | str = DatasetType.Train,
+        return_fig: bool = False,
+        figsize: Any = None,
     ) -> Any:
         """Print ``rows`` rows of one batch with their targets; in their own units, missing values filled.
 
@@ -180,7 +184,7 @@ class TabularDataBunch(DataBunch):
             [f"{value:.4g}" if isinstance(value, float) else str(value) for value in column]
             for column in columns.values()
         ]
-        if ds_type is not DatasetType.Test or self.test_labelled:
+        if as_part(ds_type) is not DatasetType.Test or self.test_labelled:
             columns["target"] = []
             texts.append([self.label_of(target) for target in y[:n]])
         write_text(text_table([list(columns), *map(list, zip(*texts, strict=True))]))

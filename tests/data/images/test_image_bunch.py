@@ -179,6 +179,17 @@ def test_classes_may_be_some_of_the_folders(tree, options):
     assert data.classes == ["emu", "dog"]
     assert len(data.train_ds) + len(data.valid_ds) == 15
     assert {y for loader in data.dls for y in all_of(loader)[1].tolist()} == {0, 1}
+    learn = Learner(data, simple_cnn((3, 4, 3)), silent=True)
+    with pytest.raises(DataError, match=r"3 outputs, but the data have 2 classes \(emu, dog\) \(left out: cat\); give"):
+        learn.fit(1)
+
+
+@pytest.mark.parametrize("options", [{}, {"valid_pct": 0.25}])
+def test_an_error_about_the_classes_names_the_folders_that_are_left_out(tree, options):
+    learn = Learner(bunch(tree, classes=["cat"], **options), simple_cnn((3, 4, 2)), silent=True)
+    with pytest.raises(DataError, match=r"one class only, cat, .* name them all \(left out: dog\)\."):
+        learn.fit(1)
+    assert "name them all (left out: dog)." in str(learn.check(1))
 
 
 def test_a_class_may_be_called_models(tree):
