@@ -258,7 +258,9 @@ def test_the_error_of_a_download_names_the_generated_sample(tmp_path, monkeypatc
         raise requests.ConnectionError("no network")
 
     monkeypatch.setattr("requests.get", refuse)
-    with pytest.raises(DownloadError, match=r"Without a network, minifast\.data\.generate_sample\(\) makes") as caught:
+    with pytest.raises(
+        DownloadError, match=r"Without a network, `from minifast\.data import generate_sample`"
+    ) as caught:
         untar_data(URLs.MNIST_SAMPLE, dest=tmp_path / "a", force_download=True, silent=True)
     assert "generate_sample" not in caught.value.cli_message
     with pytest.raises(DownloadError) as caught:
