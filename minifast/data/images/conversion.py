@@ -73,9 +73,10 @@ def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixe
         image = image.transpose(UPRIGHT[orientation])
     if size is not None:
         image = resize_image(image, size, resize, nearest=pixels.mask, box=box)
-    # Channel by channel, a color image takes a third of the time; a tiny gray one a tenth less than by np.asarray.
-    parts = [channel.tobytes() for channel in image.split()] if image.mode == "RGB" else [image.tobytes()]
-    return np.frombuffer(b"".join(parts), np.uint8).reshape(-1, image.height, image.width)
+    array = np.frombuffer(image.tobytes(), np.uint8)  # a tenth of the time of a tiny image less than by np.asarray
+    if image.mode == "L":
+        return array.reshape(1, image.height, image.width)
+    return array.reshape(image.height, image.width, 3).transpose(2, 0, 1)
 
 
 def _eight_bits(image: Any, value_range: tuple[float, float] | None, name: Any) -> Any:
