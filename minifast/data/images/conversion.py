@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minifast.data.images.resizing import ON_ITS_SIDE, decode_smaller, resize_image
+from minifast.data.images.quick_resize import resize_quickly
+from minifast.data.images.resizing import ON_ITS_SIDE, decode_smaller, part_of, resize_image
 from minifast.errors import DataError
 
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the PIL transpose that undoes it
@@ -41,7 +42,7 @@ class Pixels(NamedTuple):
         value_range: the values of images with more than 8 bits per channel that become black and white. None for 0 and
             65535, or for floats 0 and 1.
         mask: the pixels are the class numbers of a mask, and stay as they are.
-        exact: decode JPEG files in full before they are resized, see ``decode_smaller``.
+        exact: decode JPEG files in full, and resize them with Pillow; see ``decode_smaller`` and ``resize_quickly``.
     """
 
     channels: int = 3
@@ -58,9 +59,9 @@ COLOR = Pixels()
 
 def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels, name: Any) -> np.ndarray[Any, Any]:
     """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
-    box = None
-    if size is not None and not (pixels.exact or pixels.mask) and image.format in DRAFTED:
-        box = decode_smaller(image, size, resize, _orientation(image))
+    # An image of the caller may be decoded already, which leaves no tiles; its format is then what it was made of.
+    is_near = not (pixels.exact or pixels.mask) and image.format in DRAFTED and bool(image.tile)
+    box = decode_smaller(image, size, resize, _orientation(image)) if is_near and size is not None else None
     image.load()  # before the orientation, because some formats store it after the pixels
     orientation = _orientation(image)
     if pixels.mask:
@@ -72,6 +73,10 @@ def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixe
     if orientation in UPRIGHT:
         image = image.transpose(UPRIGHT[orientation])
     if size is not None:
+        if is_near and resize != "pad":
+            quick = resize_quickly(image, size, part_of(image, size, resize, box))
+            if quick is not None:
+                return quick
         image = resize_image(image, size, resize, nearest=pixels.mask, box=box)
     array = np.frombuffer(image.tobytes(), np.uint8)  # a tenth of the time of a tiny image less than by np.asarray
     if image.mode == "L":

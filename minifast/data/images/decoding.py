@@ -134,7 +134,7 @@ class ImageFiles:
     @cached_property
     def _fingerprint(self) -> str:
         is_full = self.size is None or self.pixels.exact or self.pixels.mask
-        way = "upright" if is_full else "upright, JPEG smaller"  # change the words when decoding changes
+        way = "upright" if is_full else "upright, JPEG smaller and quick"  # change the words when decoding changes
         return digest(repr((self.listing, self.size, way)))
 
     @cached_property

@@ -73,6 +73,12 @@ def _center(box: Box, width: int, height: int) -> Box:
     return Box(left, upper, min(left + crop_width, box.right), min(upper + crop_height, box.lower))
 
 
+def part_of(image: Any, size: tuple[int, int], method: str, box: Box | None = None) -> Box:
+    """Return the part of an image that ``"crop"`` or ``"squish"`` uses: of ``box``, by default of all of it."""
+    box = box or Box(0, 0, *image.size)
+    return _center(box, size[1], size[0]) if method == "crop" else box
+
+
 def resize_image(
     image: Any, size: tuple[int, int], method: str = "crop", nearest: bool = False, box: Box | None = None
 ) -> Any:
@@ -99,9 +105,9 @@ def resize_image(
     how = Image.Resampling.NEAREST if nearest else Image.Resampling.BILINEAR
     if (image.height, image.width) == size:
         return image
-    box = box or Box(0, 0, *image.size)
     if method != "pad":
-        return image.resize((width, height), how, _center(box, width, height) if method == "crop" else box)
+        return image.resize((width, height), how, part_of(image, size, method, box))
+    box = box or Box(0, 0, *image.size)
     inner = image.resize(_scaled_size((box.right - box.left, box.lower - box.upper), size, method), how, box)
     above, left = (height - inner.height) // 2, (width - inner.width) // 2
     edges = [(above, height - inner.height - above), (left, width - inner.width - left), (0, 0)]
