@@ -31,8 +31,8 @@ LOADER_ARGUMENTS = [  # arguments that a DataLoader stores as attributes of the 
 
 def to_device(values: Any, device: torch.device) -> Any:
     """Move tensors to ``device``, also in tuples, lists and dicts, and objects with a method ``to``."""
-    if type(values) is tuple and all(isinstance(x, Tensor) and x.device == device for x in values):
-        return values  # the common case
+    if type(values) in (tuple, list) and all(isinstance(x, Tensor) and x.device == device for x in values):
+        return type(values)(values)  # the common case; a list is copied
     return map_tensors(
         lambda x: x if x.device == device else x.to(device, non_blocking=True),
         values,
@@ -348,7 +348,8 @@ def as_images(x: Any, channels: int = 3) -> Any:
     n, own, height, width = x.shape
     shape = (n, max(own, channels), height, width)
     # NumPy asks Linux for huge pages, which for a large batch take a quarter of the time of torch's memory.
-    images = torch.from_numpy(np.empty(shape, np.float32)) if x.is_cpu else torch.empty(shape, device=x.device)
+    is_plain = x.is_cpu and torch.get_default_dtype() is torch.float32
+    images = torch.from_numpy(np.empty(shape, np.float32)) if is_plain else torch.empty(shape, device=x.device)
     return images.copy_(x).div_(255)  # copy_ repeats gray, converts and makes contiguous in one pass
 
 

@@ -43,8 +43,9 @@ PLAIN = [  # settings of cross entropy, as a function and as a module
 ]
 UNSEEN_SHIFTS = 3  # of the targets of samples that were not trained on: fewer samples need less noise
 NEAR = 9  # neighboring losses whose mean is compared, to find the lowest
-LEAST_PASSES = 5  # over the training samples, after which the loss of others counts too
-LEAST_UNSEEN = 32  # validation samples; the lowest loss of fewer is at a learning rate by chance
+LEAST_PASSES = 4  # over the training samples, before they can be memorized
+LEAST_UNSEEN = 32  # validation samples; with fewer, the minimum is noise
+HELD = 0.5  # share of the fall of the training loss that the validation loss follows if nothing is memorized
 MOST_STORED = 2**22  # elements of outputs that wait for their losses
 
 
@@ -195,29 +196,34 @@ def learns(runs: Sequence[Run]) -> bool:
 
 
 def lowest_unseen(runs: Sequence[Run], lrs: Sequence[float]) -> float | None:
-    """Return the learning rate with the lowest loss of validation samples, by the mean of the runs.
+    """Return the learning rate with the lowest loss of validation samples, if the model memorizes the training samples.
 
-    None if the loss of the training samples is lowest before ``LEAST_PASSES`` passes over them, or if there are fewer
-    than ``LEAST_UNSEEN`` validation samples.
+    It does if the validation loss has fallen by less than ``HELD`` of the fall of the training loss where that is
+    lowest. Both falls begin after the first pass, from when on validation samples are compared. None if it does not,
+    and before ``LEAST_PASSES`` passes, or with fewer than ``LEAST_UNSEEN`` validation samples. Of several runs, the
+    mean counts.
 
     >>> lrs, steps = np.logspace(-4, 0, 100), np.arange(100)
     >>> seen = np.maximum(1.0, 2.0 - steps / 80)
-    >>> unseen = seen + np.maximum(0, steps - 60) / 20
+    >>> unseen = seen + np.maximum(0, steps - 50) / 40
     >>> run = Run(seen, seen, steps / 10, 1.0, unseen_losses=unseen, n_unseen=200)
     >>> print(f"{lowest_unseen([run], lrs):.3f}")
-    0.022
+    0.010
     """
     if not runs or any(run.unseen_losses is None or run.n_unseen < LEAST_UNSEEN for run in runs):
         return None
     n = min(len(run.losses) for run in runs)
     parts = [run.losses for run in runs], [run.unseen_losses for run in runs if run.unseen_losses is not None]
     seen, unseen = (np.mean([values[:n] for values in part], 0) for part in parts)
-    finite = np.isfinite(seen) & np.isfinite(unseen)
-    if finite.sum() < 2 * NEAR:
+    passes = runs[0].passes[:n]
+    known = np.isfinite(seen) & np.isfinite(unseen) & (passes > 1)
+    if known.sum() < 2 * NEAR:
         return None
-    curves = seen, unseen, np.log(lrs[:n]), runs[0].passes[:n]
-    seen, unseen, rates, passes = (_means(values[finite], NEAR) for values in curves)
-    return float(np.exp(rates[unseen.argmin()])) if passes[seen.argmin()] >= LEAST_PASSES else None
+    curves = seen, unseen, np.log(lrs[:n]), passes
+    seen, unseen, rates, passes = (_means(values[known], NEAR) for values in curves)
+    end, quarter = seen.argmin(), max(3, len(seen) // 4)
+    fall, held = (np.median(curve[:quarter]) - curve[end] for curve in (seen, unseen))
+    return float(np.exp(rates[unseen.argmin()])) if passes[end] >= LEAST_PASSES and held < HELD * fall else None
 
 
 def _means(values: NDArray[np.float64], width: int) -> NDArray[np.float64]:

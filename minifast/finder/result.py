@@ -30,8 +30,8 @@ class FinderResult:
         suggestion: the learning rate to train with, or None if the curve does not show one.
         suggested_range: the lowest and the highest learning rate that train about equally well, or None.
         learned: whether the model learned which target belongs to which sample; None if the loss allows no test.
-        valid_minimum: the learning rate with the lowest loss of validation samples, if the training samples were seen
-            often enough to be memorized; else None. The suggestion is a fifth of it where the rules give more.
+        valid_minimum: the learning rate with the lowest loss of validation samples, if the model memorizes the training
+            samples; else None. The suggestion is then a fifth of it where the rules give more.
         error: why there is no suggestion, or None.
         stopped: why the last run ended.
 

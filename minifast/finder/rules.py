@@ -79,12 +79,12 @@ def combine_rules(readings: Rules, valid_minimum: float | None = None) -> float:
     A steepest fall that is more than a factor of 10 away from a tenth of the minimum counts as if it were at that
     factor: the minimum is the more reliable rule.
 
-    If ``valid_minimum`` is known, the learning rate with the lowest loss of validation samples, a fifth of it is
-    returned if that is lower than the mean, but at least a tenth of the mean.
+    If ``valid_minimum`` is given, the learning rate with the lowest loss of validation samples, a fifth of it is
+    returned if that is lower, but at least a fifth of the mean.
     """
     ratio = min(max(readings.steepest / readings.minimum, 1 / MAX_RATIO), MAX_RATIO)
     mean = readings.minimum * math.sqrt(ratio)
-    return mean if valid_minimum is None else min(mean, max(valid_minimum / BELOW_VALID, mean / MAX_RATIO))
+    return mean if valid_minimum is None else min(mean, max(valid_minimum, mean) / BELOW_VALID)
 
 
 def suggested_range(suggestion: float) -> tuple[float, float]:

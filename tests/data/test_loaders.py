@@ -307,3 +307,16 @@ def test_the_length_of_the_rest_of_an_epoch_is_the_number_of_its_batches(done) -
     loader = TensorLoader(torch.arange(10), torch.arange(10), bs=2, device="cpu")
     rest = RemainingBatches(loader, done, lambda: None)
     assert len(rest) == len(list(rest)) == max(0, 5 - done)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_become_floats_of_the_default_type(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        x = torch.randint(256, (4, 1, 5, 5), dtype=torch.uint8)
+        ((batch, _),) = TensorLoader(x, torch.zeros(4), 4, device="cpu")
+    finally:
+        torch.set_default_dtype(before)
+    assert batch.dtype is dtype
+    assert torch.equal(batch, (x.to(dtype) / 255).expand(-1, 3, -1, -1))
