@@ -30,9 +30,9 @@ from minifast.data.images.decoding import (
     decoding_errors,
     digest,
     read_listed,
-    with_range,
 )
 from minifast.data.images.listing import list_images
+from minifast.data.images.unreadable import with_range
 from minifast.data.images.value_range import warn_about_values
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
