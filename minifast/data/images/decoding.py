@@ -28,6 +28,7 @@ from minifast.data.images.conversion import (
     to_array,
 )
 from minifast.data.images.listing import list_images
+from minifast.data.images.quick_resize import has_kernel
 from minifast.data.images.resizing import METHODS
 from minifast.data.images.unreadable import unreadable_error, with_range
 from minifast.errors import DataError
@@ -130,7 +131,8 @@ class ImageFiles:
     @cached_property
     def _fingerprint(self) -> str:
         is_full = self.size is None or self.pixels.exact or self.pixels.mask
-        way = "upright" if is_full else "upright, JPEG smaller and quick"  # change the words when decoding changes
+        quick = " and quick" if has_kernel() else ""  # pixels depend on the processor
+        way = "upright" if is_full else f"upright, JPEG smaller{quick}"  # change the words when decoding changes
         return digest(repr((self.listing, self.size, way)))
 
     @cached_property
