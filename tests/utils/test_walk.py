@@ -41,7 +41,7 @@ class ModuleOfEach:
 VALUES = [np.random.normal, np.random.default_rng(0).normal, WithoutModule(), ModuleOfEach(), len, [].append]
 
 
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
 def test_a_value_of_a_class_without_a_module_is_walked_through(value):
     assert isinstance(module_name(type(value)), str)
     assert isinstance(package_of(type(value)), str)
