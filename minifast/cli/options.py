@@ -277,14 +277,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def error_message(error: Exception, options: argparse.Namespace) -> str | None:
-    """Return what this process prints about an error; None where another of several processes prints it."""
+    """Return what this process prints about an error, and tell the other processes of it.
+
+    None where another of several processes prints it.
+    """
     shown: BaseException | None = error
     if "WORLD_SIZE" in os.environ:
-        from minifast.distributed.group import error_to_show
+        from minifast.distributed.group import report_failure
 
-        shown = error_to_show(error)
-    if shown is None or isinstance(shown, UsageError):
-        return None if shown is None else str(shown)
+        shown = report_failure(error)
+    if shown is None:
+        return None
+    if isinstance(shown, UsageError):
+        return str(shown)
     message = own_words(shown.cli_message if isinstance(shown, MinifastError) else str(shown), options)
     return " ".join(message.split()) or type(shown).__name__
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from minifast.utils.checks import module_name
 from minifast.utils.saved_state import load_saved_state, saved_state
 from minifast.utils.state import Snapshot, restoring
 from minifast.utils.tensors import is_plain
@@ -67,7 +68,7 @@ def saves_own_state(loader: Any) -> bool:
     that was not interrupted.
     """
     dl: Any = getattr(loader, "dl", None)
-    is_stateful = any(cls.__module__.startswith("torchdata.stateful_dataloader") for cls in type(dl).__mro__)
+    is_stateful = any(module_name(cls).startswith("torchdata.stateful_dataloader") for cls in type(dl).__mro__)
     return is_stateful and not dl.num_workers
 
 

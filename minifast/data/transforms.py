@@ -11,7 +11,7 @@ from torch import Tensor
 from minifast.data.loaders import Transform
 from minifast.distributed.group import current_group
 from minifast.errors import DataError
-from minifast.utils.checks import check_callable
+from minifast.utils.checks import check_callable, module_name
 
 
 class Seeded:
@@ -73,7 +73,7 @@ class PerImage:
             return torch.stack([self.tfm(image) for image in x]), y
         from torchvision import tv_tensors
 
-        if not type(self.tfm).__module__.startswith("torchvision.transforms.v2"):
+        if not module_name(type(self.tfm)).startswith("torchvision.transforms.v2"):
             raise DataError(
                 f"{type(self.tfm).__name__} of torchvision.transforms changes the images and not their masks. Take it "
                 f"from torchvision.transforms.v2, which changes both alike."
@@ -106,7 +106,7 @@ def check_tfms(ds_tfms: Any) -> tuple[list[Transform], list[Transform]]:
 
 
 def _of_batches(tfm: Any) -> Transform:
-    if not type(tfm).__module__.startswith("torchvision.transforms"):
+    if not module_name(type(tfm)).startswith("torchvision.transforms"):
         return tfm  # type: ignore[no-any-return]
     from torchvision.transforms import v2
 

@@ -263,10 +263,14 @@ def wait_for_the_first() -> None:
     time.sleep(2 * PATIENCE)
 
 
-def error_to_show(error: BaseException) -> BaseException | None:
-    """Return the error that this process shows for one that ends it: that of the process that failed first.
+def report_failure(error: BaseException) -> BaseException | None:
+    """Tell the other processes of an error that ends this one, if it belongs to a group, and return the one to show.
 
-    Returns None where all processes have the same error, which process 0 shows.
+    That is the error of the process that failed first. Unless all fail with the same kind of error, this process leaves
+    the group.
+
+    Returns:
+        The error that this process shows; None where all have the same error, which process 0 shows.
     """
     group, rank = _state.group, int(os.environ.get("RANK", 0))
     if group is not None and not hasattr(error, "_is_of_all"):
@@ -280,7 +284,7 @@ def error_to_show(error: BaseException) -> BaseException | None:
 def _excepthook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Show an error that ends the process once, with the rank where it happened first."""
     rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE")
-    shown = error_to_show(error)
+    shown = report_failure(error)
     if isinstance(shown, OtherProcessError):
         text.write_text(f"minifast: {shown}", stream=sys.stderr)
         wait_for_the_first()

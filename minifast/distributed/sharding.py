@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from minifast.distributed.exchange import from_first
 from minifast.distributed.group import Group
+from minifast.utils.checks import module_name
 from minifast.utils.tensors import is_dtensor, map_tensors
 
 SUFFIX = ".shards"
@@ -31,7 +32,7 @@ def is_sharded(value: Any) -> bool:
 
 def class_of(module: nn.Module) -> type:
     """Return the class of a module; of a sharded one, which torch gives a class of its own, the class before."""
-    return next(cls for cls in type(module).__mro__ if not cls.__module__.startswith("torch.distributed."))
+    return next(cls for cls in type(module).__mro__ if not module_name(cls).startswith("torch.distributed."))
 
 
 def local(tensor: Tensor) -> Tensor:

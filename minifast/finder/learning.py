@@ -29,6 +29,7 @@ from minifast.losses import (
     setting_of,
     unwrap_loss,
 )
+from minifast.utils.checks import module_name
 
 WINDOW = 0.15  # of the steps, whose mean share is tested
 MIN_STEPS = 8  # of the window
@@ -91,9 +92,8 @@ class ShiftedTargets:
         self.n_targets = 0
         kind = unwrap_loss(loss_func)
         known = is_cross_entropy(loss_func) or isinstance(kind, ELEMENTWISE) or kind in ELEMENTWISE_FUNCTIONS
-        package = getattr(kind, "__module__", None) or ""
         self._works = known and not isinstance(loss_func, MixUpLoss) and reduction_of(loss_func) == "mean"
-        self._works &= package.partition(".")[0] in ("torch", "minifast")
+        self._works &= module_name(kind).partition(".")[0] in ("torch", "minifast")
         settings = {name: setting_of(loss_func, name, None) for name in ("weight", "label_smoothing", "ignore_index")}
         self._plain = is_cross_entropy(loss_func) and settings in PLAIN
         self._waiting: list[tuple[Tensor, Tensor]] = []

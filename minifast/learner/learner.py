@@ -366,7 +366,8 @@ class Learner:
         Args:
             epochs: the number of passes over the training data, at least 1.
             lr: a function of the progress from 0 to 1 (see ``minifast.schedules``), or a constant. A schedule may
-                return an array with one value per layer group.
+                return an array with one value per layer group. It is called for each batch before the training, so
+                it does not see variables that change during the training.
             mom: the same for the momentum. By default the optimizer's own momentum stays.
             wd: the same for the weight decay. By default the learner's.
 
@@ -459,8 +460,7 @@ class Learner:
         batch goes through both too, and is compared with that of training. Afterwards the weights, optimizer, random
         generators and data order are restored. The check covers shapes and types, class numbers, the initial loss, a
         softmax before the loss, frozen parameters, missing gradients, the scale of the inputs, the number of steps and
-        the momentum. It trains for 40 to 120 steps on 16 samples. Several processes
-        have the result of the first.
+        the momentum. It trains for 40 to 120 steps on 16 samples. Several processes have the result of the first.
 
         Raises:
             DataError: the training data have no batch.

@@ -38,7 +38,7 @@ from minifast.training.progress import make_bar
 from minifast.training.same_weights import SAME_SCRIPT, as_values
 from minifast.training.snapshot import iterators_of, preserve_randomness, preserve_training
 from minifast.training.state import State
-from minifast.utils.checks import add_note, check_number, check_word
+from minifast.utils.checks import add_note, check_number, check_word, module_name
 from minifast.utils.compiled import unwrap_compiled
 from minifast.utils.public import warn_caller
 from minifast.utils.tensors import as_pair
@@ -194,7 +194,7 @@ def fit(
 
 def _changes_batches(callback: Callback) -> bool:
     """Return whether a callback of the caller's own may change batches or outputs in validation."""
-    own = not type(callback).__module__.startswith("minifast.")
+    own = not module_name(type(callback)).startswith("minifast.")
     return own and any(overrides(callback, event) for event in ("on_batch_begin", "on_loss_begin"))
 
 

@@ -14,6 +14,7 @@ from minifast.errors import DataError
 from minifast.metrics.wrappers import UpdatedMetric, name_of
 from minifast.training.callback import Callback
 from minifast.training.snapshot import eval_mode, preserve_look
+from minifast.utils.checks import module_name
 from minifast.utils.state import Snapshot, restoring
 from minifast.utils.tensors import as_arguments, as_pair, map_tensors
 
@@ -59,7 +60,7 @@ def _failure(metric: Callback, output: Any, target: Any, inputs: Any) -> Excepti
             trial.metric = copy.deepcopy(trial.metric)
     except Exception:  # what cannot be copied is not tried
         return None
-    if not type(trial).__module__.startswith("minifast.metrics."):
+    if not module_name(type(trial)).startswith("minifast.metrics."):
         return None
     with restoring(Snapshot({"metric": metric})), torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

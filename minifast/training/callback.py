@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
 from minifast.training.torch_optimizer import is_scheduler, scheduler_remedy
-from minifast.utils.checks import did_you_mean
+from minifast.utils.checks import did_you_mean, module_name
 from minifast.utils.public import public, warn_caller
 from minifast.utils.saved_state import is_setting
 from minifast.utils.tensors import is_plain
@@ -190,7 +190,7 @@ class Callback:
                     DeprecationWarning,
                 )
                 setattr(cls, new, vars(cls)[old])
-        if cls.__module__.startswith("minifast.") and isinstance(vars(cls).get("__init__"), FunctionType):
+        if module_name(cls).startswith("minifast.") and isinstance(vars(cls).get("__init__"), FunctionType):
             cls.__init__ = public(cls.__init__)  # type: ignore[method-assign]
         check_contract(cls)
 

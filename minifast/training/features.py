@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 MAX_BYTES = 2**30  # of the features of all samples; more are not kept
-N_TRIED = 2  # samples that are computed again, to compare
+TRIED = (slice(1), slice(-1, None))  # samples that are computed again alone, to compare: the first and the last
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 GLOBAL_HOOKS = ("_global_forward_hooks", "_global_forward_pre_hooks")
 
@@ -78,7 +78,7 @@ class FrozenFeatures:
     callback changed is computed as ever. There is a table only if
 
     - the loader holds its data in memory and gives the same samples in each epoch;
-    - the frozen layers are a function of each sample alone, and change nothing;
+    - the frozen layers are a function of each sample alone, which a batch of two or more shows, and change nothing;
     - no hook watches them, and they are not compiled;
     - the features take no more than ``MAX_BYTES``.
 
@@ -183,18 +183,24 @@ def through(layers: list[nn.Module], x: Any) -> Any:
 def features_of_each(layers: list[nn.Module], x: Tensor, n: int) -> Tensor | None:
     """Return the output of layers for a batch.
 
-    None if they are no function of each sample alone or change something, or ``n`` samples take too much memory.
+    None if they are no function of each sample alone or change something, ``n`` samples take too much memory, or there
+    is one sample only.
     """
+    if len(x) < 2:  # a sample alone shows nothing
+        return None
     before = get_rng_states(), versions_of(layers), settings_of(layers)
     try:
-        whole, few = through(layers, x), through(layers, x[:N_TRIED])
+        whole, *alone = [through(layers, part) for part in (x, *(x[tried] for tried in TRIED))]
     except Exception:  # a model may raise anything; in the batch itself it will raise again
         return None
     if not isinstance(whole, Tensor) or not whole.ndim or len(whole) != len(x) or whole.is_complex():
         return None
     after = get_rng_states(), versions_of(layers), settings_of(layers)
     fits = whole[:1].numel() * whole.element_size() * n <= MAX_BYTES
-    is_function = is_equal(before, after) and torch.allclose(whole[:N_TRIED], few, rtol=1e-2, atol=1e-5)
+    is_function = is_equal(before, after) and all(
+        part.shape == whole[:1].shape and torch.allclose(whole[tried], part, rtol=1e-2, atol=1e-5)
+        for tried, part in zip(TRIED, alone, strict=True)
+    )
     return whole if fits and is_function else None
 
 

@@ -39,6 +39,18 @@ def closest(word: str, options: Iterable[str]) -> str | None:
     return None if best is None or not likeness(best)[0] else best
 
 
+def module_name(value: Any) -> str:
+    """Return the name of the module that defines a class or a function; an empty string where it is not known.
+
+    The type of a compiled function has a descriptor in place of the name.
+
+    >>> module_name(Path), module_name(type("A", (), {"__module__": None}))
+    ('pathlib', '')
+    """
+    name = getattr(value, "__module__", None)
+    return name if isinstance(name, str) else ""
+
+
 def did_you_mean(word: str, options: Iterable[str]) -> str:
     """Return a question with the ``closest`` of ``options``, or an empty string where none is close.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import dis
 import inspect
 import os
@@ -22,6 +23,7 @@ Class = TypeVar("Class", bound=type)
 PACKAGE = str(Path(__file__).parents[1]) + os.sep
 WRAPPERS = (__file__, str(Path(__file__).with_name("aliases.py")))  # files whose frames say nothing
 
+MISSPELLED = 0.85  # likeness of a word to the name of which it is a misspelling
 # Names of other libraries for what we call by the first of these names that a function takes.
 OTHER_NAMES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("n_epoch", "n_epochs", "num_epochs", "max_epochs", "nb_epochs", "epoch"), ("epochs",)),
@@ -96,8 +98,12 @@ def name_meant(name: str, allowed: Collection[str], others: Mapping[str, str] | 
     if name in meanings:
         return meanings[name]
     long = [known for known in meanings if len(known) > 3]  # shorter ones are close to too much
-    close = closest(name, [*allowed, *long])
-    return close if close is None or close in allowed else meanings[close]
+    # Names elsewhere are so many that one is a little like any word, so only a misspelled one counts.
+    misspelled = (difflib.get_close_matches(name, names, 1, MISSPELLED) for names in (allowed, long))
+    close = next((match for matches in misspelled for match in matches), None)
+    if close is None:
+        return closest(name, allowed)
+    return close if close in allowed else meanings[close]
 
 
 def keyword_error(function: str, unknown: str, allowed: Iterable[str]) -> TypeError:

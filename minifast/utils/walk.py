@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from minifast.utils.checks import module_name
 from minifast.utils.random import is_generator
 
 SCALARS = (bool, int, float, complex, str, bytes, type(None))
@@ -118,7 +119,7 @@ def _children(value: Any, in_data: bool) -> dict[str, Any]:
 @lru_cache(maxsize=4096)
 def _is_of_engine(cls: type) -> bool:
     """Return whether a class is one by which torch shards a module over processes."""
-    return cls.__module__.startswith(ENGINES) and not issubclass(cls, nn.Module)
+    return module_name(cls).startswith(ENGINES) and not issubclass(cls, nn.Module)
 
 
 @lru_cache(maxsize=4096)
@@ -138,7 +139,7 @@ def _is_empty(value: Any) -> bool:
 @lru_cache(maxsize=4096)
 def package_of(cls: type) -> str:
     """Return the name of the package that defines a class."""
-    return cls.__module__.partition(".")[0]
+    return module_name(cls).partition(".")[0]
 
 
 @lru_cache(maxsize=4096)
@@ -150,7 +151,7 @@ def _slots_of(cls: type) -> tuple[str, ...]:
 
 def _children_of_code(value: Any) -> dict[str, Any]:
     """Return what a function or a class uses: its variables, defaults and the functions that it calls."""
-    if (value.__module__ or "").partition(".")[0] in LIBRARIES:
+    if module_name(value).partition(".")[0] in LIBRARIES:
         return {}
     if isinstance(value, type):
         members = {f".{name}": getattr(child, "__func__", child) for name, child in vars(value).items()}

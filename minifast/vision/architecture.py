@@ -21,7 +21,7 @@ from minifast.checkpoint.model import weights_in
 from minifast.data.normalize import Stats
 from minifast.errors import DataError, DownloadError, FileFormatError
 from minifast.utils import files
-from minifast.utils.checks import did_you_mean
+from minifast.utils.checks import did_you_mean, module_name
 
 Arch = Callable[..., nn.Module] | str | nn.Module
 AUXILIARY = ("AuxLogits", "aux1", "aux2")  # classifiers of torchvision's Inception networks that only train
@@ -162,7 +162,7 @@ def _create_by_flag(arch: Callable[..., nn.Module], name: str, pretrained: Any) 
     try:
         return _create_model(arch, name, pretrained)
     except Exception as error:
-        if not str(getattr(getattr(arch, "func", arch), "__module__", "")).startswith("timm."):
+        if not module_name(getattr(arch, "func", arch)).startswith("timm."):
             raise
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise DownloadError(

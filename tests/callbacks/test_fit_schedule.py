@@ -176,6 +176,19 @@ def test_schedules_are_taken_up_at_the_epoch_that_a_callback_sets() -> None:
     assert learn.recorder.lrs == pytest.approx([0.01 * i for i in range(3, 9)])
 
 
+def test_a_schedule_does_not_see_variables_that_change_during_the_training() -> None:
+    factor = [1.0]
+
+    class Changes(Callback):
+        def on_epoch_end(self, epoch):
+            factor[0] = 0.1
+
+    learn = toy_learner()
+    learn.fit_schedule(2, lr=lambda p: 0.1 * factor[0], callbacks=[Changes()])
+    assert factor == [0.1]
+    assert set(learn.recorder.lrs) == {0.1}
+
+
 # --- plans
 
 

@@ -20,6 +20,7 @@ from minifast import (
     Learner,
     MixUpCallback,
     TensorDataBunch,
+    TensorLoader,
     accuracy,
     get_transforms,
 )
@@ -162,6 +163,56 @@ def test_layers_that_are_no_function_of_a_sample_are_computed_in_each_batch(extr
     check_same(learners, exactly=True)
     once = 2 * N // 5 if extra is nn.Dropout else 0  # in validation, dropout is a function of a sample
     assert samples[0] >= samples[1] - once
+
+
+class OfBatch(nn.Module):
+    """A frozen layer whose output for a sample depends on other samples of the batch."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+        self.scale = nn.Parameter(torch.ones(1), requires_grad=False)
+
+    def forward(self, x):
+        return self.function(x) * self.scale
+
+
+OF_BATCH = {
+    "mean": lambda x: x - x.mean(0),
+    "first": lambda x: x - x[0],
+    "last": lambda x: x - x[-1],
+    "sum so far": lambda x: x.cumsum(0),
+    "neighbor": lambda x: x.roll(1, 0),
+    "size": lambda x: x / len(x),
+    "sorted": lambda x: x.sort(0).values,
+}
+
+
+@pytest.mark.parametrize("name", OF_BATCH)
+@pytest.mark.parametrize("bs", [1, 2, 3, 8])
+def test_layers_that_look_at_the_whole_batch_are_computed_in_each_batch_of_any_size(name, bs):
+    def losses(precompute):
+        torch.manual_seed(0)
+        x, y = torch.randn(24, 4), torch.arange(24) % 2
+        train_dl, valid_dl = TensorLoader(x, y, bs, shuffle=True, seed=0, device="cpu"), TensorLoader(x, y, 24)
+        data = DataBunch(train_dl, valid_dl, device="cpu", loss_func=nn.CrossEntropyLoss())
+        model = nn.Sequential(OfBatch(OF_BATCH[name]), nn.Linear(4, 2))
+        learn = Learner(data, model, silent=True, precompute=precompute)
+        learn.fit(2, 0.1)
+        return learn.recorder.losses
+
+    assert losses(True) == losses(False)
+
+
+def test_a_layer_that_drops_the_dimension_of_a_single_sample_is_computed_in_each_batch():
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 4, 1), torch.arange(9) % 2
+    loader = TensorLoader(x, y, 4, device="cpu")  # the last batch is one sample
+    data = DataBunch(
+        loader, loader, device="cpu", loss_func=lambda out, y: (out.view(-1, 2).sum(1) - y).square().mean()
+    )
+    model = nn.Sequential(OfBatch(torch.squeeze), nn.Linear(4, 2))
+    Learner(data, model, silent=True).fit(2, 0.1)
 
 
 def hook(learn):

@@ -1,5 +1,6 @@
 """Public functions suggest the argument that was meant, and keep the frames of minifast out of tracebacks."""
 
+import argparse
 import ast
 import contextlib
 import gc
@@ -38,6 +39,7 @@ from minifast import (
     simple_ann,
     tabular_learner,
 )
+from minifast.cli.options import CLI_NAMES, _meant_option, parser
 from minifast.utils.public import (
     ELSEWHERE,
     OTHER_NAMES,
@@ -97,6 +99,27 @@ def test_a_misspelled_name_of_other_libraries_means_what_it_means_there(data, na
     assert name_meant(name[:missing] + name[missing + 1 :], ["verbosity", own]) == own
     assert name_meant(name, ["verbosity"]) is None
     assert name_meant("quiet", ["silent"], {"quiet": "silent"}) == "silent"
+
+
+@pytest.mark.parametrize(
+    ("option", "meant"),
+    [
+        ("layers", None),
+        ("test", None),
+        ("classes", None),
+        ("images", None),
+        ("image", None),
+        ("train", "pretrained"),
+        ("learning_rat", "lr"),
+        ("bach_size", "bs"),
+    ],
+)
+def test_a_word_that_is_a_little_like_a_name_of_other_libraries_is_not_taken_for_it(option, meant):
+    subparsers = next(action for action in parser()._actions if isinstance(action, argparse._SubParsersAction))
+    own = [action.dest for action in subparsers.choices["train"]._actions]
+    assert name_meant(option, own, CLI_NAMES) == meant
+    hint = _meant_option(f"--{option.replace('_', '-')}", subparsers.choices["train"])
+    assert hint == (f" Did you mean --{meant.replace('_', '-')}?" if meant else "")
 
 
 @given(st.sampled_from(sorted(OTHER_NAMES)), st.sampled_from([Learner, Learner.fit, Learner.fit_one_cycle, DataBunch]))

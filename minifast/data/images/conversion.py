@@ -59,7 +59,7 @@ COLOR = Pixels()
 
 def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixels, name: Any) -> np.ndarray[Any, Any]:
     """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
-    # An image of the caller may be decoded already, which leaves no tiles; its format is then what it was made of.
+    # An image that the caller decoded has no tiles any more, but still the format of its file.
     is_near = not (pixels.exact or pixels.mask) and image.format in DRAFTED and bool(image.tile)
     box = decode_smaller(image, size, resize, _orientation(image)) if is_near and size is not None else None
     image.load()  # before the orientation, because some formats store it after the pixels

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -27,18 +28,14 @@ from minifast.data.images.conversion import (
     to_array,
 )
 from minifast.data.images.listing import list_images
+from minifast.data.images.quick_resize import has_kernel
 from minifast.data.images.resizing import METHODS
-from minifast.data.images.value_range import Values, sample_values, suggest_range
+from minifast.data.images.unreadable import unreadable_error, with_range
 from minifast.errors import DataError
-from minifast.utils.checks import check_count, check_folder, check_word, shortlist, shown
-from minifast.utils.files import replacing
+from minifast.utils.checks import check_count, check_folder, check_word, shown
 from minifast.utils.folders import cache_file
 
 OTHERS = "minifast.data.verify_images finds all such files, and on_bad_image='skip' leaves them out."
-SHOWN = 10  # unreadable images that an error names
-LIST_FILE = "unreadable_images.txt"  # in the working directory, for more of them
-
-
 BUDGET = 2 * 2**30  # default limit of decoded images in memory, in bytes
 MOST_IN_TASK = 16  # images that a thread decodes as one task
 TINY = 16 * 2**10  # bytes; for files smaller than this, threads are slower than none, due to the interpreter's lock
@@ -134,7 +131,8 @@ class ImageFiles:
     @cached_property
     def _fingerprint(self) -> str:
         is_full = self.size is None or self.pixels.exact or self.pixels.mask
-        way = "upright" if is_full else "upright, JPEG smaller and quick"  # change the words when decoding changes
+        quick = " and quick" if has_kernel() else ""  # pixels depend on the processor
+        way = "upright" if is_full else f"upright, JPEG smaller{quick}"  # change the words when decoding changes
         return digest(repr((self.listing, self.size, way)))
 
     @cached_property
@@ -316,30 +314,7 @@ def all_unreadable(names: Sequence[str], first: UnreadableImageError, pixels: Pi
     """Return the error for all files that cannot be read, one of which raised ``first``."""
     if isinstance(first, ValueRangeError):
         return with_range(first, names)
-    errors = decoding_errors(names, pixels)
-    bad = [Path(names[i]) for i, error in errors.items() if not isinstance(error, ValueRangeError)]
-    if len(bad) < 2:
-        return DataError(str(first), cli_hint="Or leave it out with --on-bad-image skip.")
-    listed = ""
-    if len(bad) > SHOWN:
-        try:
-            with replacing(Path(LIST_FILE)) as file:
-                file.write_text("".join(f"{name}\n" for name in bad), encoding="utf-8", errors="surrogateescape")
-            listed = f" All are listed in {LIST_FILE}."
-        except OSError:
-            pass
-    reason = str(first).removesuffix(REMEDY).rstrip()
-    return DataError(
-        f"{len(bad)} of {len(names)} images cannot be read: {shortlist(bad, SHOWN)}.{listed} The first: {reason}",
-        hint="Replace or remove all of them; to leave them out, pass on_bad_image='skip'.",
-        cli_hint="Replace or remove all of them, or pass --on-bad-image skip.",
-    )
-
-
-def with_range(error: ValueRangeError, names: Sequence[str]) -> DataError:
-    """Return the error of an image of a data set with the range of the values of all its files, or of a sample."""
-    values = [*sample_values(names), Values(*error.values, 0, 0)]  # the image may be outside of the sample
-    return DataError(f"{error} {suggest_range(names, values)}")
+    return unreadable_error(names, decoding_errors(names, pixels), first)
 
 
 def _content(file: Any) -> io.BytesIO:
@@ -372,17 +347,30 @@ def decode(
     first = read_listed(names[0], size, resize, pixels)
     images = np.empty((len(names), *first.shape), np.uint8)
 
-    def store(i: int, image: np.ndarray[Any, Any]) -> None:
+    def store(i: int, image: np.ndarray[Any, Any] | Exception) -> None:
         nonlocal images
+        if isinstance(image, Exception):
+            raise image
         check_same_size((names[0], *images.shape[2:]), names[i], image)
         if len(image) > images.shape[1]:
             images = np.repeat(images, len(image), axis=1)
         images[i] = image
         on_decoded(images, i + 1)
 
-    def read(task: Sequence[str]) -> list[np.ndarray[Any, Any]]:
-        # In the threads, because channels first takes ten times as long to copy.
-        return [np.ascontiguousarray(read_listed(name, size, resize, pixels)) for name in task]
+    stopped = threading.Event()
+
+    def read(task: Sequence[str]) -> list[np.ndarray[Any, Any] | Exception]:
+        """Return the images of a task, up to its first error, which is raised at its place in the order."""
+        decoded: list[np.ndarray[Any, Any] | Exception] = []
+        for name in task:
+            if stopped.is_set():
+                break
+            try:
+                # In the threads, because channels first takes ten times as long to copy.
+                decoded.append(np.ascontiguousarray(read_listed(name, size, resize, pixels)))
+            except Exception as error:
+                return [*decoded, error]
+        return decoded
 
     store(0, first)
     # Several images each, because the main thread, when it takes a result, stops those that decode.
@@ -394,6 +382,7 @@ def decode(
             for i, image in enumerate(chain.from_iterable(decoded), 1):
                 store(i, image)
         except BaseException:
+            stopped.set()  # each thread finishes its image, not its task
             pool.shutdown(cancel_futures=True)
             raise
     return torch.from_numpy(images)

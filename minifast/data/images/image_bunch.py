@@ -17,7 +17,6 @@ from minifast.data.images.sample import as_image
 from minifast.data.images.sources import (
     ImageOptions,
     Parts,
-    class_folders,
     image_folder,
     images_by_class,
     leave_out_unreadable,
@@ -115,8 +114,9 @@ class ImageDataBunch(DataBunch):
             channels: 3, or 1 for gray images with one channel; color images then become gray.
             value_range: for images with more than 8 bits per channel, the values that become black and white, such as
                 ``(0, 4095)`` for 12 bits. By default 0 and 65535, or for floats 0 and 1.
-            exact: decode JPEG files in full. By default, those of at least six times ``size`` are decoded at a half,
-                a quarter or an eighth, which is faster; photographs differ by at most 1 of 255 in the mean.
+            exact: decode JPEG files in full, and resize them with Pillow. By default, those of at least six times
+                ``size`` are decoded at a half, a quarter or an eighth, and torch resizes large ones in color, which is
+                faster; photographs differ by at most 1 of 255 in the mean.
 
         Returns:
             A bunch with the default loss for these targets.
@@ -130,24 +130,26 @@ class ImageDataBunch(DataBunch):
         seed = resolve_seed(seed)
         skip_bad = check_word("on_bad_image", on_bad_image, ("raise", "skip")) == "skip"
         how = resize, skip_bad, make_pixels(channels, value_range, exact)
-        exclude: set[str] = set()
         if valid_pct is None:
-            roots = [subfolder(path, train, "train"), subfolder(path, valid, "valid")]
-            train_set, names = images_by_class(roots[:1], classes, str(roots[0].absolute()), size, (), None, *how)
-            other = classes is not None
-            valid_set, _ = images_by_class(roots[1:], names, str(roots[1].absolute()), size, (), other, *how)
-            parts: Parts = [(train_set, None), (valid_set, None)]
-            roots = roots[:1]
+            roots, valid_root = [subfolder(path, train, "train")], subfolder(path, valid, "valid")
+            where = str(roots[0].absolute())
         else:
             roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
-            exclude |= {test} if test is not None and roots == [path] else set()
-            train_set, names = images_by_class(roots, classes, f"{path.absolute()} all", size, exclude, None, *how)
+            where = f"{path.absolute()} all"
+        is_flat = path in roots  # the class folders are beside the folders of other parts
+        exclude = {valid, test} if is_flat else ()
+        train_set, names, folders = images_by_class(roots, classes, where, size, exclude, None, *how)
+        if valid_pct is None:
+            where, other = str(valid_root.absolute()), classes is not None
+            valid_set = images_by_class([valid_root], names, where, size, (), other, *how)[0]
+            parts: Parts = [(train_set, None), (valid_set, None)]
+        else:
             parts = split(train_set, valid_pct, seed, path)
         data = cls._from_parts(
             path, parts, names, None, seed, test=test, size=size, bs=bs, val_bs=val_bs, num_workers=num_workers,
             device=device, memory=memory, ds_tfms=ds_tfms, resize=resize, on_bad_image=on_bad_image,
         )  # fmt: skip
-        data.left_out = [name for name in class_folders(roots, exclude) if name not in names]
+        data.left_out = [folder for folder in folders if folder not in names and not (is_flat and folder == "test")]
         return data
 
     @classmethod

@@ -11,9 +11,14 @@ from torch.nn import functional
 
 from minifast.data.images.resizing import Box
 
-LEAST_PIXELS = 100_000  # for smaller images, Pillow is as fast
+LEAST_PIXELS = 100_000  # of the decoded image; for smaller ones, Pillow is as fast
 LEAST_SCALE = 1.5  # of half pixels; an image that becomes larger would show them
 CAPABILITIES = ("AVX2", "AVX512")  # of processors for which torch has this kernel, which runs in one thread
+
+
+def has_kernel() -> bool:
+    """Return whether torch has its kernel for bytes on this processor."""
+    return torch.backends.cpu.get_cpu_capability() in CAPABILITIES
 
 
 def resize_quickly(image: Any, size: tuple[int, int], box: Box) -> np.ndarray[Any, Any] | None:
@@ -34,8 +39,7 @@ def resize_quickly(image: Any, size: tuple[int, int], box: Box) -> np.ndarray[An
     >>> quick is None or quick[:, 0, 0].tolist() == [10, 20, 30]
     True
     """
-    known = torch.backends.cpu.get_cpu_capability() in CAPABILITIES
-    if image.mode != "RGB" or image.width * image.height < LEAST_PIXELS or not known:
+    if image.mode != "RGB" or image.width * image.height < LEAST_PIXELS or not has_kernel():
         return None
     cuts, repeats = [], []
     for begin, end, n in ((box.upper, box.lower, size[0]), (box.left, box.right, size[1])):

@@ -30,9 +30,9 @@ from minifast.data.images.decoding import (
     decoding_errors,
     digest,
     read_listed,
-    with_range,
 )
 from minifast.data.images.listing import list_images
+from minifast.data.images.unreadable import with_range
 from minifast.data.images.value_range import warn_about_values
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
@@ -220,13 +220,13 @@ def images_by_class(
     classes: Sequence[str] | None,
     name: str,
     size: Size,
-    exclude: Collection[str] = (),
+    exclude: Collection[str | None] = (),
     allow_other_folders: bool | None = None,
     resize: str = "crop",
     skip_bad: bool = False,
     pixels: Pixels = COLOR,
-) -> tuple[ImageFiles, list[str]]:
-    """Return the images in the class folders of ``roots``, and the classes.
+) -> tuple[ImageFiles, list[str], list[str]]:
+    """Return the images in the class folders of ``roots``, the classes, and the names of all class folders.
 
     ``exclude`` names folders that are not classes. Give ``allow_other_folders`` for a validation set only, where a
     class may have no images; False makes folders that are not in ``classes`` an error.
@@ -259,13 +259,13 @@ def images_by_class(
         raise DataError(f"{where} has no images. Add some.")
     if skip_bad:
         leave_out_unreadable(files)
-    return files, names
+    return files, names, folders
 
 
-def class_folders(roots: Sequence[Path], exclude: Collection[str] = ()) -> list[str]:
+def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> list[str]:
     """Return the names of the class folders in ``roots``, sorted, without those of ``exclude``."""
     entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")} - set(exclude))
+    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")}.difference(exclude))
     if "models" in folders and not any(
         list_images(root / "models", True) for root in roots if (root / "models").is_dir()
     ):

@@ -7,16 +7,20 @@ import mimetypes
 import multiprocessing
 import os
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import write_images
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from minifast import DataError, DatasetType, ImageDataBunch, Learner, get_image_files, load_learner, simple_cnn
 from minifast.data.images import cache, decoding, listing
+from minifast.data.images.conversion import UnreadableImageError
 from minifast.data.images.decoding import ImageFiles, decode, list_images, read_image
 
 
@@ -249,6 +253,57 @@ def test_images_of_different_sizes_are_named_both_with_their_sizes(tmp_path):
 def test_threads_decode_the_same_as_none(tmp_path, n):
     write_images(tmp_path, n, (10, 8), mode="RGB")
     assert decode(names_in(tmp_path), threads=4).equal(decode(names_in(tmp_path), threads=1))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(["good", "good", "good", "other size", "junk", "gone"]), min_size=2, max_size=70),
+    threads=st.integers(2, 5),
+)
+def test_threads_raise_the_same_error_after_the_same_images_as_none(kinds, threads):
+    def read(name: str, *_: object) -> np.ndarray:
+        kind = name.split()[1]
+        if kind == "junk":
+            raise UnreadableImageError(f"{name} is broken")
+        if kind == "gone":
+            raise OSError(name)
+        return np.zeros((1, 2, 3 if kind == "good" else 4), np.uint8)
+
+    def outcome(threads: int) -> tuple[int, str]:
+        decoded = 0
+
+        def count(images: np.ndarray, n: int) -> None:
+            nonlocal decoded
+            decoded = n
+
+        try:
+            decode([f"{i} {kind}" for i, kind in enumerate(["good", *kinds])], None, threads, count)
+        except Exception as error:
+            return decoded, repr(error)
+        return decoded, ""
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(decoding, "read_image", read)
+        assert outcome(threads) == outcome(1)
+
+
+def test_ctrl_c_waits_for_the_images_that_threads_decode_and_not_for_their_tasks(monkeypatch):
+    began = []
+
+    def read(name: str, *_: object) -> np.ndarray:
+        began.append(name)
+        time.sleep(0.003)
+        return np.zeros((1, 2, 2), np.uint8)
+
+    def interrupt(images: np.ndarray, n: int) -> None:
+        if n == 2:
+            began.clear()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(decoding, "read_image", read)
+    with pytest.raises(KeyboardInterrupt):
+        decode([str(i) for i in range(300)], None, 2, interrupt)
+    assert len(began) <= 4
 
 
 @pytest.mark.parametrize(("side", "threaded"), [(16, False), (100, True)], ids=["tiny", "photographs"])

@@ -28,7 +28,7 @@ from minifast import (
     imagenet_stats,
     simple_cnn,
 )
-from minifast.data.images import decoding
+from minifast.data.images import decoding, sources
 
 
 def write_tree(root: Path, train: int = 6, valid: int = 3, size: tuple[int, int] = (6, 5), mode: str = "L") -> Path:
@@ -190,6 +190,23 @@ def test_an_error_about_the_classes_names_the_folders_that_are_left_out(tree, op
     with pytest.raises(DataError, match=r"one class only, cat, .* name them all \(left out: dog\)\."):
         learn.fit(1)
     assert "name them all (left out: dog)." in str(learn.check(1))
+
+
+@pytest.mark.parametrize("options", [{}, {"valid_pct": 0.25}], ids=["folders", "share"])
+@pytest.mark.parametrize(
+    ("classes", "test", "left_out"),
+    [(None, "test", []), (["cat", "dog"], "test", []), (["cat", "dog"], None, []), (["dog"], "test", ["cat"])],
+)
+def test_folders_of_other_parts_are_no_classes(tree, monkeypatch, options, classes, test, left_out):
+    for folder in ("cat", "dog"):
+        (tree / "train" / folder).rename(tree / folder)
+    (tree / "train").rmdir()
+    write_images(tree / "test", 2, (6, 5))
+    scanned, scan = [], sources.class_folders
+    monkeypatch.setattr(sources, "class_folders", lambda roots, *rest: scanned.extend(roots) or scan(roots, *rest))
+    data = bunch(tree, train=".", classes=classes, test=test, **options)
+    assert (data.classes, data.left_out) == (classes or ["cat", "dog"], left_out)
+    assert scanned == [tree, tree / "valid"]  # each once
 
 
 def test_a_class_may_be_called_models(tree):
