@@ -61,7 +61,7 @@ def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixe
     """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
     # An image that the caller decoded has no tiles any more, but still the format of its file.
     is_near = not (pixels.exact or pixels.mask) and image.format in DRAFTED and bool(image.tile)
-    box = decode_smaller(image, size, resize, _orientation(image)) if is_near and size is not None else None
+    box = decode_smaller(image, size, _orientation(image)) if is_near and size is not None else None
     image.load()  # before the orientation, because some formats store it after the pixels
     orientation = _orientation(image)
     if pixels.mask:

@@ -22,7 +22,7 @@ class Box(NamedTuple):
     lower: float
 
 
-def decode_smaller(image: Any, size: tuple[int, int], method: str, orientation: Any) -> Box | None:
+def decode_smaller(image: Any, size: tuple[int, int], orientation: Any) -> Box | None:
     """Let an opened JPEG file decode at a half, a quarter or an eighth of its size, if that is enough for ``size``.
 
     The decoder then takes means of blocks of pixels, which saves most of its time. Other formats, and images that are
@@ -31,15 +31,13 @@ def decode_smaller(image: Any, size: tuple[int, int], method: str, orientation: 
     Args:
         image: an opened PIL image.
         size: (height, width) to resize to, of the image when it is upright.
-        method: see ``resize_image``.
         orientation: the EXIF orientation of the file.
 
     Returns:
         The part of the smaller image that the picture covers once it is upright, None if it is all of it.
     """
     on_its_side = orientation in ON_ITS_SIDE
-    upright = image.size[::-1] if on_its_side else image.size
-    wanted = [MARGIN * side for side in _scaled_size(upright, size, method)]
+    wanted = [MARGIN * side for side in size[::-1]]
     drafted = image.draft(None, tuple(wanted[::-1] if on_its_side else wanted))
     if drafted is None:
         return None
@@ -50,15 +48,6 @@ def decode_smaller(image: Any, size: tuple[int, int], method: str, orientation: 
     if on_its_side:
         x, y, width, height = y, x, height, width
     return Box(x, y, x + width, y + height)
-
-
-def _scaled_size(image_size: tuple[float, float], size: tuple[int, int], method: str) -> tuple[int, int]:
-    """Return (width, height) that the whole image, or its center for ``"crop"``, is scaled to."""
-    height, width = size
-    if method != "pad":
-        return width, height
-    scale = min(width / image_size[0], height / image_size[1])
-    return max(1, round(image_size[0] * scale)), max(1, round(image_size[1] * scale))
 
 
 def _center(box: Box, width: int, height: int) -> Box:
@@ -108,7 +97,9 @@ def resize_image(
     if method != "pad":
         return image.resize((width, height), how, part_of(image, size, method, box))
     box = box or Box(0, 0, *image.size)
-    inner = image.resize(_scaled_size((box.right - box.left, box.lower - box.upper), size, method), how, box)
+    scale = min(width / (box.right - box.left), height / (box.lower - box.upper))
+    scaled = (max(1, round((end - begin) * scale)) for begin, end in ((box.left, box.right), (box.upper, box.lower)))
+    inner = image.resize(tuple(scaled), how, box)
     above, left = (height - inner.height) // 2, (width - inner.width) // 2
     edges = [(above, height - inner.height - above), (left, width - inner.width - left), (0, 0)]
     pixels = np.asarray(inner)
