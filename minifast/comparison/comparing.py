@@ -34,10 +34,11 @@ def compare(
     Ctrl-C ends the comparison and returns the finished seeds. An error after the first seed does the same with a
     warning. Before each learner is made, the global random generators are seeded; at the end they are restored.
 
-    If learners share a loader, each run begins with the data order of its first epoch, whatever was done with the
-    loader before, and with the seed of each generator in it. Two things are left to you: with a ``make_learner`` that
-    takes the seed, the order of shared loaders; and state of your own samplers and data sets other than generators,
-    such as a counter, which begins in each run as it is when ``compare`` is called.
+    If learners share a loader, each run begins with the data order of its first epoch and with the seed of each
+    ``torch.Generator`` in it, whatever was done with the loader before. Generators of NumPy and Python do not know
+    their seed: in each run they begin as they are when ``compare`` is called, as other state of your own samplers and
+    data sets does, such as a counter. To get the same numbers after a fit on the shared data, seed them again. With a
+    ``make_learner`` that takes the seed, the state of shared loaders is left to you.
 
     Args:
         make_learner: makes a new learner. If it takes an argument, that is the seed, for use in the data.

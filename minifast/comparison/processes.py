@@ -10,7 +10,6 @@ import secrets
 import threading
 import traceback
 import warnings
-import weakref
 from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from functools import partial
@@ -23,8 +22,9 @@ import torch
 from torch import nn
 
 from minifast.checkpoint.fingerprint import checksum
+from minifast.comparison.first_states import FirstStates
 from minifast.comparison.result import Run
-from minifast.comparison.runs import LoaderStates, Plan
+from minifast.comparison.runs import Plan
 from minifast.distributed.exchange import portable
 from minifast.distributed.group import current_group
 from minifast.errors import MinifastError
@@ -97,10 +97,14 @@ def run_in_processes(plan: Plan, jobs: Sequence[tuple[int, str]], n_jobs: int) -
     cloudpickle = import_optional("cloudpickle", FEATURE, INSTALL)
     pickled = np.frombuffer(pickle_plan(plan, cloudpickle), np.uint8)  # joblib shares a large array through a file
     first_seed = jobs[0][0]
-    learn = plan.learner(first_seed, weakref.WeakKeyDictionary())
-    plan.check(learn)
-    common = (pickled, torch_settings(n_jobs), first_seed, digest(learn), secrets.token_hex())
-    del learn
+    first_states = FirstStates()
+    try:
+        learn = plan.learner(first_seed, first_states)
+        plan.check(learn)
+        common = (pickled, torch_settings(n_jobs), first_seed, digest(learn), secrets.token_hex())
+        del learn
+    finally:
+        first_states.restore()
     names = list(plan.configurations)
     return _results([Job(*common, seed, name, folder_of(names.index(name), name, seed)) for seed, name in jobs], n_jobs)
 
@@ -137,7 +141,7 @@ def _close(results: Generator[Any, None, None]) -> None:
 
 # --- in the worker
 
-_loader_states: LoaderStates = weakref.WeakKeyDictionary()
+_first_states = FirstStates()
 _checked: set[str] = set()  # tokens of the comparisons whose first learner this process has made
 _turn = threading.Lock()  # some backends run several jobs in the threads of one process
 
@@ -150,7 +154,7 @@ def work(job: Job) -> Run | Failure:
                 check_first_learner(job)
                 _checked.add(job.token)
             plan = load_plan(job)
-            learn = plan.learner(job.seed, _loader_states)
+            learn = plan.learner(job.seed, _first_states)
             learn.path = learn.path / job.folder
             return plan.run(learn, job.name, job.seed)
         except Exception as error:
@@ -166,7 +170,7 @@ def load_plan(job: Job) -> Plan:
 
 def check_first_learner(job: Job) -> None:
     """Raise an error if the first seed gives another learner here than in the process that called ``compare``."""
-    if digest(load_plan(job).learner(job.first_seed, _loader_states)) != job.expected:
+    if digest(load_plan(job).learner(job.first_seed, _first_states)) != job.expected:
         raise MinifastError(
             f"`make_learner` gives another model or other data in a worker process, with the same seed "
             f"{job.first_seed}: it depends on something that each process makes anew. Load or make the data inside "

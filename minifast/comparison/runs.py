@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-import weakref
 from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from minifast.callbacks.scheduler import as_schedule, check_values
+from minifast.comparison.first_states import FirstStates
 from minifast.comparison.result import Run
-from minifast.data.loaders import TensorLoader
-from minifast.data.order import EpochCounter, EpochOrder
-from minifast.data.resume import load_loader_state, loader_state
-from minifast.data.stream import EpochStream
 from minifast.errors import MinifastError, NonFiniteLossError
 from minifast.learner.learner import Learner
 from minifast.metrics.base import columns_of, direction_of
 from minifast.utils.checks import arguments_of, check_word
-from minifast.utils.random import is_generator, restart_generator, set_seed
-from minifast.utils.walk import walk
-
-LoaderStates = weakref.WeakKeyDictionary[Any, Any]
+from minifast.utils.random import set_seed
 
 
 @dataclass
@@ -39,25 +32,20 @@ class Plan:
     by: str | None
     direction: str | None = None
 
-    def learner(self, seed: int, loader_states: LoaderStates) -> Learner:
+    def learner(self, seed: int, first_states: FirstStates) -> Learner:
         """Seed the global generators and return a new learner.
 
         Args:
             seed: the seed.
-            loader_states: the first state of each loader that learners of this process share.
+            first_states: the first states of the loaders that learners of this process share.
         """
         set_seed(seed)
         names, n_required = arguments_of(self.make_learner) or ([], 0)
         takes_seed = "seed" in names or n_required > 0
         learn = self.make_learner(seed) if takes_seed else self.make_learner()
         check_learner(learn, self.by)
-        if takes_seed:
-            return learn
-        loaders = (learn.data.train_dl, learn.data.valid_dl)
-        for loader in (*loaders, *(getattr(dl, "dl", dl) for dl in loaders)):  # they may share those inside only
-            if loader.__hash__ and hasattr(loader, "__weakref__"):
-                load_loader_state(loader, loader_states.setdefault(loader, loader_state(loader)))
-        restart_order(*loaders)
+        if not takes_seed:
+            first_states.begin_run(learn.data.train_dl, learn.data.valid_dl)
         return learn
 
     def check(self, learn: Learner) -> None:
@@ -70,37 +58,21 @@ class Plan:
         return train_once(learn, as_fit_function(name, self.configurations[name]), self.epochs, seed)
 
 
-def restart_order(*loaders: Any) -> None:
-    """Let loaders begin with the order of their first epoch, and with the seed of each generator in them."""
-    roots = {str(i): loader for i, loader in enumerate(loaders)}
-    for node in list(walk(roots, data=roots, tensors=False)):
-        value = node.value
-        if is_generator(value):
-            restart_generator(value)
-        elif isinstance(value, (TensorLoader, EpochOrder)):
-            value.epoch = 0
-        elif isinstance(value, EpochCounter):
-            value.epochs_begun = None
-        elif isinstance(value, EpochStream):
-            value.passes = value.done = 0
-
-
 def run_in_turn(plan: Plan, jobs: Iterable[tuple[int, str]]) -> Generator[Run, None, None]:
     """Yield the runs for pairs of a seed and a configuration, trained one after another.
 
     At the end, the loaders that the learners share have the order of data that they had before.
     """
-    loader_states: LoaderStates = weakref.WeakKeyDictionary()
+    first_states = FirstStates()
     try:
         for i, (seed, name) in enumerate(jobs):
-            learn = plan.learner(seed, loader_states)
+            learn = plan.learner(seed, first_states)
             if not i:
                 plan.check(learn)
             yield plan.run(learn, name, seed)
             del learn  # before the next one is made
     finally:
-        for loader, state in loader_states.items():
-            load_loader_state(loader, state)
+        first_states.restore()
 
 
 def check_learner(learn: Any, by: str | None) -> None:

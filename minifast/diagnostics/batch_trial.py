@@ -21,23 +21,31 @@ if TYPE_CHECKING:
     from minifast.learner.learner import Learner
 
 
+FAR, WIDE = 3, 5  # mean and standard deviation of inputs that initial weights are not made for
+
+
+def has_scale(value: Any) -> bool:
+    """Return whether a value is a tensor of finite floats."""
+    return isinstance(value, Tensor) and value.is_floating_point() and value.numel() > 0 and is_finite(value)
+
+
+def scale_of(tensor: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the standard deviations and means of the columns of a table, or those of all numbers."""
+    columns = tensor if tensor.ndim == 2 and len(tensor) > 1 else tensor.reshape(-1, 1)
+    return torch.std_mean(columns.float(), 0, correction=0)
+
+
 def check_inputs(x: Any) -> Iterator[Finding]:
     """Yield a finding for inputs of another scale than initial weights are made for."""
     for tensor in as_arguments(x):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+        if not has_scale(tensor):
             continue
-        if not tensor.numel() or not is_finite(tensor):
-            continue
-        subject = "The inputs have"
-        if tensor.ndim == 2 and len(tensor) > 1:  # columns have different scales: report the most extreme
-            deviations, means = torch.std_mean(tensor.float(), 0, correction=0)
-            i = int((means.abs() + deviations).argmax())
-            mean, deviation, subject = float(means[i]), float(deviations[i]), f"Column {i} of the inputs has"
-        else:
-            mean, deviation = float(tensor.float().mean()), float(tensor.float().std(correction=0))
-        if abs(mean) > 3 or deviation > 5 or deviation < 0.02:
+        deviations, means = scale_of(tensor)
+        i = int((means.abs() + deviations).argmax())  # columns have different scales: report the most extreme
+        if abs(means[i]) > FAR or deviations[i] > WIDE or deviations[i] < 0.02:
+            subject = "The inputs have" if len(means) == 1 else f"Column {i} of the inputs has"
             yield Finding(
-                f"{subject} a mean of {mean:.3g} and a standard deviation of {deviation:.3g}.",
+                f"{subject} a mean of {means[i]:.3g} and a standard deviation of {deviations[i]:.3g}.",
                 "Initial weights are made for inputs with a mean near 0 and a standard deviation near 1; other inputs "
                 "train slowly.",
                 "Call data.normalize(), or scale the inputs in the dataset.",

@@ -68,7 +68,7 @@ def check(learn: Learner, epochs: int) -> CheckResult:
         findings = [*check_inputs(x), *check_single_class(learn, y), *_check_setup(learn, epochs)]
         findings += _check_statistics(learn, x, y)
         findings += _check_batch(learn, x, y, observations)
-        findings += check_validation(learn, x, findings)
+        findings += check_validation(learn, x, y, findings)
     if learn.data.valid_dl is None:
         observations.append("There are no validation data, so the table has no validation loss and no metrics.")
     if (group := group_of(learn)) is not None:
@@ -151,10 +151,9 @@ def _check_batch(learn: Learner, x: Any, y: Any, observations: list[str]) -> Ite
     yield from check_regression(learn, output, y)
     start = read_floats(loss.detach())[0]
     yield from _check_initial_loss(learn, output, start, observations)
-    mispaired = list(check_pairing(learn, output, y))
     names = untrained_parameters(learn, loss)
     failure = _backward_failure(learn, loss)  # before another forward pass, which may change buffers that it needs
-    yield from mispaired or check_loss_weight(learn, output, x, y)
+    yield from list(check_pairing(learn, output, y)) or check_loss_weight(learn, output, x, y)
     if names:
         yield Finding(
             f"The loss depends on parameters that are not trained: {shortlist(names)}.",

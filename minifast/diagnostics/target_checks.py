@@ -23,6 +23,7 @@ from minifast.training.batch_checks import (
     type_name,
 )
 from minifast.training.batch_size_effect import REMEDY, loss_effect
+from minifast.training.broadcast_loss import broadcast_pairs
 from minifast.utils.shapes import is_counted
 
 if TYPE_CHECKING:
@@ -176,32 +177,12 @@ def check_class_axis(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
         )
 
 
-@torch.no_grad()
 def check_pairing(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
-    """Yield a finding if the loss compares each output with every target, because it broadcasts their shapes.
-
-    Such a loss does not change when the targets are exchanged between the samples.
-    """
-    if not isinstance(output, Tensor) or not isinstance(y, Tensor) or output.shape == y.shape or len(y) < 2:
-        return
-    try:
-        numbers = torch.broadcast_tensors(output, y)[0].numel()  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        return
-    if numbers <= max(output.numel(), y.numel()) or not output.is_floating_point() or bool((y == y[:1]).all()):
-        return
-    # Outputs that differ: those of an untrained model may be equal.
-    steps = torch.linspace(-1, 1, len(output), dtype=output.dtype, device=output.device)
-    outputs = output + steps.view(-1, *[1] * (output.ndim - 1))
-    order = y.flatten(1).sum(1).argsort() if y.ndim > 1 else y.argsort()
-    try:
-        losses = [float(learn.loss_func(outputs, y[rows])) for rows in (order, order.flip(0))]
-    except Exception:  # a loss can raise anything
-        return
-    if abs(losses[0] - losses[1]) <= 1e-5 * max(map(abs, losses)):
+    """Yield a finding if the loss compares each output with every target, because it broadcasts their shapes."""
+    if isinstance(output, Tensor) and isinstance(y, Tensor) and (n_pairs := broadcast_pairs(learn, output, y)):
         yield Finding(
             f"The loss does not change when targets are exchanged between samples: outputs {tuple(output.shape)} and "
-            f"targets {tuple(y.shape)} broadcast to {numbers} pairs.",
+            f"targets {tuple(y.shape)} broadcast to {n_pairs} pairs.",
             "Each output is compared with the targets of all samples, so the model learns their mean.",
             "Give both the same shape in the loss, such as output.squeeze(1), or in the data set, such as y[:, None].",
         )

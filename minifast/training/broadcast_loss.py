@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 def warn_of_broadcast(learn: Learner, output: Any, target: Any) -> None:
     """Warn if a loss compares each output with the targets of all samples, because of a dimension of size 1.
 
-    Its value then changes when the targets get the shape of the outputs, and does not when outputs are exchanged
-    between the samples. Random generators and the attributes of the
-    loss stay as they were. A loss with parameters or buffers is not tried, and none in several processes.
+    The loss is called again, see ``broadcast_pairs``; what it keeps elsewhere, as in a list, has the extra calls too.
+    A loss with parameters or buffers is not tried, and none in several processes.
     """
     if not (isinstance(output, Tensor) and isinstance(target, Tensor)) or learn.parallel is not None:
         return
     n, shapes = output.numel(), {tuple(output.shape), tuple(target.shape)}
     are_floats = output.is_floating_point() and target.is_floating_point()
-    if n < 2 or shapes != {(n,), (n, 1)} or not are_floats or not _pairs_all(learn, output.detach(), target):
+    if n < 2 or shapes != {(n,), (n, 1)} or not are_floats:
+        return
+    if isinstance(loss := unwrap_loss(learn.loss_func), nn.Module) and (*loss.parameters(), *loss.buffers()):
+        return
+    if not broadcast_pairs(learn, output, target):
         return
     where = "the targets in the loss, such as target.squeeze(1)"
     if output.ndim == 2:
@@ -39,19 +42,33 @@ def warn_of_broadcast(learn: Learner, output: Any, target: Any) -> None:
     )
 
 
-def _pairs_all(learn: Learner, output: Tensor, target: Tensor) -> bool:
-    """Return whether the loss of a batch changes with the shape of the targets, but not with the order of outputs."""
-    loss_func = learn.loss_func
-    if isinstance(loss := unwrap_loss(loss_func), nn.Module) and (*loss.parameters(), *loss.buffers()):
-        return False
-    # Outputs in the order of the targets: those of a new model may depend on the targets too little to show it.
-    values, ranks = output.flatten().sort().values, target.flatten().argsort().argsort()
-    rising, falling = (ordered[ranks].view_as(output) for ordered in (values, values.flip(0)))
-    losses = []
+def broadcast_pairs(learn: Learner, output: Tensor, target: Tensor) -> int:
+    """Return the pairs that the loss compares, if it broadcasts each output to the targets of all samples, else 0.
+
+    If all outputs are equal, such a loss has the same gradient for all samples: that takes one call. A loss that has
+    this property by design, such as one of two means, does not change when the targets get the shape of the outputs:
+    two more calls. Random generators and the attributes of the loss stay as they were.
+    """
+    if output.shape == target.shape or output.numel() != target.numel() or min(output.ndim, target.ndim) < 1:
+        return 0
+    loss_func, rows = learn.loss_func, target.detach().float()
+
+    def loss_of(outputs: Tensor, targets: Tensor) -> Any:
+        with preserve_buffers(loss_func, stop=not_owned(learn, ())):
+            return loss_func(outputs, targets)
+
     try:
-        for pair in ((rising, target), (falling, target), (rising, target.view_as(output))):
-            with torch.no_grad(), preserve_buffers(loss_func, stop=not_owned(learn, ())):
-                losses.append(loss_func(*pair))
-        return differ(losses[0], losses[2]) and not differ(losses[0], losses[1])
-    except Exception:  # a loss of your own may raise anything
-        return False
+        n_pairs = int(torch.broadcast_shapes(output.shape, target.shape).numel())  # type: ignore[no-untyped-call]
+        if n_pairs <= output.numel():
+            return 0
+        center = (rows.mean() + rows.max()) / 2  # between the targets, but not their mean: the gradient is not 0
+        equal = torch.full_like(output, float(center)).requires_grad_()
+        with torch.enable_grad():
+            (gradient,) = torch.autograd.grad(loss_of(equal, target), equal)
+        if not bool((gradient - gradient[:1]).abs().max() <= 1e-2 * gradient.abs().max()):
+            return 0
+        near = ((rows + center) / 2).reshape(output.shape).to(output.dtype)  # depends on the targets, as it will
+        with torch.no_grad():
+            return n_pairs * differ(loss_of(near, target), loss_of(near, target.reshape(output.shape)))
+    except Exception:  # a loss of your own may raise anything, and some shapes do not broadcast
+        return 0

@@ -96,6 +96,20 @@ def _is_generator_class(cls: type) -> bool:
     return issubclass(cls, generator_types()) and not issubclass(cls, random.SystemRandom)
 
 
+def is_global_generator(generator: Any) -> bool:
+    """Return whether a generator is one of the process, which ``set_seed`` seeds and ``set_rng_states`` restores.
+
+    Other objects hold it where they hold one of its methods, as in ``self.noise = random.gauss``.
+
+    >>> is_global_generator(random.gauss.__self__), is_global_generator(random.Random(3))
+    (True, False)
+    """
+    owners: list[Any] = [random.seed, np.random.get_state]
+    ours = [owner.__self__ for owner in owners]  # both are methods of the generator
+    bits = vars(np.random)["get_bit_generator"]()
+    return any(generator is one for one in (*ours, bits, torch.default_generator, *torch.cuda.default_generators))
+
+
 def generator_kind(generator: Any) -> str:
     """Return the name of a generator's type, from which ``make_generator`` makes another.
 
@@ -149,24 +163,6 @@ def set_generator_state(generator: Any, state: Any) -> None:
     else:
         bit_generator = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
         bit_generator.state = _as_arrays(state)
-
-
-def restart_generator(generator: Any) -> None:
-    """Set a generator back to its seed, or to seed 0 where it does not know its own.
-
-    >>> generator = torch.Generator().manual_seed(3)
-    >>> first = torch.rand(2, generator=generator)
-    >>> restart_generator(generator)
-    >>> torch.equal(first, torch.rand(2, generator=generator))
-    True
-    """
-    if isinstance(generator, torch.Generator):
-        generator.manual_seed(generator.initial_seed())
-    elif isinstance(generator, (random.Random, np.random.RandomState)):
-        generator.seed(0)
-    else:
-        bits: Any = generator.bit_generator if isinstance(generator, np.random.Generator) else generator
-        bits.state = type(bits)(0 if bits.seed_seq is None else bits.seed_seq).state
 
 
 def _as_lists(state: Any) -> Any:

@@ -203,7 +203,10 @@ def load_attributes(
         owners = {node.path: node.value for node in walk(roots, data, stop, tensors=False)}
         for path, value in missing.items():
             owner, _, name = path.rpartition(".")
-            if owner in owners and hasattr(owners[owner], "__dict__") and name not in vars(owners[owner]):
+            if owner not in owners or not hasattr(owners[owner], "__dict__"):
+                continue
+            now = vars(owners[owner]).get(name, UNKNOWN)
+            if now is UNKNOWN or (value is None and is_generator(now)):  # a generator that is created when needed
                 object.__setattr__(owners[owner], name, value)
 
 

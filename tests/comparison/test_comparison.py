@@ -12,8 +12,6 @@ import numpy as np
 import pytest
 import torch
 from conftest import toy_data, toy_learner
-from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from minifast import (
     Callback,
@@ -28,7 +26,6 @@ from minifast import (
     simple_ann,
 )
 from minifast.comparison.result import Comparison, Run, permutation_test
-from minifast.data.resume import loader_state
 from minifast.schedules import linear
 
 
@@ -72,122 +69,6 @@ def test_configurations_share_weights_and_data_order_and_seeds_do_not() -> None:
     assert [run.losses for run in one] == [run.losses for run in two]
     assert one[0].losses != one[1].losses
     assert [run.seed for run in one] == [4, 9]
-
-
-@pytest.mark.parametrize("kind", ["ours", "torch's"])
-@pytest.mark.parametrize("ends", ["all runs", "an error", "Ctrl-C"])
-def test_a_comparison_leaves_the_order_of_shared_data_as_it_was(kind, ends) -> None:
-    x = torch.randn(60, 10)
-    items = TensorDataset(x, (x.sum(1) > 0).long())
-    if kind == "ours":
-        loader = TensorLoader(*items.tensors, 20, shuffle=True, seed=3, device="cpu")
-    else:
-        loader = DataLoader(items, 20, shuffle=True, generator=torch.Generator().manual_seed(3))
-    shared = DataBunch(loader, DataLoader(items, 20), device="cpu", loss_func=nn.CrossEntropyLoss())
-    errors = {"an error": RuntimeError("gone"), "Ctrl-C": KeyboardInterrupt()}
-
-    def losses(**configurations) -> list[float]:
-        def make_shared() -> Learner:
-            return Learner(shared, simple_ann(10, 2, 8))
-
-        result = compare(make_shared, {"rate": 1e-2, **configurations}, epochs=2, seeds=2, silent=True)
-        return [run.losses for run in result.runs["rate"]]
-
-    def fails(learn: Learner, epochs: int) -> None:
-        learn.fit(1, 1e-2)
-        raise errors[ends]
-
-    expected = losses()
-    if ends == "an error":
-        with pytest.raises(RuntimeError, match="gone"):
-            losses(other=fails)
-    elif ends == "Ctrl-C":
-        losses(other=fails)
-    assert losses() == expected
-
-
-X = torch.linspace(-2, 2, 60).view(60, 1).repeat(1, 10)
-ITEMS = TensorDataset(X, torch.arange(60) % 2)
-
-
-class Noisy(Dataset):
-    """Samples with noise of a generator of the data set."""
-
-    def __init__(self, generator) -> None:
-        self.generator = generator
-
-    def __len__(self) -> int:
-        return 60
-
-    def __getitem__(self, i):
-        noise = self.generator.gauss if isinstance(self.generator, random.Random) else self.generator.normal
-        return ITEMS[i][0] + noise(0, 1), ITEMS[i][1]
-
-
-class Stream(IterableDataset):
-    def __iter__(self):
-        return iter(list(zip(*ITEMS.tensors, strict=True)))
-
-
-def jitter(batch):
-    return batch[0] + torch.randn(()), batch[1]
-
-
-def tensor_loader(**options):
-    return TensorLoader(*ITEMS.tensors, 20, device="cpu", **options)
-
-
-def augmented():
-    data = DataBunch(tensor_loader(), tensor_loader(), device="cpu")
-    data._add_ds_tfms(([jitter], [jitter]), 3)
-    return data
-
-
-def of_loaders(train_dl) -> DataBunch:
-    return DataBunch(train_dl, DataLoader(ITEMS, 20), device="cpu", loss_func=nn.CrossEntropyLoss())
-
-
-def seeded():
-    return torch.Generator().manual_seed(3)
-
-
-SHARED = {
-    "tensors": lambda: of_loaders(tensor_loader(shuffle=True, seed=3)),
-    "data set": lambda: DataBunch.create(ITEMS, ITEMS, bs=20, seed=3, num_workers=0, device="cpu"),
-    "stream": lambda: DataBunch.create(Stream(), ITEMS, bs=20, epoch_length=2, num_workers=0, device="cpu"),
-    "global generator": lambda: of_loaders(DataLoader(ITEMS, 20, shuffle=True)),
-    "own generator": lambda: of_loaders(DataLoader(ITEMS, 20, shuffle=True, generator=seeded())),
-    "sampler": lambda: of_loaders(
-        DataLoader(ITEMS, 20, sampler=torch.utils.data.WeightedRandomSampler([1.0] * 60, 60, generator=seeded()))
-    ),
-    "set_epoch": lambda: of_loaders(
-        DataLoader(ITEMS, 20, sampler=torch.utils.data.DistributedSampler(ITEMS, num_replicas=1, rank=0))
-    ),
-    "augmentation": augmented,
-    "numpy": lambda: of_loaders(DataLoader(Noisy(np.random.default_rng(3)), 20)),
-    "RandomState": lambda: of_loaders(DataLoader(Noisy(np.random.RandomState(3)), 20)),
-    "random": lambda: of_loaders(DataLoader(Noisy(random.Random(3)), 20)),
-}
-
-
-@pytest.mark.parametrize("kind", SHARED)
-def test_a_comparison_does_not_depend_on_what_was_done_with_shared_data(kind) -> None:
-    data = SHARED[kind]()
-
-    def make_shared() -> Learner:
-        return Learner(data, simple_ann(10, 2, 8), loss_func=nn.CrossEntropyLoss(), silent=True)
-
-    def compared():
-        result = compare(make_shared, {"a": 1e-2, "b": 1e-2}, epochs=2, seeds=[3, 5], silent=True)
-        return [[(run.losses, run.reached) for run in runs] for runs in result.runs.values()]
-
-    torch.manual_seed(0)
-    first = compared()
-    make_shared().fit(1, 1e-2)
-    before = [loader_state(loader) for loader in data.dls]
-    assert compared() == first
-    assert first[0] == first[1]  # the configurations see the same batches
-    assert str([loader_state(loader) for loader in data.dls]) == str(before)
 
 
 def test_make_learner_may_take_the_seed() -> None:

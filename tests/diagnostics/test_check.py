@@ -107,6 +107,8 @@ PAIRED = {
     "a view": lambda output, target: (output - target.view_as(output)).abs().mean(),
     "a row": lambda output, target: (output - target[:, None]).square().mean(),
     "squeezed": lambda output, target: (output.squeeze() - target).square().mean(),
+    "of means": lambda output, target: (output.mean() - target.mean()).square(),
+    "of all pairs": lambda output, target: torch.cdist(output, target.view(-1, 1)).mean(),
 }
 
 
@@ -401,6 +403,9 @@ def changed(x: torch.Tensor, value: float) -> torch.Tensor:
 
 
 REGRESSION = {"train_y": NUMBERS, "layers": (nn.Linear(10, 8), nn.Tanh(), nn.Linear(8, 1)), "loss": nn.MSELoss()}
+TIMES = GOOD[:, :, None] + torch.arange(4) / 4
+STEPS = CLASSES[:, None].repeat(1, 4)
+SEQUENCES = {"train_x": TIMES, "train_y": STEPS, "layers": (nn.Conv1d(10, 3, 1),)}
 SQUARED = REGRESSION | {"loss": lambda output, target: (output - target).square().mean()}
 
 
@@ -424,6 +429,7 @@ SQUARED = REGRESSION | {"loss": lambda output, target: (output - target).square(
         (GOOD[:, :0], CLASSES, {}, "In the validation data: The model fails"),
         (IMAGES.repeat(1, 1, 2, 2), CLASSES, {"train_x": IMAGES, "layers": POOLED}, r"inputs are \(10, 3, 16, 16\)"),
         (GOOD[:0], CLASSES[:0], {}, "The first validation batch cannot be read"),
+        (TIMES[:, :, :3], STEPS[:, :3], SEQUENCES, r"In the validation data: The outputs \(10, 3, 3\) may have"),
         (GOOD, CLASSES + 1, {"in_memory": True, "layers": (nn.Linear(10, 3),)}, "have samples of 2, the training"),
         (GOOD, 0 * CLASSES, {"in_memory": True}, "The validation data have no sample of 1"),
     ],
@@ -443,6 +449,74 @@ def test_a_problem_of_both_parts_is_reported_once(x, y) -> None:
     findings = validated(x, y, train_x=x, train_y=y)
     assert findings
     assert not any("validation" in finding.what for finding in findings)
+
+
+@pytest.mark.parametrize(
+    ("train", "valid", "options", "words"),
+    [
+        ((GOOD + 4, CLASSES), (255 * GOOD + 4, CLASSES), {}, "Column . of the inputs has"),
+        ((changed(GOOD, math.nan), NUMBERS), (GOOD, changed(NUMBERS, math.nan)), REGRESSION, "NaN"),
+        ((GOOD, 100 + NUMBERS), (GOOD, 1e6 * NUMBERS), REGRESSION, "The targets have a mean of"),
+        ((GOOD, CLASSES.float()), (GOOD, CLASSES.int()), {}, "int32"),
+    ],
+)
+def test_a_problem_of_one_part_does_not_hide_another_of_the_other(train, valid, options, words) -> None:
+    findings = validated(*valid, **{**options, "train_x": train[0], "train_y": train[1]})
+    assert any("validation" not in finding.what for finding in findings)
+    assert any(re.search(f"In the validation data: .*{words}", finding.what) for finding in findings), findings
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.sampled_from(["sine", "line", "step", "trend"]), st.booleans(), st.integers(0, 9))
+def test_validation_data_in_order_are_no_problem(shape, scaled, seed) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    time = torch.linspace(0, 1, 2000)
+    curve = {"sine": (6 * time).sin(), "line": 2 * time, "step": (time > 0.9).float(), "trend": 10 * time.square()}
+    x = torch.stack([curve[shape], (6 * time).cos(), torch.randn(2000, generator=generator)], 1)
+    y = (1 if scaled else 50) * x[:, :1]
+    if scaled:
+        x, y = ((values - values.mean(0)) / values.std(0) for values in (x, y))
+    rows = torch.randperm(2000, generator=generator)
+    valid, train = rows[:400].sort().values, rows[400:]
+    options = REGRESSION | {"layers": (nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))}
+    for part in (valid, valid.flip(0)):
+        findings = validated(x[part], y[part], **{**options, "train_x": x[train], "train_y": y[train]})
+        assert not any("validation" in finding.what for finding in findings), findings
+
+
+def test_a_batch_without_inputs_can_be_checked() -> None:
+    class Constant(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.logits = nn.Parameter(torch.tensor([0.1, -0.1]))
+
+        def forward(self) -> torch.Tensor:
+            return self.logits.expand(4, 2)
+
+    batches = [((), torch.tensor([0, 1, 0, 1]))] * 10
+    learn = Learner(DataBunch(batches, batches, device="cpu"), Constant(), loss_func=nn.CrossEntropyLoss())
+    assert not any("validation" in finding.what for finding in learn.check().findings)
+
+
+@pytest.mark.parametrize(
+    ("in_training", "in_validation", "words"),
+    [
+        ([1000, 6], [500, 0], None),  # 3 samples expected
+        ([1000, 100], [500, 0], "no sample of 1.* nothing about it. Add validation samples of it,"),
+        ([1000, 100, 100], [500, 0, 0], "no sample of 1, 2.* nothing about them. Add validation samples of them,"),
+        ([10] * 100, [0, 5] * 50, None),
+        ([1000, 0, 0], [500, 1, 0], "have samples of 1, .* Add training samples of it,"),
+        ([1000, 0, 0], [500, 1, 1], "have samples of 1, 2, .* Add training samples of them,"),
+    ],
+)
+def test_classes_of_one_part_are_reported_unless_it_may_be_chance(in_training, in_validation, words) -> None:
+    y, valid_y = (torch.arange(len(n)).repeat_interleave(torch.tensor(n)) for n in (in_training, in_validation))
+    x, valid_x = (torch.randn(len(part), 10) for part in (y, valid_y))
+    layers = [nn.Linear(10, len(in_training))]
+    findings = validated(valid_x, valid_y, train_x=x, train_y=y, layers=layers, in_memory=True)
+    texts = [f"{f.what} {f.why} {f.remedy}" for f in findings if "The validation data have" in f.what]
+    assert len(texts) == (words is not None)
+    assert not texts or re.search(words, texts[0])
 
 
 def test_a_validation_set_that_cannot_be_read_is_reported() -> None:

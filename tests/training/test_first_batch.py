@@ -291,6 +291,9 @@ class OwnLoss(nn.Module):
 
 OWN_LOSSES = {
     "function": lambda output, target: (output - target).square().mean(),
+    "sum": lambda output, target: (output - target).square().sum(),
+    "maximum": lambda output, target: (output - target).abs().max(),
+    "clamped": lambda output, target: (output - target).abs().clamp(max=0.5).mean(),
     "log-cosh": lambda output, target: (output - target).cosh().log().mean(),
     "module": OwnLoss(),
     "random": OwnLoss(noise=0.5),
@@ -301,6 +304,8 @@ PAIRED = {
     "squeezes": lambda output, target: (output.squeeze() - target.squeeze()).square().mean(),
     "of one": lambda output, target: (output.view(-1) - target.view(-1)).square().mean(),
     "means": lambda output, target: (output.mean() - target.mean()).square() + 0 * output.sum(),
+    "all pairs": lambda output, target: (output.view(-1, 1) - target.view(-1)).square().mean(),
+    "moments": lambda output, target: (output.var(correction=0) - target.var(correction=0)).square(),
     "no target": lambda output, target: output.square().mean(),
     "library": MSELossFlat(),
 }
@@ -333,6 +338,18 @@ def test_a_loss_of_the_users_own_that_broadcasts_warns_once(loss, n, is_column, 
 @given(st.sampled_from(sorted(PAIRED)), st.sampled_from([1, 2, 3, 64]), st.booleans(), st.booleans())
 def test_a_loss_that_pairs_samples_does_not_warn(loss, n, output_is_column, target_is_column) -> None:
     assert not warnings_of(PAIRED[loss], n, output_is_column, target_is_column)
+
+
+@pytest.mark.parametrize(("output_is_column", "calls"), [(False, 8), (True, 9)])
+def test_a_loss_that_pairs_samples_is_called_once_more(output_is_column, calls) -> None:
+    seen = []
+
+    def flattens(output, target):
+        seen.append(output)
+        return (output.view(-1) - target.view(-1)).square().mean()
+
+    assert not warnings_of(flattens, 64, output_is_column, target_is_column=False)
+    assert len(seen) == calls  # 2 epochs of 2 batches of each part
 
 
 def test_the_trial_of_a_loss_changes_no_number_and_no_state() -> None:
