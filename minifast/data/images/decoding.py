@@ -132,7 +132,8 @@ class ImageFiles:
     def _fingerprint(self) -> str:
         is_full = self.size is None or self.pixels.exact or self.pixels.mask
         quick = " and quick" if has_kernel() else ""  # pixels depend on the processor
-        way = "upright" if is_full else f"upright, JPEG smaller, pad too{quick}"  # change the words when decoding changes
+        # Change the words when decoding changes.
+        way = "upright" if is_full else f"upright, JPEG smaller, pad too{quick}"
         return digest(repr((self.listing, self.size, way)))
 
     @cached_property
