@@ -276,6 +276,39 @@ def test_floats_of_two_classes_warn_under_the_default_loss(kind, shape):
         learner(targets, loss_func).fit(1)  # warnings are errors
 
 
+CURE = re.compile(r"(?:y|output)(?:\[:, None\]|\.squeeze\(1\)|\.long\(\)|\.float\(\))+")
+
+
+@pytest.mark.parametrize(("given", "returned"), [((40,), (-1, 1)), ((40, 1), (-1,)), ((40, 1, 2), (-1, 2))])
+def test_the_advice_for_two_classes_with_one_output_is_code_that_runs(given, returned):
+    class Model(nn.Linear):
+        def forward(self, x):
+            output = super().forward(x) if "long" in change else super().forward(x).view(returned)
+            return eval(change, {"output": output}) if change.startswith("output") else output
+
+    def learner(loss_func, outputs, targets):
+        data = DataBunch(DataLoader(TensorDataset(torch.randn(40, 4), targets), 20), device="cpu")
+        return Learner(data, Model(4, outputs), loss_func=loss_func, silent=True)
+
+    loss_func, n, change = nn.BCEWithLogitsLoss(), given[2:].count(2) + 1, "output"
+    y = (torch.arange(40 * n) % 2).float().view(given)
+    with pytest.raises(DataError, match="which BCEWithLogitsLoss would broadcast") as error:
+        learner(loss_func, n, y).fit(1)
+    texts = [str(error.value), str(learner(loss_func, n, y).check())]
+    if n == 1:  # the default loss flattens
+        with pytest.warns(UserWarning, match="The targets are 0 and 1 as floats") as warned:
+            learner(None, 1, y).fit(1)
+        texts += [str(warned[0].message), str(learner(None, 1, y).check())]
+    for text in texts:
+        assert {cure[0] for cure in CURE.findall(text)} == {"y", "o"}, text
+        for change in CURE.findall(text):
+            targets = y if change.startswith("output") else eval(change)
+            if "long" in change:
+                learner(None, 2, targets).fit(1)
+            else:
+                learner(loss_func, n, targets).fit(1)
+
+
 class OwnLoss(nn.Module):
     """A loss of the user's own that squares differences, and counts its calls."""
 
