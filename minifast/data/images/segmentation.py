@@ -185,7 +185,7 @@ class SegmentationDataBunch(ImageDataBunch):
             DataError: if an image has no mask, the sizes of the two differ, or a mask has a value without a class.
         """
         path = Path(path).expanduser()
-        image_folder, mask_folder = (subfolder(path, name, "train") for name in (images, masks))
+        image_folder, mask_folder = (subfolder(path, images, "images"), subfolder(path, masks, "masks"))
         found = {_stem(name, mask_folder): name for name, _, _ in list_images(mask_folder, recurse=True)}
         files = [Path(name) for name, _, _ in list_images(image_folder, recurse=True)]
         missing = [file for file in files if _stem(file, image_folder) not in found]

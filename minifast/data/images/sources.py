@@ -43,7 +43,7 @@ from minifast.utils.public import warn_caller
 from minifast.utils.text import write_text
 
 FEW = 10  # validation images
-PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+PART_NAMES = {"train": "training", "valid": "validation", "test": "test", "images": "image", "masks": "mask"}
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -150,13 +150,20 @@ def subfolder(path: Path, name: str, part: str) -> Path:
         names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         if not names:
             raise DataError(f"{path} has no folders of images; give a folder with one folder per class in {name}.")
-        choose = "to choose the validation images at random."
-        raise DataError(
-            f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)}",
-            hint=f"Pass the name of your {PART_NAMES[part]} folder as `{part}`"
-            + ("." if part == "test" else f", or pass valid_pct=0.2 {choose}"),
-            cli_hint=f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}",
+        choose, own = (
+            "to choose the validation images at random",
+            f"the name of your {PART_NAMES[part]} folder as `{part}`",
         )
+        hint, cli_hint = f"Pass {own}.", f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}."
+        close = did_you_mean(name, names)
+        if part in ("train", "valid"):
+            hint = f"Pass {own}, or pass valid_pct=0.2 {choose}."
+            if len(names) > 1 and all(
+                list_images(path / folder, recurse=False) for folder in names
+            ):  # as class folders
+                hint, close = f"Pass valid_pct=0.2 {choose}, or {own}.", ""
+                cli_hint = f"Give --valid-pct 0.2 {choose}, or rename a folder to {name}."
+        raise DataError(f"{path} has no folder {name}; it has {', '.join(names)}.{close}", hint, cli_hint)
     return folder
 
 
