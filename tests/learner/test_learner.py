@@ -920,4 +920,6 @@ def test_an_error_in_the_validation_names_it() -> None:
 
     with pytest.raises(OSError, match="gone") as error:
         toy_learner().fit(1, 1e-2, callbacks=[Fails()])
-    assert error.value.__notes__ == ["The error occurred in the validation of epoch 0, learning rate 0.01."]
+    assert error.value.__notes__ == [
+        "The error occurred in the validation of epoch 0 at batch 0 of 3, learning rate 0.01."
+    ]
