@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import DataError, MinifastError
 from minifast.utils.checks import counted, shortlist
-from minifast.utils.text import can_write, is_terminal, text_table, write_result, write_text
+from minifast.utils.text import can_write, is_terminal, real_name, text_table, write_result, write_text
 
 MOST_COUNTS = 10  # classes in the line after --csv
 
@@ -94,18 +94,6 @@ class Prediction(NamedTuple):
             return {"image": image, "classes": self.names, "probabilities": self.probabilities}
         chosen = {"class": self.names[0], "probability": self.values[0]}
         return {"image": image, **chosen, "probabilities": self.probabilities}
-
-
-def real_name(name: str) -> str:
-    """Return the name of a file as UTF-8 has it; an encoding without its characters gives Python surrogates instead.
-
-    >>> real_name("caf\\udcc3\\udca9.png"), real_name("caf\\udce9.png")
-    ('café.png', 'caf\\udce9.png')
-    """
-    try:
-        return name.encode("utf-8", "surrogateescape").decode()
-    except UnicodeError:  # the bytes of the name are not UTF-8
-        return name
 
 
 def as_prediction(learn: Any, image: str, output: Any) -> Prediction:

@@ -13,6 +13,7 @@ from torch.utils.data import Subset, TensorDataset
 
 from minifast.errors import DataError
 from minifast.utils.checks import check_once, counted, did_you_mean, shortlist
+from minifast.utils.text import real_name
 
 
 class Labels(NamedTuple):
@@ -284,12 +285,12 @@ def too_few_names(largest: int, n: int, classes: Sequence[Any]) -> DataError:
 
 
 def printable(label: Any) -> Any:
-    r"""Return a label that can be printed: bytes of a file name that are not UTF-8 are escaped.
+    r"""Return a label that can be printed, as ``real_name``; bytes of a file name that are not UTF-8 are escaped.
 
-    >>> printable("caf\udce9"), printable(3)
-    ('caf\\udce9', 3)
+    >>> printable("caf\udcc3\udca9"), printable("caf\udce9"), printable(3)
+    ('café', 'caf\\udce9', 3)
     """
-    return label.encode("utf-8", "backslashreplace").decode() if isinstance(label, str) else label
+    return real_name(label).encode("utf-8", "backslashreplace").decode() if isinstance(label, str) else label
 
 
 def target_text(target: Any, classes: Sequence[Any] | None) -> str:

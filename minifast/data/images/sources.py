@@ -40,7 +40,7 @@ from minifast.errors import DataError
 from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
 from minifast.utils.files import replacing
 from minifast.utils.public import warn_caller
-from minifast.utils.text import write_text
+from minifast.utils.text import real_name, write_text
 
 FEW = 10  # validation images
 PART_NAMES = {"train": "training", "valid": "validation", "test": "test", "images": "image", "masks": "mask"}
@@ -241,7 +241,7 @@ def images_by_class(
     for root in roots:
         check_folder(root)
     where, folders = " and ".join(map(str, roots)), class_folders(roots, exclude)
-    names = folders if classes is None else list(classes)
+    names = list(folders if classes is None else classes)
     if not names:
         raise DataError(f"{where} has no class folders. Put the images of each class in a folder with its name.")
     check_once("classes names", names, "name each class once")
@@ -251,15 +251,13 @@ def images_by_class(
             f"images of it, or remove the folder."
         )
     files = ImageFiles(name, size, resize, pixels)
-    for label, folder in enumerate(names):
-        before = len(files)
+    for label, own in enumerate(names):
+        before, folder = len(files), folders.get(own, own)
         for root in roots:
             if (root / folder).is_dir():
                 files.add(list_images(root / folder, recurse=True), label)
-        if allow_other_folders is None and folder not in folders:
-            raise DataError(
-                f"{where} has no folder {folder}; it has {', '.join(folders)}.{did_you_mean(folder, folders)}"
-            )
+        if allow_other_folders is None and own not in folders:
+            raise DataError(f"{where} has no folder {own}; it has {', '.join(folders)}.{did_you_mean(own, folders)}")
         if allow_other_folders is None and len(files) == before:
             raise DataError(f"The class folder {roots[0] / folder} has no images. Add some, or remove the folder.")
     if not len(files):
@@ -269,14 +267,15 @@ def images_by_class(
     return files, names, folders
 
 
-def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> list[str]:
-    """Return the names of the class folders in ``roots``, sorted, without those of ``exclude``."""
+def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> dict[str, str]:
+    """Return the class folders in ``roots`` by the names of their classes, sorted, without those of ``exclude``."""
     entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")}.difference(exclude))
+    names = sorted({entry.name for entry in entries if not entry.name.startswith(".")}.difference(exclude))
+    folders = {real_name(name): name for name in names}
     if "models" in folders and not any(
         list_images(root / "models", True) for root in roots if (root / "models").is_dir()
     ):
-        folders.remove("models")  # the learner's files
+        del folders["models"]  # the learner's files
     return folders
 
 
