@@ -488,7 +488,9 @@ def test_validating_without_data_raises() -> None:
     for ask in (learn.validate, learn.get_preds):
         with pytest.raises(DataError, match="have no valid part"):
             ask()
-    with pytest.raises(DataError, match="have no test part"):
+    with pytest.raises(
+        DataError, match=r"have no test part\. Make the data with create\(\.\.\., test_ds=test_ds\), or"
+    ):
         learn.get_preds(DatasetType.Test)
 
 

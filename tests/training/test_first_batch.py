@@ -83,14 +83,14 @@ def test_another_error_of_the_model_stays_as_it_is() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no memory")
 
-    learn = Learner(DataBunch([(X.double(), Y)], device="cpu", classes="ab"), Failing(4, 2), silent=True)
+    learn = Learner(DataBunch([(X.double(), Y)], device="cpu", classes=["a", "b"]), Failing(4, 2), silent=True)
     with pytest.raises(RuntimeError, match="no memory"):
         learn.fit(1)
 
 
 def test_validation_data_without_a_batch_warn_before_training() -> None:
     valid = DataLoader(TensorDataset(X[:5], Y[:5]), 16, drop_last=True)
-    learn = Learner(DataBunch([(X, Y)], valid, device="cpu", classes="ab"), nn.Linear(4, 2), silent=True)
+    learn = Learner(DataBunch([(X, Y)], valid, device="cpu", classes=["a", "b"]), nn.Linear(4, 2), silent=True)
     with pytest.warns(UserWarning, match="validation data have no batch"):
         learn.fit(1)
 
@@ -111,7 +111,7 @@ def test_several_validation_loaders_raise_when_the_data_are_made(valid, message)
 
 
 def test_a_list_of_validation_batches_that_are_no_pairs_raises_before_training() -> None:
-    learn = Learner(DataBunch(LOADER, [(X, Y, Y)], device="cpu", classes="ab"), nn.Linear(4, 2), silent=True)
+    learn = Learner(DataBunch(LOADER, [(X, Y, Y)], device="cpu", classes=["a", "b"]), nn.Linear(4, 2), silent=True)
     with pytest.raises(DataError, match=r"are 2 values, but Linear.forward\(input\) does not take these"):
         learn.fit(1)
     assert learn.opt is None

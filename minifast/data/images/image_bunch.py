@@ -57,6 +57,7 @@ class ImageDataBunch(DataBunch):
     size: Size = None
     resize = "crop"
     pixels = Pixels()
+    test_option = 'from_folder(..., test="test")'
     test_labelled = False
     files_in_path = False  # a file of a learner among the images would become a class, or one of them
 

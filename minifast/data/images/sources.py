@@ -34,10 +34,11 @@ from minifast.data.images.decoding import (
 from minifast.data.images.listing import list_images
 from minifast.data.images.unreadable import with_range
 from minifast.data.images.value_range import warn_about_values
+from minifast.data.labels import class_list
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
-from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
+from minifast.utils.checks import check_folder, did_you_mean, shortlist
 from minifast.utils.files import replacing
 from minifast.utils.public import warn_caller
 from minifast.utils.text import real_name, write_text
@@ -241,10 +242,9 @@ def images_by_class(
     for root in roots:
         check_folder(root)
     where, folders = " and ".join(map(str, roots)), class_folders(roots, exclude)
-    names = list(folders if classes is None else classes)
+    names = list(folders) if classes is None else class_list(classes)
     if not names:
         raise DataError(f"{where} has no class folders. Put the images of each class in a folder with its name.")
-    check_once("classes names", names, "name each class once")
     if allow_other_folders is False and (extra := sorted(set(folders) - set(names))):
         raise DataError(
             f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "

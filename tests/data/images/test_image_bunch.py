@@ -23,8 +23,10 @@ from minifast import (
     ImageDataBunch,
     Learner,
     MinifastError,
+    SegmentationDataBunch,
     TensorLoader,
     accuracy,
+    get_image_files,
     imagenet_stats,
     simple_cnn,
 )
@@ -498,6 +500,13 @@ def test_valid_pct_splits_the_images_of_both_parts_without_the_test_folder(test,
     data = bunch(tree, valid_pct=0.25, test=test, memory=memory, num_workers=0)
     used = {path.relative_to(tree).parts[0] for part in (data.train_ds, data.valid_ds) for path in part.items}
     assert used == {"train", "valid"} - {test}
+
+
+def test_classes_that_are_a_text_raise(tree):
+    with pytest.raises(TypeError, match=r"^`classes` must be a list of names, got the text 'cat'; give \['cat'\]"):
+        bunch(tree, classes="cat")
+    with pytest.raises(TypeError, match=r"^`codes` must be a list of names, got the text 'cat'"):
+        SegmentationDataBunch.from_label_func(tree, get_image_files(tree, recurse=True), str, "cat")
 
 
 def test_an_empty_folder_has_no_parts(tmp_path):
