@@ -120,9 +120,9 @@ def check_model(learn: Any, arch: str) -> None:
         try:
             output = learn.model.train()(images)
         except (RuntimeError, ValueError, AssertionError) as error:
+            larger = ", a larger --bs" if len(images) < len(learn.data.train_ds) else ""
             raise UsageError(
-                f"--arch {arch} cannot train on a batch of {size}: {error}. Try --size 224, a larger --bs, or another "
-                f"--arch."
+                f"--arch {arch} cannot train on a batch of {size}: {error}. Try --size 224{larger}, or another --arch."
             ) from error
     if not isinstance(output, torch.Tensor):
         raise UsageError(f"--arch {arch} gives several outputs in training, which needs Python; try another --arch.")

@@ -264,7 +264,7 @@ def images_by_class(
         raise DataError(f"{where} has no images. Add some.")
     if skip_bad:
         leave_out_unreadable(files)
-    return files, names, folders
+    return files, names, list(folders)
 
 
 def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> dict[str, str]:
