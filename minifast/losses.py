@@ -345,8 +345,22 @@ def check_broadcast(loss_func: Any, output: Any, target: Any) -> None:
         shapes = [tuple(getattr(values, "shape", ())) for values in (output, target)]
         raise DataError(
             f"The model's outputs have the shape {shapes[0]} and the targets {shapes[1]}, which "
-            f"{getattr(kind, '__name__', type(kind).__name__)} would broadcast; give both the same shape."
+            f"{getattr(kind, '__name__', type(kind).__name__)} would broadcast; {same_shape(output, target)}."
         )
+
+
+def same_shape(output: Any, target: Any) -> str:
+    """Return how to give outputs and targets the same shape, where one of them lacks a dimension of size 1.
+
+    >>> same_shape(torch.zeros(8, 1), torch.zeros(8))
+    'give the targets as y[:, None] in the data, or let the model return output.squeeze(1)'
+    """
+    if isinstance(output, Tensor) and isinstance(target, Tensor) and output.ndim and target.ndim:
+        if target[:, None].shape == output.shape:
+            return "give the targets as y[:, None] in the data, or let the model return output.squeeze(1)"
+        if output[:, None].shape == target.shape:
+            return "give the targets as y.squeeze(1) in the data, or let the model return output[:, None]"
+    return "give both the same shape"
 
 
 def sample_losses(loss_func: Any, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from minifast.data.targets import are_two_classes, two_classes_cure
 from minifast.losses import MSELossFlat
 from minifast.metrics.first_batch import try_metrics
-from minifast.training.batch_checks import are_two_classes, check_outputs
+from minifast.training.batch_checks import check_outputs
 from minifast.training.batch_size_effect import warn_of_parts
 from minifast.training.broadcast_loss import warn_of_broadcast
 from minifast.training.callback import Callback, LearnerCallback
@@ -43,9 +44,9 @@ class FirstBatchCheck(LearnerCallback):
         loss_func = self.learn.loss_func  # the default of the data
         if type(loss_func) is MSELossFlat and loss_func is self.learn.data.loss_func and are_two_classes(last_target):
             warn_caller(
-                "The targets are 0 and 1 as floats, so the default loss is the mean squared error. For two classes "
-                "pass loss_func=nn.BCEWithLogitsLoss(), or give class numbers, y.long(), and the model two outputs; "
-                "for regression pass loss_func=minifast.losses.MSELossFlat()."
+                f"The targets are 0 and 1 as floats, so the default loss is the mean squared error. "
+                f"{two_classes_cure(last_output, last_target)}. For regression pass "
+                f"loss_func=minifast.losses.MSELossFlat()."
             )
         if names := untrained_parameters(self.learn, last_loss, self.callbacks):
             warn_caller(untrained_message(names))

@@ -38,6 +38,12 @@ def make_data(folder: Path, options: argparse.Namespace, seed: int) -> Any:
     """Return the images of a folder with the options' split, size and batch size."""
     from minifast.data.images.image_bunch import ImageDataBunch
 
+    parts = [name for name in ("train", "valid") if (folder / name).is_dir()]
+    if options.valid_pct is not None and "valid" in parts:
+        write_text(
+            f"With --valid-pct, the images in {' and '.join(parts)} are split at random. Leave it out to validate with "
+            f"the folder valid."
+        )
     data = ImageDataBunch.from_folder(folder, valid_pct=options.valid_pct, seed=seed, **data_options(options))
     if data.classes is not None and len(data.classes) == 1:
         raise MinifastError(
@@ -114,9 +120,9 @@ def check_model(learn: Any, arch: str) -> None:
         try:
             output = learn.model.train()(images)
         except (RuntimeError, ValueError, AssertionError) as error:
+            larger = ", a larger --bs" if len(images) < len(learn.data.train_ds) else ""
             raise UsageError(
-                f"--arch {arch} cannot train on a batch of {size}: {error}. Try --size 224, a larger --bs, or another "
-                f"--arch."
+                f"--arch {arch} cannot train on a batch of {size}: {error}. Try --size 224{larger}, or another --arch."
             ) from error
     if not isinstance(output, torch.Tensor):
         raise UsageError(f"--arch {arch} gives several outputs in training, which needs Python; try another --arch.")

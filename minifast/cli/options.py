@@ -194,7 +194,8 @@ def _add_training_options(add: Callable[..., object], valid_default: str = "") -
         help="resize and crop the images to N x N pixels (needed for images of different sizes)",
     )
     add("--valid-pct", type=_fraction, metavar="X",
-        help=f"use this fraction of the images for validation, if there is no folder valid{valid_default}")  # fmt: skip
+        help="split the images of train and valid (or of all class folders) at random, also where there is a folder "
+        f"valid, with this fraction for validation; test is left out{valid_default}")  # fmt: skip
     add("--resize", choices=("crop", "squish", "pad"), default="crop",
         help="how images of another aspect ratio get the --size: cut the center (the default), change the aspect "
         "ratio, or mirror the borders")  # fmt: skip

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import glob
 import json
+import os
+import shlex
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +16,14 @@ from typing import Any, NamedTuple
 from minifast.cli.common import UsageError, check_device
 from minifast.errors import DataError, MinifastError
 from minifast.utils.checks import counted, shortlist
-from minifast.utils.text import can_write, is_terminal, text_table, write_result, write_text
+from minifast.utils.text import can_write, is_terminal, real_name, text_table, write_result, write_text
 
 MOST_COUNTS = 10  # classes in the line after --csv
 
 
 def predict(options: argparse.Namespace) -> None:
     """Print the class of images and its probability, or write them to a CSV file."""
+    check_order(options.model, options.images)
     model, images = find_export(options.model), find_images(options.images)
     if options.csv is not None:
         check_csv(options.csv)
@@ -96,18 +99,6 @@ class Prediction(NamedTuple):
         return {"image": image, **chosen, "probabilities": self.probabilities}
 
 
-def real_name(name: str) -> str:
-    """Return the name of a file as UTF-8 has it; an encoding without its characters gives Python surrogates instead.
-
-    >>> real_name("caf\\udcc3\\udca9.png"), real_name("caf\\udce9.png")
-    ('café.png', 'caf\\udce9.png')
-    """
-    try:
-        return name.encode("utf-8", "surrogateescape").decode()
-    except UnicodeError:  # the bytes of the name are not UTF-8
-        return name
-
-
 def as_prediction(learn: Any, image: str, output: Any) -> Prediction:
     """Return the prediction of one image, as ``learn.predict`` chooses it."""
     from minifast.learner.predicting import decide
@@ -128,6 +119,17 @@ def as_prediction(learn: Any, image: str, output: Any) -> Prediction:
     return Prediction(image, kind, names, [probabilities[name] for name in names], probabilities)
 
 
+def check_order(model: Path, images: Sequence[str]) -> None:
+    """Raise an error if an image comes first, or a model after the folder of the images."""
+    from minifast.data.images.listing import SUFFIXES
+
+    models = [name for name in images if Path(name).suffix == ".pkl" or (Path(name) / "export.pkl").is_file()]
+    is_image = model.suffix.lower() in SUFFIXES and model.is_file()
+    if is_image or (models and model.is_dir() and not (model / "export.pkl").is_file()):
+        command = shlex.join(["minifast", "predict", *(models[:1] or ["results"]), str(model)])
+        raise UsageError(f"{model} is no model; the model comes first, then the images: {command}")
+
+
 def find_export(path: Path) -> Path:
     """Return the model's file: ``path`` itself, or the one in a results folder."""
     if path.is_file():
@@ -142,7 +144,7 @@ def find_export(path: Path) -> Path:
 
 
 def find_images(arguments: Sequence[str]) -> list[Path]:
-    """Return the images that files, folders and patterns name: in the order given, those of a folder by name."""
+    """Return the images that files, folders and patterns name, each once: in this order, those of a folder by name."""
     from minifast.data.images.listing import get_image_files
 
     images: list[Path] = []
@@ -163,7 +165,10 @@ def find_images(arguments: Sequence[str]) -> list[Path]:
             images += found
     if not images:
         raise UsageError(f"The folders that match {', '.join(arguments)} have no images; check the pattern.")
-    return images
+    unique: dict[str, Path] = {}
+    for image in images:
+        unique.setdefault(os.path.abspath(image), image)  # noqa: PTH100 - ends the ".." too
+    return list(unique.values())
 
 
 def predict_images(learn: Any, options: argparse.Namespace) -> Any:

@@ -167,7 +167,8 @@ def advise(learn: Any, options: argparse.Namespace) -> str:
     steps = sum(recorder.nb_batches)
     few = "1 optimizer step is few" if steps == 1 else f"{steps} optimizer steps are few"
     few += f": try --epochs {options.epochs * -(-2 * FEW_STEPS // max(1, steps))}"
-    few += f" or a smaller --bs than {options.bs}"
+    if (largest := min(options.bs, len(data.train_ds))) > 1:
+        few += f" or a smaller --bs than {largest}"
     if kind_of(data) != "class":
         return f"{few}." if steps < FEW_STEPS else ""
     score, train_loss, valid_loss = recorder.metrics[-1][0], recorder.losses[-1], recorder.val_losses[-1]

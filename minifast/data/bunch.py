@@ -15,7 +15,7 @@ from minifast.data.checks import check_batch, check_devices, check_loader, check
 from minifast.data.creation import LoaderOptions, make_loaders
 from minifast.data.description import description, one_line
 from minifast.data.devices import as_device, default_device
-from minifast.data.labels import Labels, check_class_names, count_classes, printable, target_text
+from minifast.data.labels import Labels, check_class_names, check_no_text, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchFn,
     BatchLoader,
@@ -74,6 +74,7 @@ class DataBunch(Described):
     left_out: Sequence[str] = ()  # the class folders that ``classes`` does not name
     labels: Labels | None = None  # how the labels were understood, if the bunch was made from labels
     sample_dimensions: Any = None  # of the inputs of a sample, where no training data tell them
+    test_option = "create(..., test_ds=test_ds)"  # how to add a test part
     test_labelled = True  # False: the targets of the test part are placeholders
 
     def __init__(
@@ -102,6 +103,7 @@ class DataBunch(Described):
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)
+        check_no_text(classes)
         names = classes_of(self.train_ds, target) if classes is None else classes
         self.classes = None if names is None else list(map(printable, names))
         for loader in self.dls if target is not None or batch_fn is not None else ():

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Subset, TensorDataset
 
 from minifast.errors import DataError
-from minifast.utils.checks import check_once, counted, did_you_mean, shortlist
+from minifast.utils.checks import check_once, counted, did_you_mean, shortlist, shown
+from minifast.utils.text import real_name
 
 
 class Labels(NamedTuple):
@@ -77,8 +78,7 @@ def as_labels(
     [[1.0, 1.0], [0.0, 0.0], [0.0, 1.0]]
     """
     if classes is not None:
-        classes = list(classes)
-        check_once("classes names", classes, "name each class once")
+        classes = class_list(classes)
     array = as_array(values)
     if array.ndim not in (1, 2) or not len(array):
         raise DataError(f"Labels must have the shape (n,) or (n, columns) with n of at least 1, got {array.shape}.")
@@ -106,6 +106,27 @@ def as_labels(
             )
         return _multi_hot(array, classes, "rows of 0 and 1")
     return _class_indices(array.reshape(-1), classes, name)
+
+
+def class_list(classes: Any, argument: str = "classes") -> list[Any]:
+    """Return the names of classes as a list.
+
+    Raises:
+        TypeError: they are a text, whose letters would be the names.
+        DataError: a name occurs twice.
+    """
+    check_no_text(classes, argument)
+    names = list(classes)
+    check_once(f"{argument} names", names, "name each class once")
+    return names
+
+
+def check_no_text(classes: Any, argument: str = "classes") -> None:
+    """Raise a TypeError if the names of classes are a text, whose letters would be the names."""
+    if isinstance(classes, (str, bytes)):
+        raise TypeError(
+            f"`{argument}` must be a list of names, got the text {shown(classes)}; give [{shown(classes)}]."
+        )
 
 
 def as_array(values: Any) -> np.ndarray[Any, Any]:
@@ -191,6 +212,15 @@ def _class_indices(array: np.ndarray[Any, Any], classes: list[Any] | None, name:
             raise DataError(
                 f"Bools are 2 classes, but `classes` has {counted(len(classes), 'name')} ({shortlist(classes)}). Name "
                 f"both, that of False first, or leave `classes` out."
+            )
+        outside = np.flatnonzero((array < 0) | (array >= len(classes)))
+        if len(outside):
+            numbers = counted(len(np.unique(array)), "class number")
+            raise DataError(
+                f"{name(outside[0])} has the label {array[outside[0]]}, but `classes` has "
+                f"{counted(len(classes), 'name')} ({shortlist(classes)}), and the labels have {numbers}, from "
+                f"{array.min()} to {array.max()}. Name all classes in the order of their numbers from 0, or leave "
+                f"`classes` out."
             )
         known, why = {i: i for i in range(len(classes))}, "indices of the classes"
     else:
@@ -284,12 +314,12 @@ def too_few_names(largest: int, n: int, classes: Sequence[Any]) -> DataError:
 
 
 def printable(label: Any) -> Any:
-    r"""Return a label that can be printed: bytes of a file name that are not UTF-8 are escaped.
+    r"""Return a label that can be printed, as ``real_name``; bytes of a file name that are not UTF-8 are escaped.
 
-    >>> printable("caf\udce9"), printable(3)
-    ('caf\\udce9', 3)
+    >>> printable("caf\udcc3\udca9"), printable("caf\udce9"), printable(3)
+    ('café', 'caf\\udce9', 3)
     """
-    return label.encode("utf-8", "backslashreplace").decode() if isinstance(label, str) else label
+    return real_name(label).encode("utf-8", "backslashreplace").decode() if isinstance(label, str) else label
 
 
 def target_text(target: Any, classes: Sequence[Any] | None) -> str:

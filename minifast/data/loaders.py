@@ -15,7 +15,7 @@ from minifast.data.devices import as_device, default_device
 from minifast.data.order import EpochCounter, order_of, resolve_seed
 from minifast.data.resume import batches_before
 from minifast.errors import DataError
-from minifast.utils.checks import check_count
+from minifast.utils.checks import check_count, passed_on
 from minifast.utils.public import warn_caller
 from minifast.utils.tensors import as_pair, count_samples, map_tensors, target_names
 
@@ -244,7 +244,7 @@ class DeviceDataLoader(BatchLoader, EpochCounter):
     def __getattr__(self, name: str) -> Any:
         if name == "dl":  # not set yet while unpickling
             raise AttributeError(name)
-        return getattr(self.dl, name)
+        return passed_on(self, self.dl, name)
 
 
 class TensorLoader(BatchLoader):

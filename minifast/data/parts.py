@@ -62,5 +62,6 @@ def loader_of(parts: Any, ds_type: Any) -> Any:
     name = as_part(ds_type).name.lower()
     loader = getattr(parts, f"{name}_dl")
     if loader is None:
-        raise DataError(f"The data have no {name} part. Give the DataBunch a loader for it.")
+        how = f"Make the data with {parts.test_option}, or give" if name == "test" else "Give"
+        raise DataError(f"The data have no {name} part. {how} the DataBunch a loader for it.")
     return loader

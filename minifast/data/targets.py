@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, default_collate
 from minifast.data.loaders import TensorLoader
 from minifast.data.resume import preserve_loader
 from minifast.errors import DataError
-from minifast.losses import MSELossFlat
+from minifast.losses import MSELossFlat, same_shape
 from minifast.utils.random import get_rng_states, set_rng_states
 from minifast.utils.tensors import as_pair, map_tensors
 
@@ -260,3 +260,24 @@ def _keep_generators() -> Iterator[None]:
         yield
     finally:
         set_rng_states(states)
+
+
+def are_two_classes(target: Any) -> bool:
+    """Return whether targets are floats, one for each sample, that are all 0 or 1, and both occur.
+
+    >>> are_two_classes(torch.tensor([[0.0], [1.0]])), are_two_classes(torch.tensor([0.0, 0.5]))
+    (True, False)
+    """
+    if not isinstance(target, Tensor) or not target.is_floating_point() or target.numel() != len(target):
+        return False
+    return bool(((target == 0) | (target == 1)).all() & (target == 0).any() & (target == 1).any())
+
+
+def two_classes_cure(output: Any, target: Tensor) -> str:
+    """Return how to train on targets of 0.0 and 1.0, one per sample, as two classes."""
+    shape = "" if getattr(output, "shape", None) == target.shape else f", and {same_shape(output, target)}"
+    long = "y.squeeze(1).long()" if target.ndim == 2 else "y.long()"
+    return (
+        f"For two classes pass loss_func=nn.BCEWithLogitsLoss(){shape}; or give class numbers as int64, {long}, and "
+        f"the model two outputs"
+    )

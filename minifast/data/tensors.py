@@ -25,6 +25,7 @@ from minifast.utils.public import public_class
 class TensorDataBunch(DataBunch):
     """Hold inputs and targets in memory, on the device for training."""
 
+    test_option = "from_arrays(..., test=x)"
     test_labelled = False
 
     @classmethod

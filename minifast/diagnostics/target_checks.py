@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from minifast.data.labels import target_text
 from minifast.data.loaders import TensorLoader
+from minifast.data.targets import two_classes_cure
 from minifast.diagnostics.check_result import Finding
 from minifast.errors import DataError
 from minifast.losses import is_cross_entropy, is_loss, setting_of
@@ -92,7 +93,7 @@ def _finding_of(error: DataError) -> Finding:
 
 def check_regression(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
     """Yield findings about float targets: two classes, or another scale than the outputs."""
-    yield from check_two_classes(learn, y)
+    yield from check_two_classes(learn, output, y)
     yield from check_target_scale(learn, output, y)
 
 
@@ -119,7 +120,7 @@ def check_single_class(learn: Learner, y: Any) -> Iterator[Finding]:
     )
 
 
-def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:
+def check_two_classes(learn: Learner, output: Any, y: Any) -> Iterator[Finding]:
     """Yield a finding if the targets of a squared error are 0 and 1 only."""
     if not isinstance(y, Tensor) or not is_loss(learn.loss_func, nn.MSELoss, functional.mse_loss):
         return
@@ -127,8 +128,7 @@ def check_two_classes(learn: Learner, y: Any) -> Iterator[Finding]:
         yield Finding(
             "The targets are 0 and 1 as floats, and the loss is the squared error.",
             "If they are two classes, the squared error trains more slowly than cross entropy.",
-            "For classes give the model two outputs and y.long() as targets, or one output and "
-            "loss_func=nn.BCEWithLogitsLoss().",
+            f"{two_classes_cure(output, y)}.",
             mild=True,
         )
 

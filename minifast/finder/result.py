@@ -136,4 +136,4 @@ class FinderResult:
     def _repr_html_(self) -> str:
         cells = [("<b>rule</b>", "<b>learning rate</b>"), *self._rows()]
         rows = "".join(f"<tr><td style='text-align:left'>{label}</td><td>{lr}</td></tr>" for label, lr in cells)
-        return f"<table>{rows if self.rules else ''}</table><p>{self._conclusion()}</p>"
+        return f"{f'<table>{rows}</table>' if self.rules else ''}<p>{self._conclusion()}</p>"

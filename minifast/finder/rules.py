@@ -146,8 +146,8 @@ def read_rules(
     if not (falls and clear):
         raise MinifastError(
             "The loss of lr_find does not fall more than by chance, so there is no suggestion.",
-            hint="Try repeats=3. Look at the curve with learn.recorder.plot(), and check the data, the loss function, "
-            "start_lr and end_lr.",
+            hint="Try num_it=300 or repeats=3. Look at the curve with learn.recorder.plot(), and check the data, the "
+            "loss function, start_lr and end_lr.",
             cli_hint="Look at lr_find.png, check the images and their classes, or pass a learning rate with --lr.",
         )
     falling = _longest_fall(curve.tolist())

@@ -40,7 +40,7 @@ from minifast.training.parallel import Parallel, group_of
 from minifast.training.progress import NullProgress
 from minifast.training.snapshot import eval_mode, not_owned, preserve_buffers, preserve_look
 from minifast.training.state import State
-from minifast.utils.checks import check_count, counted
+from minifast.utils.checks import add_note, check_count, counted
 from minifast.utils.tensors import as_list, as_number, concatenate, count_samples, map_tensors, take_rows
 from minifast.utils.text import shape_text, text_table, write_text
 
@@ -118,12 +118,17 @@ def evaluation(
     Of several processes, each must be in the same ``call``, a method with its arguments, with the same weights.
     """
     group = group_of(learn)
-    if group is None:
-        with explain_errors(learn, state):
-            yield Dispatcher(state, callbacks, metrics)
-        return
-    with Parallel(learn, state, group, call) as parallel, explain_errors(learn, state):
-        yield Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
+    try:
+        if group is None:
+            with explain_errors(learn, state):
+                yield Dispatcher(state, callbacks, metrics)
+            return
+        with Parallel(learn, state, group, call) as parallel, explain_errors(learn, state):
+            yield Dispatcher(state, [*callbacks, *parallel.callbacks], metrics, parallel.agree)
+    except Exception as error:
+        if state.n_batches is not None and state.valid_batch < state.n_batches:
+            add_note(error, f"The error occurred at batch {state.valid_batch} of {state.n_batches}.")
+        raise
 
 
 def batches_of(dl: Any) -> int | None:

@@ -379,7 +379,7 @@ def check_closure(opt: OptimWrapper, callbacks: Sequence[Callback]) -> None:
 
 def report_stop(learn: Learner, state: State, error: BaseException, checkpointers: Sequence[Checkpointer]) -> None:
     """Report where a run stopped early and how to continue: in a note on the error, or a printed line after Ctrl-C."""
-    where = state.where(len(learn.data.train_dl))
+    where = state.where()
     saved = " ".join(f"{checkpointer.how_to_resume}." for checkpointer in checkpointers)
     if isinstance(error, KeyboardInterrupt):
         rest = saved or f"{learn._advice.get('stopped', 'you can continue to train the learner')}."

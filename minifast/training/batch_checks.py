@@ -80,7 +80,8 @@ def check_one_class(loss_func: Any, n_outputs: int) -> None:
     if n_outputs == 1 and own is nn.CrossEntropyLoss.forward:
         raise DataError(
             "The model gives 1 output, and cross entropy over one class is 0 for every input; give the last layer one "
-            "output per class, or pass loss_func=nn.BCEWithLogitsLoss() and y.float() for two classes with one output."
+            "output per class, or for two classes pass loss_func=nn.BCEWithLogitsLoss() and the targets as "
+            "y[:, None].float()."
         )
 
 
@@ -368,17 +369,6 @@ def check_target_types(loss_func: Any, output: Any, target: Any) -> None:
         check_one_output(output, target, dtype)
     elif elementwise:
         raise DataError(f"The targets are {dtype}, but {name} needs floats; convert them with y.float().")
-
-
-def are_two_classes(target: Any) -> bool:
-    """Return whether targets are floats, one for each sample, that are all 0 or 1, and both occur.
-
-    >>> are_two_classes(torch.tensor([[0.0], [1.0]])), are_two_classes(torch.tensor([0.0, 0.5]))
-    (True, False)
-    """
-    if not isinstance(target, torch.Tensor) or not target.is_floating_point() or target.numel() != len(target):
-        return False
-    return bool(((target == 0) | (target == 1)).all() & (target == 0).any() & (target == 1).any())
 
 
 def check_one_output(output: torch.Tensor, target: torch.Tensor, dtype: str) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from minifast.errors import CallbackError
 from minifast.training.state import EVENTS, FIRST_KNOWN
 from minifast.training.torch_optimizer import is_scheduler, scheduler_remedy
-from minifast.utils.checks import did_you_mean, module_name
+from minifast.utils.checks import did_you_mean, module_name, passed_on
 from minifast.utils.public import public, warn_caller
 from minifast.utils.saved_state import is_setting
 from minifast.utils.tensors import is_plain
@@ -315,7 +315,7 @@ class LearnerCallback(Callback):
         if name.startswith("_") or learn is None:
             learner = "" if name.startswith("_") else ", and no learner to look it up in; set its `learn`"
             raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{learner}.")
-        return getattr(learn, name)
+        return passed_on(self, learn, name)
 
     def _current_learner(self) -> Learner | None:
         reference = self.__dict__.get("_learn")

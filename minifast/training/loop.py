@@ -130,6 +130,6 @@ def validate(learn: Learner, dl: Any, dispatch: Dispatcher, with_loss: bool = Tr
         if with_loss:
             mean.add(compute_loss(learn, state), loss_weight(learn.loss_func, state.last_target, state.last_input))
         dispatch("on_batch_end", metrics=True)
-        if state.stop_epoch:
+        if state.end_valid_batch():
             break
     return mean.read_sum() if is_summed(learn.loss_func) else mean.read()

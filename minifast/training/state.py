@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from minifast.data.loaders import has_length
 from minifast.data.order import set_epoch
 from minifast.training.averages import Losses
 from minifast.utils.checks import counted
@@ -75,8 +76,8 @@ FIRST_KNOWN: dict[str, str] = {field: name for name, event in EVENTS.items() for
 # The stages of a run, as the sentence on an error names them.
 BEFORE = "before the first batch"
 EPOCH_BEGIN = "at the beginning of epoch {epoch}"
-TRAINING = "in epoch {epoch} at batch {num_batch} of {n_batches}"
-VALIDATION = "in the validation of epoch {epoch}"
+TRAINING = "in epoch {epoch} at batch {num_batch}{of}"
+VALIDATION = "in the validation of epoch {epoch} at batch {valid_batch}{of}"
 EPOCH_END = "at the end of epoch {epoch}"
 TRAIN_END = "at the end of the run, after {epochs}"
 
@@ -105,6 +106,8 @@ class State:
         self.epoch = 0
         self.iteration = 0
         self.num_batch = 0
+        self.valid_batch = 0  # of the validation, or of another pass without training
+        self.n_batches: int | None = None  # of the pass
         self.raw_losses = Losses()
         self.skip_validate = False
         self.stop_training = False
@@ -128,7 +131,8 @@ class State:
 
     def batches(self, loader: Any, trains: bool = False) -> Any:
         """Return the batches of a loader: all, or after a resume those that remain in the epoch."""
-        self.stage = TRAINING if trains else VALIDATION
+        self.stage, self.valid_batch = TRAINING if trains else VALIDATION, 0
+        self.n_batches = len(loader) if has_length(loader) else None
         if trains and hasattr(loader, "begin_epoch"):
             loader.begin_epoch(self.epoch)
         else:
@@ -153,6 +157,11 @@ class State:
         self.iteration += 1
         self.num_batch += 1
 
+    def end_valid_batch(self) -> bool:
+        """Count a finished batch of the validation, and return whether it is to be the last."""
+        self.valid_batch += 1
+        return self.stop_epoch
+
     def begin_batch(self, xb: Any, yb: Any, train: bool) -> None:
         """Set the fields of a new batch and reset the flags that last for one batch."""
         self.last_input = xb
@@ -163,12 +172,11 @@ class State:
         self.train = train
         self.stop_epoch = self.skip_bwd = self.skip_step = self.skip_zero = False
 
-    def where(self, n_batches: int) -> str:
-        """Return where the run is, of an epoch of ``n_batches``.
+    def where(self) -> str:
+        """Return where the run is.
 
-        >>> State(3, None).where(8)
+        >>> State(3, None).where()
         'before the first batch'
         """
-        return self.stage.format(
-            epoch=self.epoch, num_batch=self.num_batch, n_batches=n_batches, epochs=counted(self.epoch, "epoch")
-        )
+        of = "" if self.n_batches is None else f" of {self.n_batches}"
+        return self.stage.format(**vars(self), of=of, epochs=counted(self.epoch, "epoch"))

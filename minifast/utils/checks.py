@@ -63,6 +63,40 @@ def did_you_mean(word: str, options: Iterable[str]) -> str:
     return f" Did you mean {option}?" if option is not None else ""
 
 
+class MissingAttributeError(AttributeError):
+    """Neither an object nor the one that it passes attribute access on to has an attribute."""
+
+    def __init__(self, owner: object, other: object, name: str) -> None:
+        super().__init__(name)
+        self.objects = owner, other
+
+    def __str__(self) -> str:  # only now, because hasattr needs no text
+        name, (owner, other) = self.args[0], self.objects
+        known = [] if name.startswith("_") else [own for own in (*dir(owner), *dir(other)) if not own.startswith("_")]
+        return f"{type(owner).__name__} has no attribute {name!r}.{did_you_mean(name, known)}"
+
+    def __reduce__(self) -> tuple[type[AttributeError], tuple[str]]:
+        return AttributeError, (str(self),)
+
+
+def passed_on(owner: object, other: object, name: str) -> Any:
+    """Return an attribute of ``other`` for the ``__getattr__`` of ``owner``; an error names the class of ``owner``.
+
+    >>> from types import SimpleNamespace
+    >>> passed_on(SimpleNamespace(epochs=1), SimpleNamespace(losses=[]), "epoch")
+    Traceback (most recent call last):
+    minifast.utils.checks.MissingAttributeError: SimpleNamespace has no attribute 'epoch'. Did you mean epochs?
+    """
+    if hasattr(type(owner), name):  # a property that raised an AttributeError: raise that one
+        return object.__getattribute__(owner, name)
+    try:
+        return getattr(other, name)
+    except AttributeError:
+        if hasattr(type(other), name):
+            raise
+    raise MissingAttributeError(owner, other, name)
+
+
 def in_backticks(name: str) -> str:
     """Return the name of an argument in backticks; a description of several words stays as it is.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import html
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -49,6 +50,18 @@ def html_table(rows: Sequence[Sequence[str]], right: int | None = None, note: st
     body = "".join(line(row, "td" if i else "th") for i, row in enumerate(rows))
     table = f"<table>{body}</table>" if rows else ""
     return table + (f"<p>{html.escape(note)}</p>" if note else "")
+
+
+def real_name(name: str) -> str:
+    r"""Return the name of a file as UTF-8 has it; a locale without its characters gives Python surrogates instead.
+
+    >>> real_name("caf\udcc3\udca9.png"), real_name("caf\udce9.png")
+    ('café.png', 'caf\udce9.png')
+    """
+    try:
+        return os.fsencode(name).decode()
+    except UnicodeError:  # the bytes of the name are not UTF-8
+        return name
 
 
 class Described:

@@ -193,6 +193,19 @@ def test_an_error_names_the_command_lines_own_options(names, size, words, tmp_pa
     assert "size=224" not in error
 
 
+@pytest.mark.usefixtures("without_export", "without_plots")
+@pytest.mark.parametrize("names", [("train", "valid"), ("valid",), ("train",), ()])
+@pytest.mark.parametrize("share", [(), ("--valid-pct", "0.5")])
+def test_a_folder_valid_that_is_split_at_random_is_announced(names, share, tmp_path, capsys):
+    for name in names or ("",):
+        for label in ("a", "b"):
+            write_images(tmp_path / "data" / name / label, 4, (4, 4))
+    arguments = ["--epochs", "1", "--lr", "1e-2", "--bs", "2", "--out", str(tmp_path / "out")]
+    assert cli.main(["train", str(tmp_path / "data"), *share, *arguments]) == (1 if not share and len(names) < 2 else 0)
+    line = f"With --valid-pct, the images in {' and '.join(names)} are split at random."
+    assert (line in capsys.readouterr().out) == bool(share and "valid" in names)
+
+
 @pytest.mark.usefixtures("without_export")
 def test_results_are_written_after_an_early_end(folder, tmp_path, capsys):
     out = tmp_path / "out"

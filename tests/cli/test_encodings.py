@@ -15,8 +15,8 @@ from PIL import Image
 
 import minifast
 from minifast import cli
-from minifast.cli.predict import Prediction, real_name
-from minifast.utils.text import can_write, write_text
+from minifast.cli.predict import Prediction
+from minifast.utils.text import can_write, real_name, write_text
 
 ROOT = Path(minifast.__file__).parents[1]
 NAMES = ("k\xe4se", "\u65e5\u672c")

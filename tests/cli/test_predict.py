@@ -101,8 +101,10 @@ def test_predict_prints_one_line_for_an_error(arguments, code, words, trained, c
 
 def test_many_images_written_to_a_file_show_their_progress(trained, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("minifast.training.progress.SECONDS", 0)
-    images = 4 * sorted(map(str, trained.glob("sample/*/*/*.png")))
-    predict = ["predict", str(trained / "out"), *images[:200]]
+    images = sorted(trained.glob("sample/*/*/*.png"))
+    for i in range(200):
+        (tmp_path / f"{i:03}.png").symlink_to(images[i % len(images)])
+    predict = ["predict", str(trained / "out"), str(tmp_path)]
     assert cli.main([*predict, "--csv", str(tmp_path / "out.csv")]) == 0
     assert "batch 2 of 4" in capsys.readouterr().out
     for arguments in (predict, [*predict, "--json"]):  # stdout holds the predictions only
@@ -136,6 +138,38 @@ def test_a_results_folder_and_folders_and_patterns_of_images(trained, capsys):
         printed.append(rows_of(capsys.readouterr().out))
     assert [row[0] for row in printed[0][1:]] == files
     assert printed[0] == printed[1] == printed[2]
+
+
+def test_an_image_that_several_arguments_name_is_predicted_once(trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained / "sample" / "valid")
+    files = sorted(map(str, Path("3").glob("*.png")))
+    commands = [[files[1], "3", "3/*.png", f"./{files[0]}", str(Path("3").absolute())], ["7/../3/*.png", "3"]]
+    for arguments, first in zip(
+        commands, ([files[1], files[0], *files[2:]], [f"7/../{f}" for f in files]), strict=True
+    ):
+        assert cli.main(["predict", str(trained / "out"), *arguments]) == 0
+        assert [row[0] for row in rows_of(capsys.readouterr().out)[1:]] == first
+
+
+@pytest.mark.parametrize(
+    ("given", "command"),
+    [
+        (["sample/valid/3/0.png", "out"], "out sample/valid/3/0.png"),
+        (["sample/valid/3/0.png", "out/export.pkl"], "out/export.pkl sample/valid/3/0.png"),
+        (["sample/valid", "out"], "out sample/valid"),
+        (["sample/valid/3/0.png", "sample/valid/3/1.png"], "results sample/valid/3/0.png"),
+    ],
+)
+def test_a_model_after_the_images_is_said_to_come_first(given, command, trained, monkeypatch, capsys):
+    monkeypatch.chdir(trained)
+    image = next(trained.glob("sample/valid/3/*.png"))
+    for name in ("0.png", "1.png"):
+        target = trained / "sample/valid/3" / name
+        if not target.exists():
+            target.write_bytes(image.read_bytes())
+    assert cli.main(["predict", *given]) == 2
+    text = f"{given[0]} is no model; the model comes first, then the images: minifast predict {command}\n"
+    assert capsys.readouterr().err == f"minifast: {text}"
 
 
 def test_a_folder_with_one_image_prints_its_name(trained, tmp_path, capsys):

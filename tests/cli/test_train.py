@@ -326,13 +326,23 @@ def test_a_model_that_always_predicts_one_class_is_no_better_than_chance(n_cats,
     assert words in advice
 
 
-def trained(predicted: torch.Tensor, targets: torch.Tensor, losses: tuple[float, float], steps: int) -> SimpleNamespace:
+@pytest.mark.parametrize(("n_train", "least"), [(1, None), (20, 20), (64, 64), (65, 64)])
+def test_a_smaller_batch_size_that_is_advised_changes_the_batches(n_train, least):
+    words = f" or a smaller --bs than {least}" if least else ""
+    targets = torch.tensor([0, 1]).repeat(50)
+    advice = advise(trained(targets * 0, targets, (0.7, 0.6), 8, n_train), train_options())
+    assert advice.endswith(f"try --epochs 50{words}.")
+
+
+def trained(
+    predicted: torch.Tensor, targets: torch.Tensor, losses: tuple[float, float], steps: int, n_train: int = 100
+) -> SimpleNamespace:
     """Return what the advice reads of a learner."""
     metric = (predicted == targets).double().mean().item()
     recorder = SimpleNamespace(
         metrics=[[metric]], nb_batches=[steps], losses=losses, val_losses=[0.3], lrs=[0.001, 0.02, 0.0]
     )
-    data = SimpleNamespace(c=2, labels=None, classes=["cat", "dog"])
+    data = SimpleNamespace(c=2, labels=None, classes=["cat", "dog"], train_ds=range(n_train))
     return SimpleNamespace(recorder=recorder, data=data, get_preds=lambda: [one_hot(predicted, 2), targets])
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
+import re
+
 import pytest
 import torch
-from conftest import toy_items
+from conftest import toy_data, toy_items
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, TensorDataset
 
@@ -13,8 +16,11 @@ from minifast import (
     DataError,
     DatasetType,
     DeviceDataLoader,
+    ImageDataBunch,
     Learner,
     MinifastError,
+    SegmentationDataBunch,
+    TabularDataBunch,
     TensorDataBunch,
     TensorLoader,
     accuracy,
@@ -22,6 +28,7 @@ from minifast import (
     simple_ann,
 )
 from minifast.losses import MSELossFlat
+from minifast.utils.public import named_parameters
 
 
 class Labelled(TensorDataset):
@@ -226,7 +233,7 @@ def test_parts_are_found_by_type():
 
 
 def test_a_part_that_is_not_there_is_named():
-    with pytest.raises(DataError, match=r"^The data have no test part\. Give the DataBunch a loader for it\.$"):
+    with pytest.raises(DataError, match=r"^The data have no test part\. .* give the DataBunch a loader for it\.$"):
         toy_bunch().dl(DatasetType.Test)
 
 
@@ -445,3 +452,30 @@ def test_only_images_can_be_shown():
 def test_a_device_that_torch_does_not_know(device) -> None:
     with pytest.raises(ValueError, match=r"`device` must be a device of torch, such as 'cpu', .* got"):
         DataBunch([(torch.zeros(2, 3), torch.zeros(2))], None, device=device)
+
+
+@pytest.mark.parametrize("cls", [DataBunch, TensorDataBunch, TabularDataBunch, ImageDataBunch, SegmentationDataBunch])
+def test_a_missing_test_part_names_an_option_that_there_is(cls) -> None:
+    data = toy_data()
+    data.__class__ = cls
+    with pytest.raises(DataError, match=r"have no test part\. Make the data with \w+\(\.\.\., test\w*=") as error:
+        data.dl("test")
+    method, option = re.search(r"(\w+)\(\.\.\., (\w+)=", str(error.value)).groups()
+    assert option in named_parameters(inspect.unwrap(getattr(cls, method).__func__))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda names: DataBunch([(torch.zeros(2, 1), torch.zeros(2))], classes=names),
+        lambda names: DataBunch.create(toy_items(4), classes=names),
+        lambda names: TensorDataBunch.from_arrays(torch.zeros(4, 1), [0, 1, 0, 1], classes=names),
+        lambda names: ImageDataBunch.from_lists(".", [__file__, pytest.__file__], [0, 1], classes=names),
+    ],
+)
+def test_classes_that_are_a_text_raise(make):
+    for names in ("ab", b"ab", "a"):
+        with pytest.raises(
+            TypeError, match=r"^`classes` must be a list of names, got the text b?'ab?'; give \[b?'ab?'\]"
+        ):
+            make(names)

@@ -107,8 +107,21 @@ def test_classes_have_the_order_that_is_given():
 def test_integers_are_indices_of_classes_with_names(labels):
     found = as_labels(labels, ["cat", "dog"])
     assert (found.targets.tolist(), found.classes) == ([1, 0], ["cat", "dog"])
-    with pytest.raises(DataError, match=r"^sample 0 has the label 2, which is not one of the classes 0, 1\."):
-        as_labels([2, 0], ["cat", "dog"])
+
+
+@given(st.lists(st.integers(-2, 5), min_size=1), st.lists(st.sampled_from("abc"), min_size=1, unique=True))
+def test_class_numbers_without_a_name_raise_with_the_names_and_the_numbers(labels, classes):
+    outside = [i for i, label in enumerate(labels) if not 0 <= label < len(classes)]
+    if not outside:
+        assert as_labels(labels, classes).targets.tolist() == labels
+        return
+    with pytest.raises(DataError) as error:
+        as_labels(labels, classes)
+    n, names, found = len(set(labels)), len(classes), ", ".join(classes)
+    assert str(error.value).startswith(
+        f"sample {outside[0]} has the label {labels[outside[0]]}, but `classes` has {names} name{'s' * (names > 1)} "
+        f"({found}), and the labels have {n} class number{'s' * (n > 1)}, from {min(labels)} to {max(labels)}."
+    )
 
 
 def test_bools_need_two_names():

@@ -26,7 +26,7 @@ def test_a_packed_sequence_is_one_input() -> None:
         for sizes in lengths
     ]
     learn = Learner(
-        DataBunch(batches, batches, device="cpu", classes="ab"), Recurrent(), metrics=[accuracy], silent=True
+        DataBunch(batches, batches, device="cpu", classes=["a", "b"]), Recurrent(), metrics=[accuracy], silent=True
     )
     learn.fit(1)
     outputs = torch.cat([learn.model(x) for x, _ in batches])

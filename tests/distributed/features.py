@@ -599,14 +599,14 @@ FEATURES: dict[str, Callable[[int], dict]] = {
     "WeightedRandomSampler in create": lambda n: trained(
         lambda: learner(
             DataBunch.create(pairs(n), pairs(20), bs=16, sampler=WeightedRandomSampler(weights_of(n), n), device="cpu",
-                             classes="abc")
+                             classes=["a", "b", "c"])
         )
     ),
     "create": lambda n: trained(
-        lambda: learner(DataBunch.create(pairs(n), pairs(20), bs=16, device="cpu", classes="abc"))
+        lambda: learner(DataBunch.create(pairs(n), pairs(20), bs=16, device="cpu", classes=["a", "b", "c"]))
     ),
     "create with a seed": lambda n: trained(
-        lambda: learner(DataBunch.create(pairs(n), pairs(20), bs=16, device="cpu", classes="abc", seed=5))
+        lambda: learner(DataBunch.create(pairs(n), pairs(20), bs=16, device="cpu", classes=["a", "b", "c"], seed=5))
     ),
     "SubsetRandomSampler": lambda n: trained(lambda: by_sampler(n, lambda n: SubsetRandomSampler(range(0, n, 2)))),
     "RandomSampler with replacement": lambda n: trained(

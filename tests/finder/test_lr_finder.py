@@ -642,6 +642,9 @@ def test_a_result_without_a_suggestion_has_a_reason(losses, reason) -> None:
     assert reason in found.reason
     assert found.reason in str(found)
     assert found.reason in found._repr_html_()
+    assert "<table>" not in found._repr_html_()
+    if len(losses) > 3:
+        assert " Try num_it=300 or repeats=3. " in found.reason
     found.plot()
 
 

@@ -488,7 +488,9 @@ def test_validating_without_data_raises() -> None:
     for ask in (learn.validate, learn.get_preds):
         with pytest.raises(DataError, match="have no valid part"):
             ask()
-    with pytest.raises(DataError, match="have no test part"):
+    with pytest.raises(
+        DataError, match=r"have no test part\. Make the data with create\(\.\.\., test_ds=test_ds\), or"
+    ):
         learn.get_preds(DatasetType.Test)
 
 
@@ -920,4 +922,6 @@ def test_an_error_in_the_validation_names_it() -> None:
 
     with pytest.raises(OSError, match="gone") as error:
         toy_learner().fit(1, 1e-2, callbacks=[Fails()])
-    assert error.value.__notes__ == ["The error occurred in the validation of epoch 0, learning rate 0.01."]
+    assert error.value.__notes__ == [
+        "The error occurred in the validation of epoch 0 at batch 0 of 3, learning rate 0.01."
+    ]

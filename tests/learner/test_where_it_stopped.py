@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import pytest
 import torch
 from conftest import toy_learner
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from minifast import Callback, DataBunch, Learner, simple_ann
+from minifast import Callback, DataBunch, DataError, Learner, simple_ann
 from minifast.training import EVENTS
 
 OF_BATCHES = ("on_batch_begin", "on_loss_begin", "on_batch_end")  # of training and validation
@@ -25,9 +28,10 @@ needs_notes = pytest.mark.skipif(sys.version_info < (3, 11), reason="errors have
 
 def failing(event: str, error: BaseException, trains: bool = True) -> Callback:
     """A callback that fails in the second epoch, in a training batch or in the validation, or at an end of the run."""
+    passed = itertools.count()  # batches of the validation
 
     def in_batch(epoch, num_batch, train):
-        if epoch == 1 and train == trains and num_batch == (2 if trains else 3):
+        if epoch == 1 and train == trains and num_batch == (2 if trains else 3) and (trains or next(passed) == 2):
             raise error
 
     def at_epoch(epoch):
@@ -58,7 +62,9 @@ def test_an_error_names_the_place_of_its_event(event):
 def test_an_error_at_an_event_of_the_validation_names_it(event):
     with pytest.raises(OSError, match="gone") as error:
         toy_learner().fit(2, 1e-2, callbacks=[failing(event, OSError("gone"), trains=False)])
-    assert error.value.__notes__ == ["The error occurred in the validation of epoch 1, learning rate 0.01."]
+    assert error.value.__notes__ == [
+        "The error occurred in the validation of epoch 1 at batch 2 of 3, learning rate 0.01."
+    ]
 
 
 @pytest.mark.parametrize("event", EVENTS)
@@ -95,7 +101,7 @@ def test_an_error_of_the_loader_names_the_batch_that_it_should_give(part, epoch,
     )
     with pytest.raises(OSError, match="gone") as error:
         learn.fit(2, 1e-2)
-    place = f"in epoch {epoch} at batch {batch} of 3" if part == "training" else f"in the validation of epoch {epoch}"
+    place = f"in {'the validation of ' if part == 'validation' else ''}epoch {epoch} at batch {batch} of 3"
     assert error.value.__notes__[0].startswith(f"The error occurred {place}, learning rate 0.01.")
 
 
@@ -105,3 +111,38 @@ def test_an_error_while_a_failed_run_ends_does_not_move_its_place():
     with pytest.raises(OSError, match="gone") as error:
         toy_learner().fit(2, 1e-2, callbacks=callbacks)
     assert f"The error occurred {PLACES['on_step_end']}, learning rate 0.01." in error.value.__notes__
+
+
+@needs_notes
+@pytest.mark.parametrize("method", ["fit", "validate", "get_preds"])
+@pytest.mark.parametrize("batch", [0, 2, 3])
+def test_a_bad_target_or_input_of_a_later_batch_is_named_with_the_batch(method, batch):
+    x, y = torch.randn(16, 10), torch.arange(16) % 2
+    train = DataLoader(TensorDataset(x, y), 4)
+    x, y = x.clone(), y.clone()
+    y[4 * batch + 1] = 7
+    if method == "get_preds":
+        x[4 * batch + 1, 0] = torch.nan  # the model of this test raises an error for it
+
+    class Model(nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) if x.isfinite().all() else super().forward(x.double())
+
+    valid = DataLoader(TensorDataset(x, y), 4)
+    learn = Learner(DataBunch(train, valid, device="cpu"), Model(nn.Linear(10, 2)), silent=True)
+    with pytest.raises((DataError, RuntimeError)) as error:
+        learn.fit(1, 1e-2) if method == "fit" else getattr(learn, method)()
+    place = f"in the validation of epoch 0 at batch {batch} of 4, " if method == "fit" else f"at batch {batch} of 4."
+    assert any(note.startswith(f"The error occurred {place}") for note in error.value.__notes__)
+
+
+@needs_notes
+def test_an_error_after_the_last_batch_names_none():
+    learn = toy_learner()
+    with pytest.raises(DataError, match="no batch") as error:
+        learn.validate([])
+    assert not hasattr(error.value, "__notes__")
+    learn.loss_func = lambda output, target: output.view(7)
+    with pytest.raises(DataError, match="fails on a single sample") as failed:
+        learn.get_preds(with_loss=True)
+    assert not hasattr(failed.value, "__notes__")

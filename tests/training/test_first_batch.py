@@ -83,14 +83,14 @@ def test_another_error_of_the_model_stays_as_it_is() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("no memory")
 
-    learn = Learner(DataBunch([(X.double(), Y)], device="cpu", classes="ab"), Failing(4, 2), silent=True)
+    learn = Learner(DataBunch([(X.double(), Y)], device="cpu", classes=["a", "b"]), Failing(4, 2), silent=True)
     with pytest.raises(RuntimeError, match="no memory"):
         learn.fit(1)
 
 
 def test_validation_data_without_a_batch_warn_before_training() -> None:
     valid = DataLoader(TensorDataset(X[:5], Y[:5]), 16, drop_last=True)
-    learn = Learner(DataBunch([(X, Y)], valid, device="cpu", classes="ab"), nn.Linear(4, 2), silent=True)
+    learn = Learner(DataBunch([(X, Y)], valid, device="cpu", classes=["a", "b"]), nn.Linear(4, 2), silent=True)
     with pytest.warns(UserWarning, match="validation data have no batch"):
         learn.fit(1)
 
@@ -111,7 +111,7 @@ def test_several_validation_loaders_raise_when_the_data_are_made(valid, message)
 
 
 def test_a_list_of_validation_batches_that_are_no_pairs_raises_before_training() -> None:
-    learn = Learner(DataBunch(LOADER, [(X, Y, Y)], device="cpu", classes="ab"), nn.Linear(4, 2), silent=True)
+    learn = Learner(DataBunch(LOADER, [(X, Y, Y)], device="cpu", classes=["a", "b"]), nn.Linear(4, 2), silent=True)
     with pytest.raises(DataError, match=r"are 2 values, but Linear.forward\(input\) does not take these"):
         learn.fit(1)
     assert learn.opt is None
@@ -274,6 +274,39 @@ def test_floats_of_two_classes_warn_under_the_default_loss(kind, shape):
         learner(y).fit(1)
     for targets, loss_func in ((y, MSELossFlat()), (y + 0.5, None), (torch.zeros_like(y), None)):
         learner(targets, loss_func).fit(1)  # warnings are errors
+
+
+CURE = re.compile(r"(?:y|output)(?:\[:, None\]|\.squeeze\(1\)|\.long\(\)|\.float\(\))+")
+
+
+@pytest.mark.parametrize(("given", "returned"), [((40,), (-1, 1)), ((40, 1), (-1,)), ((40, 1, 2), (-1, 2))])
+def test_the_advice_for_two_classes_with_one_output_is_code_that_runs(given, returned):
+    class Model(nn.Linear):
+        def forward(self, x):
+            output = super().forward(x) if "long" in change else super().forward(x).view(returned)
+            return eval(change, {"output": output}) if change.startswith("output") else output
+
+    def learner(loss_func, outputs, targets):
+        data = DataBunch(DataLoader(TensorDataset(torch.randn(40, 4), targets), 20), device="cpu")
+        return Learner(data, Model(4, outputs), loss_func=loss_func, silent=True)
+
+    loss_func, n, change = nn.BCEWithLogitsLoss(), given[2:].count(2) + 1, "output"
+    y = (torch.arange(40 * n) % 2).float().view(given)
+    with pytest.raises(DataError, match="which BCEWithLogitsLoss would broadcast") as error:
+        learner(loss_func, n, y).fit(1)
+    texts = [str(error.value), str(learner(loss_func, n, y).check())]
+    if n == 1:  # the default loss flattens
+        with pytest.warns(UserWarning, match="The targets are 0 and 1 as floats") as warned:
+            learner(None, 1, y).fit(1)
+        texts += [str(warned[0].message), str(learner(None, 1, y).check())]
+    for text in texts:
+        assert {cure[0] for cure in CURE.findall(text)} == {"y", "o"}, text
+        for change in CURE.findall(text):
+            targets = y if change.startswith("output") else eval(change)
+            if "long" in change:
+                learner(None, 2, targets).fit(1)
+            else:
+                learner(loss_func, n, targets).fit(1)
 
 
 class OwnLoss(nn.Module):

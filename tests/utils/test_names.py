@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import pickle
 import re
+from inspect import isfunction
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from conftest import toy_learner
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 import minifast
+from minifast import DeviceDataLoader, LearnerCallback
 from minifast.utils.checks import closest
 
 PAGES = sorted((Path(__file__).parents[2] / "docs" / "reference").glob("*.md"))
@@ -70,3 +75,46 @@ def test_a_submodule_is_still_found():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("minifast.metric")
     assert minifast.metrics.accuracy
+
+
+PASSING = {  # of each class that passes attribute access on, an object
+    "Recorder": lambda learn: learn.recorder,
+    "LearnerCallback": LearnerCallback,
+    "DeviceDataLoader": lambda learn: learn.data.valid_dl,
+}
+
+
+def test_every_class_that_passes_attribute_access_on_is_tried_here():
+    classes = [value for name in minifast.__all__ if isinstance(value := getattr(minifast, name), type)]
+    ways = [cls.__getattr__ for cls in (*classes, DeviceDataLoader) if isfunction(getattr(cls, "__getattr__", None))]
+    tried = {type(make(toy_learner())).__getattr__ for make in PASSING.values()}
+    assert len(ways) > 10
+    assert set(ways) - {nn.Module.__getattr__} == tried
+
+
+@pytest.mark.parametrize("kind", PASSING)
+@settings(deadline=None, max_examples=20)
+@given(data=st.data())
+def test_a_misspelled_attribute_that_is_passed_on_names_the_class_and_the_near_name(kind, data):
+    learn = toy_learner()
+    owner = PASSING[kind](learn)
+    own = sorted(name for name in dir(owner) if len(name) > 5 and not name.startswith("_"))
+    name = data.draw(st.sampled_from(own))
+    place = data.draw(st.integers(3, len(name) - 1))
+    wrong = name[:place] + name[place + 1 :]
+    assume(not hasattr(owner, wrong))
+    with pytest.raises(AttributeError, match=rf"^{kind} has no attribute '{wrong}'\. Did you mean \w+\?$") as error:
+        getattr(owner, wrong)
+    assert str(pickle.loads(pickle.dumps(error.value))) == str(error.value)
+
+
+def test_an_attribute_that_fails_itself_keeps_its_error():
+    class Failing(LearnerCallback):
+        @property
+        def share(self):
+            return self.learn.recorder.plot_loss
+
+    learn = toy_learner()
+    with pytest.raises(AttributeError, match=r"^Recorder has no attribute 'plot_loss'\. Did you mean plot_losses\?$"):
+        _ = Failing(learn).share
+    assert not hasattr(learn.recorder, "_repr_markdown_")

@@ -57,6 +57,7 @@ class ImageDataBunch(DataBunch):
     size: Size = None
     resize = "crop"
     pixels = Pixels()
+    test_option = 'from_folder(..., test="test")'
     test_labelled = False
     files_in_path = False  # a file of a learner among the images would become a class, or one of them
 
@@ -94,7 +95,8 @@ class ImageDataBunch(DataBunch):
             train: name of the training folder.
             valid: name of the validation folder.
             test: name of a folder of images without classes, to predict.
-            valid_pct: fraction of all images for validation, chosen at random, instead of a validation folder.
+            valid_pct: fraction of all images for validation: those of ``train`` and ``valid``, or of the class folders
+                in ``path``, are split at random, also where there is a folder ``valid``; ``test`` is left out.
             seed: seed of the split and of the training order; by default sampled from torch's generator.
             classes: the classes to use, in this order; by default the names of all class folders, sorted.
             size: height and width to resize to, or one number for both; needed if the files differ in size.
@@ -134,7 +136,7 @@ class ImageDataBunch(DataBunch):
             roots, valid_root = [subfolder(path, train, "train")], subfolder(path, valid, "valid")
             where = str(roots[0].absolute())
         else:
-            roots = [root for root in (path / train, path / valid) if root.is_dir()] or [path]
+            roots = [path / name for name in (train, valid) if name != test and (path / name).is_dir()] or [path]
             where = f"{path.absolute()} all"
         is_flat = path in roots  # the class folders are beside the folders of other parts
         exclude = {valid, test} if is_flat else ()

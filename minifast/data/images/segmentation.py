@@ -17,6 +17,7 @@ from minifast.data.images.decoding import ImageFiles, Size
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import list_images
 from minifast.data.images.sources import LoaderOptions, split, stat_files, subfolder, take_pixels
+from minifast.data.labels import class_list
 from minifast.data.order import resolve_seed
 from minifast.errors import DataError
 from minifast.utils.checks import add_note, check_folder, check_once, shortlist
@@ -111,7 +112,6 @@ def make_table(codes: Sequence[Any], mask_values: Sequence[int] | None, ignore: 
     >>> make_table(["background", "cell"], [0, 255], None)[[0, 1, 255]].tolist()
     [0, -1, 1]
     """
-    check_once("codes names", codes, "name each class once")
     values = list(range(len(codes)) if mask_values is None else mask_values)
     if len(values) != len(codes) or not codes:
         raise ValueError(f"`mask_values` must have one value per class, got {len(values)} for {len(codes)} classes.")
@@ -185,7 +185,7 @@ class SegmentationDataBunch(ImageDataBunch):
             DataError: if an image has no mask, the sizes of the two differ, or a mask has a value without a class.
         """
         path = Path(path).expanduser()
-        image_folder, mask_folder = (subfolder(path, name, "train") for name in (images, masks))
+        image_folder, mask_folder = (subfolder(path, images, "images"), subfolder(path, masks, "masks"))
         found = {_stem(name, mask_folder): name for name, _, _ in list_images(mask_folder, recurse=True)}
         files = [Path(name) for name, _, _ in list_images(image_folder, recurse=True)]
         missing = [file for file in files if _stem(file, image_folder) not in found]
@@ -216,7 +216,7 @@ class SegmentationDataBunch(ImageDataBunch):
 
         ``from_folder`` describes the other arguments.
         """
-        path, codes = check_folder(Path(path).expanduser()), list(codes)
+        path, codes = check_folder(Path(path).expanduser()), class_list(codes, "codes")
         table, seed = make_table(codes, mask_values, ignore), resolve_seed(seed)
         names, targets = list(map(Path, fnames)), []
         for file in names:

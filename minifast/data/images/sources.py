@@ -34,16 +34,17 @@ from minifast.data.images.decoding import (
 from minifast.data.images.listing import list_images
 from minifast.data.images.unreadable import with_range
 from minifast.data.images.value_range import warn_about_values
+from minifast.data.labels import class_list
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
-from minifast.utils.checks import check_folder, check_once, did_you_mean, shortlist
+from minifast.utils.checks import check_folder, did_you_mean, shortlist
 from minifast.utils.files import replacing
 from minifast.utils.public import warn_caller
-from minifast.utils.text import write_text
+from minifast.utils.text import real_name, write_text
 
 FEW = 10  # validation images
-PART_NAMES = {"train": "training", "valid": "validation", "test": "test"}
+PART_NAMES = {"train": "training", "valid": "validation", "test": "test", "images": "image", "masks": "mask"}
 
 
 class LoaderOptions(TypedDict, total=False):
@@ -150,13 +151,20 @@ def subfolder(path: Path, name: str, part: str) -> Path:
         names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         if not names:
             raise DataError(f"{path} has no folders of images; give a folder with one folder per class in {name}.")
-        choose = "to choose the validation images at random."
-        raise DataError(
-            f"{path} has no folder {name}; it has {', '.join(names) or 'no folders'}.{did_you_mean(name, names)}",
-            hint=f"Pass the name of your {PART_NAMES[part]} folder as `{part}`"
-            + ("." if part == "test" else f", or pass valid_pct=0.2 {choose}"),
-            cli_hint=f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}",
+        choose, own = (
+            "to choose the validation images at random",
+            f"the name of your {PART_NAMES[part]} folder as `{part}`",
         )
+        hint, cli_hint = f"Pass {own}.", f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}."
+        close = did_you_mean(name, names)
+        if part in ("train", "valid"):
+            hint = f"Pass {own}, or pass valid_pct=0.2 {choose}."
+            if len(names) > 1 and all(
+                list_images(path / folder, recurse=False) for folder in names
+            ):  # as class folders
+                hint, close = f"Pass valid_pct=0.2 {choose}, or {own}.", ""
+                cli_hint = f"Give --valid-pct 0.2 {choose}, or rename a folder to {name}."
+        raise DataError(f"{path} has no folder {name}; it has {', '.join(names)}.{close}", hint, cli_hint)
     return folder
 
 
@@ -234,42 +242,40 @@ def images_by_class(
     for root in roots:
         check_folder(root)
     where, folders = " and ".join(map(str, roots)), class_folders(roots, exclude)
-    names = folders if classes is None else list(classes)
+    names = list(folders) if classes is None else class_list(classes)
     if not names:
         raise DataError(f"{where} has no class folders. Put the images of each class in a folder with its name.")
-    check_once("classes names", names, "name each class once")
     if allow_other_folders is False and (extra := sorted(set(folders) - set(names))):
         raise DataError(
             f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "
             f"images of it, or remove the folder."
         )
     files = ImageFiles(name, size, resize, pixels)
-    for label, folder in enumerate(names):
-        before = len(files)
+    for label, own in enumerate(names):
+        before, folder = len(files), folders.get(own, own)
         for root in roots:
             if (root / folder).is_dir():
                 files.add(list_images(root / folder, recurse=True), label)
-        if allow_other_folders is None and folder not in folders:
-            raise DataError(
-                f"{where} has no folder {folder}; it has {', '.join(folders)}.{did_you_mean(folder, folders)}"
-            )
+        if allow_other_folders is None and own not in folders:
+            raise DataError(f"{where} has no folder {own}; it has {', '.join(folders)}.{did_you_mean(own, folders)}")
         if allow_other_folders is None and len(files) == before:
             raise DataError(f"The class folder {roots[0] / folder} has no images. Add some, or remove the folder.")
     if not len(files):
         raise DataError(f"{where} has no images. Add some.")
     if skip_bad:
         leave_out_unreadable(files)
-    return files, names, folders
+    return files, names, list(folders)
 
 
-def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> list[str]:
-    """Return the names of the class folders in ``roots``, sorted, without those of ``exclude``."""
+def class_folders(roots: Sequence[Path], exclude: Collection[str | None] = ()) -> dict[str, str]:
+    """Return the class folders in ``roots`` by the names of their classes, sorted, without those of ``exclude``."""
     entries = [entry for root in roots for entry in root.iterdir() if entry.is_dir()]
-    folders = sorted({entry.name for entry in entries if not entry.name.startswith(".")}.difference(exclude))
+    names = sorted({entry.name for entry in entries if not entry.name.startswith(".")}.difference(exclude))
+    folders = {real_name(name): name for name in names}
     if "models" in folders and not any(
         list_images(root / "models", True) for root in roots if (root / "models").is_dir()
     ):
-        folders.remove("models")  # the learner's files
+        del folders["models"]  # the learner's files
     return folders
 
 

@@ -31,6 +31,7 @@ class TabularDataBunch(DataBunch):
     ``tabular_learner`` makes the model for it.
     """
 
+    test_option = "from_df(..., test_df=df)"
     test_labelled = False
     encoder: TableEncoder  # fitted on the training rows
 

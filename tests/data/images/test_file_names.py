@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -15,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from minifast import DataError, ImageDataBunch, Learner, get_image_files, simple_cnn
+from minifast import DataBunch, DataError, ImageDataBunch, Learner, get_image_files, simple_cnn
 from minifast.data.images import cache, decoding
 from minifast.data.images.decoding import ImageFiles, list_images
 
@@ -182,3 +184,31 @@ def test_a_cache_folder_that_cannot_be_written_is_no_error(place, tree, tmp_path
     x = torch.cat([x for x, _ in data.valid_dl])
     assert len(x) == 6
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20))
+def test_a_class_has_the_name_that_utf_8_gives_in_any_locale(name):
+    escaped = name.encode().decode("ascii", "surrogateescape")
+    data = DataBunch([(torch.zeros(2, 1), torch.zeros(2))], device="cpu", classes=[escaped, "dog ", LATIN])
+    assert data.classes == [name, "dog ", "caf\\udce9"]
+
+
+@pytest.mark.slow
+def test_class_folders_have_the_same_names_in_a_locale_without_their_characters(tmp_path):
+    for part in ("train", "valid"):
+        for name in ("é", "猫", LATIN):
+            paint(tmp_path / part / name / "é0.png")
+    code = (
+        "import sys; from minifast import ImageDataBunch as B; options = dict(bs=1, device='cpu', seed=0)\n"
+        "for extra in ({}, {'valid_pct': 0.4}, {'classes': ['\\u732b', '\\xe9']}):\n"
+        "    data = B.from_folder('.', **options, **extra); print(ascii((data.classes, data.left_out)))\n"
+        "    print(ascii([data.classes[int(data.train_ds[i][1])] for i in range(len(data.train_ds))]))\n"
+        "    print([p.parent.name.encode('utf-8', 'surrogateescape').hex() for p in data.train_ds.items])\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("LC_", "LANG"))}
+    plain = {**environment, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    run = partial(subprocess.run, [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    outputs = [run(env=env) for env in (plain, {**environment, "PYTHONUTF8": "1"})]
+    assert outputs[0].stdout == outputs[1].stdout != "", outputs[0].stderr
+    assert "'\\xe9', '\\u732b'" in outputs[0].stdout

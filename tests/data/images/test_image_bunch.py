@@ -23,8 +23,10 @@ from minifast import (
     ImageDataBunch,
     Learner,
     MinifastError,
+    SegmentationDataBunch,
     TensorLoader,
     accuracy,
+    get_image_files,
     imagenet_stats,
     simple_cnn,
 )
@@ -479,6 +481,32 @@ def test_a_missing_part_is_named_with_what_is_there_and_both_ways_out(tree, name
     with pytest.raises(DataError, match=said) as error:
         bunch(tree)
     assert "labels.csv" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["triangle", "trai", "training", "valide"])
+def test_class_folders_are_not_taken_for_a_misspelled_part(name, tmp_path):
+    for folder in (name, "circle"):
+        write_images(tmp_path / folder, 2, (4, 4))
+    with pytest.raises(DataError, match=rf"it has circle, {name}\. Pass valid_pct=0\.2 .*`train`\.$") as error:
+        bunch(tmp_path)
+    assert re.search(r"\. Give --valid-pct 0\.2 .*, or rename a folder to train\.$", error.value.cli_message)
+    bunch(tmp_path, valid_pct=0.5, bs=1)
+
+
+@pytest.mark.parametrize("memory", [0, 2**30])
+@pytest.mark.parametrize("test", [None, "test", "valid"])
+def test_valid_pct_splits_the_images_of_both_parts_without_the_test_folder(test, memory, tree):
+    write_images(tree / "test", 2, (6, 5))
+    data = bunch(tree, valid_pct=0.25, test=test, memory=memory, num_workers=0)
+    used = {path.relative_to(tree).parts[0] for part in (data.train_ds, data.valid_ds) for path in part.items}
+    assert used == {"train", "valid"} - {test}
+
+
+def test_classes_that_are_a_text_raise(tree):
+    with pytest.raises(TypeError, match=r"^`classes` must be a list of names, got the text 'cat'; give \['cat'\]"):
+        bunch(tree, classes="cat")
+    with pytest.raises(TypeError, match=r"^`codes` must be a list of names, got the text 'cat'"):
+        SegmentationDataBunch.from_label_func(tree, get_image_files(tree, recurse=True), str, "cat")
 
 
 def test_an_empty_folder_has_no_parts(tmp_path):

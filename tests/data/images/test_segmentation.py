@@ -213,7 +213,10 @@ def test_value_without_a_class_names_the_mask_and_the_remedies(tmp_path, memory)
             r"3\.png is no mask \(mode RGB\)",
         ),
         (lambda path: (path / "masks" / "3.png").write_bytes(b"1"), r"3\.png is not a readable image"),
-        (lambda path: (path / "masks").rename(path / "labels"), r"has no folder masks; it has images, labels"),
+        (
+            lambda path: (path / "masks").rename(path / "labels"),
+            r"has no folder masks; it has images, labels\. .*as `masks`\.$",
+        ),
     ],
 )
 def test_masks_that_do_not_fit_raise_before_training(tmp_path, spoil, message):
