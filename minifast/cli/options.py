@@ -123,7 +123,12 @@ def parser() -> argparse.ArgumentParser:
     add("model", type=Path, metavar="MODEL", help="a results folder of train, or a file of learn.export")
     add("images", nargs="+", metavar="IMAGES",
         help="image files, folders (searched recursively) or patterns such as 'photos/*.jpg'")  # fmt: skip
-    add("--csv", type=Path, metavar="FILE", help="write image, class and all probabilities to this file")
+    add(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        help="write image, class and all probabilities to this file, which is replaced",
+    )
     add("--json", action="store_true", help="print JSON with the probability of every class")
     add("--device", metavar="NAME", help="the device: cpu, cuda, mps, ... (default: the GPU if there is one)")
     add = subparsers.add_parser(

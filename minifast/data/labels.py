@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Real
 from typing import Any, NamedTuple
 
@@ -122,11 +122,13 @@ def class_list(classes: Any, argument: str = "classes") -> list[Any]:
 
 
 def check_no_text(classes: Any, argument: str = "classes") -> None:
-    """Raise a TypeError if the names of classes are a text, whose letters would be the names."""
+    """Raise a TypeError if the names of classes are a text, whose letters would be the names, a dict or no list."""
     if isinstance(classes, (str, bytes)):
         raise TypeError(
             f"`{argument}` must be a list of names, got the text {shown(classes)}; give [{shown(classes)}]."
         )
+    if isinstance(classes, Mapping) or not (classes is None or isinstance(classes, Iterable)):
+        raise TypeError(f"`{argument}` must be a list of names in the order of their numbers, got {shown(classes)}.")
 
 
 def as_array(values: Any) -> np.ndarray[Any, Any]:

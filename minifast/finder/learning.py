@@ -155,8 +155,24 @@ def _shapes(batch: tuple[Tensor, Tensor]) -> tuple[torch.Size, torch.Size]:
     return batch[0].shape, batch[1].shape
 
 
-def learns(runs: Sequence[Run]) -> bool:
-    """Return whether the right targets have a clearly lower loss in some part of the curve, by the mean of the runs.
+class Evidence(NamedTuple):
+    """What the losses of a range test show; the fields are those of ``FinderResult``."""
+
+    learned: bool | None = None
+    learned_from: float | None = None
+    valid_minimum: float | None = None
+
+
+def evidence_of(runs: Sequence[Run], lrs: Sequence[float]) -> Evidence:
+    """Return what the losses of the runs show at the learning rates of the steps."""
+    step = learned_step(runs)
+    return Evidence(step is not None, None if step is None else lrs[step], lowest_unseen(runs, lrs))
+
+
+def learned_step(runs: Sequence[Run]) -> int | None:
+    """Return where the right targets have a clearly lower loss, by the mean of the runs: the middle of the first part.
+
+    None if they have not, so that the model does not learn.
 
     The share must be ``ERRORS`` standard errors above what memorizing can explain: samples that were seen before have
     a low loss without any rule that holds for others. A network with fewer parameters than targets memorizes less. The
@@ -167,10 +183,9 @@ def learns(runs: Sequence[Run]) -> bool:
 
     >>> steps = np.arange(100)
     >>> chance = np.random.default_rng(0).normal(1, 0.1, (2, 100))
-    >>> learns([Run(chance[0], chance[1], steps / 100, 0.5)])
-    False
-    >>> learns([Run(chance[0] - (steps > 60) * 0.3, chance[1], steps / 100, 0.5)])
-    True
+    >>> learned_step([Run(chance[0], chance[1], steps / 100, 0.5)])
+    >>> learned_step([Run(chance[0] - (steps > 60) * 0.3, chance[1], steps / 100, 0.5)])
+    64
     """
     n = min(len(run.losses) for run in runs)
     losses, shifted = (np.mean([values[:n] for values in part], 0) for part in list(zip(*runs, strict=True))[:2])
@@ -183,16 +198,18 @@ def learns(runs: Sequence[Run]) -> bool:
     quarter = len(gains) // 4
     width = min(max(MIN_STEPS, round(WINDOW * len(gains))), len(gains) - quarter)
     if quarter < 2 or width < 2:
-        return False
+        return None
     levels = np.maximum(_means(np.abs(shifted[quarter:]), width), 1e-30)
     earlier = np.maximum(passes[quarter + width - 1 :] - 1, 0)
     memorized = np.minimum(MEMORIZED * earlier, MOST_MEMORIZED) * runs[0].capacity
     learned = _errors_above(memorized * levels, gains, quarter, width) > ERRORS
-    if unseen is None:
-        return bool(learned.any())
-    repeated = max(1.0, width / min(run.distinct for run in runs))  # how often each validation sample counts
-    errors = _errors_above(0, unseen[finite], quarter, width, repeated)
-    return bool(((errors > UNSEEN_ERRORS) & learned | (errors > UNSEEN_ERRORS_ALONE)).any())
+    if unseen is not None:
+        repeated = max(1.0, width / min(run.distinct for run in runs))  # how often each validation sample counts
+        errors = _errors_above(0, unseen[finite], quarter, width, repeated)
+        learned = (errors > UNSEEN_ERRORS) & learned | (errors > UNSEEN_ERRORS_ALONE)
+    if not learned.any():
+        return None
+    return int(np.flatnonzero(finite)[quarter + int(learned.argmax()) + width // 2])
 
 
 def lowest_unseen(runs: Sequence[Run], lrs: Sequence[float]) -> float | None:

@@ -30,6 +30,7 @@ class FinderResult:
         suggestion: the learning rate to train with, or None if the curve does not show one.
         suggested_range: the lowest and the highest learning rate that train about equally well, or None.
         learned: whether the model learned which target belongs to which sample; None if the loss allows no test.
+        learned_from: the learning rate at which the model begins to learn, or None where that is not known.
         valid_minimum: the learning rate with the lowest loss of validation samples, if the model memorizes the training
             samples; else None. The suggestion is then a fifth of it where the rules give more.
         error: why there is no suggestion, or None.
@@ -42,6 +43,7 @@ class FinderResult:
         skip_start: how many points the rules ignore at the start, at most a quarter of the curve.
         skip_end: how many points the rules ignore at the end, at most a quarter of the curve.
         learned: the result of the test whether the model learns; with None the fall of the loss decides.
+        learned_from: the learning rate at which the model begins to learn, or None.
         valid_minimum: the learning rate with the lowest loss of validation samples, or None.
 
     >>> result = FinderResult([[1e-4, 1e-3, 1e-2]], [[1.0, 0.9, 0.8]], "the last learning rate was reached")
@@ -60,6 +62,7 @@ class FinderResult:
         skip_start: int = 10,
         skip_end: int = 5,
         learned: bool | None = None,
+        learned_from: float | None = None,
         valid_minimum: float | None = None,
     ) -> None:
         shortest = min(map(len, lrs))
@@ -67,13 +70,13 @@ class FinderResult:
         self.curves = [list(run[:shortest]) for run in losses]
         self.losses = np.median(self.curves, axis=0).tolist() if len(self.curves) > 1 else list(self.curves[0])
         self.stopped = stopped
-        self.learned, self.valid_minimum = learned, valid_minimum
+        self.learned, self.learned_from, self.valid_minimum = learned, learned_from, valid_minimum
         self.rules: dict[str, float] = {}
         self.suggestion: float | None = None
         self.suggested_range: tuple[float, float] | None = None
         self.error: MinifastError | None = None
         try:
-            readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves, learned)
+            readings = read_rules(self.lrs, self.losses, skip_start, skip_end, self.curves, learned, learned_from)
             self.rules = readings._asdict()
             self.suggestion = combine_rules(readings, valid_minimum)
             self.suggested_range = suggested_range(self.suggestion)
@@ -119,10 +122,12 @@ class FinderResult:
         text = self.reason
         if self.suggestion is not None and self.suggested_range is not None:
             text = "Suggested range: {:.1e} to {:.1e}.".format(*self.suggested_range)
-            if self.valid_minimum is not None and self.suggestion < combine_rules(Rules(**self.rules)):
+            mean = combine_rules(Rules(**self.rules))
+            if self.valid_minimum is not None and self.suggestion < mean:
+                of = f"{self.valid_minimum:.1e}" if self.valid_minimum > mean else "what the rules give"
                 text += (
-                    f" The rules give more, but above {self.valid_minimum:.1e} the loss of validation samples rises: "
-                    f"the model memorizes the training samples."
+                    f" The suggestion is a fifth of {of}: above {self.valid_minimum:.1e} the validation loss rises, "
+                    f"because the model memorizes the training samples."
                 )
         runs = f"Median of {len(self.curves)} runs" if len(self.curves) > 1 else "One run"
         return f"{text} {runs}, {len(self.lrs)} steps: {self.stopped}."

@@ -20,6 +20,7 @@ WINDOW = 10  # neighbouring losses whose mean is compared with the mean of the f
 MIN_CLEARNESS = 4.2  # standard errors; at this value none of 256 range tests on pure noise gave a suggestion
 MIN_FALL = 0.005  # share of the loss; the loss of a dead network falls by less, with almost no noise
 MAX_RATIO = 10.0  # the steepest fall counts up to this factor from a tenth of the minimum
+NEAR = 5  # points after the beginning of learning that are not taken for divergence
 BELOW_VALID = 5.0  # factor below the learning rate with the lowest loss of validation samples
 
 
@@ -103,10 +104,13 @@ def read_rules(
     skip_end: int = 0,
     curves: Sequence[Sequence[float]] = (),
     learned: bool | None = None,
+    learned_from: float | None = None,
 ) -> Rules:
     """Return what each rule reads from a curve; if the curve is a median, ``curves`` holds the single runs.
 
-    ``learned`` is the result of the test in ``minifast.finder.learning``, if the losses allow it.
+    ``learned`` and ``learned_from`` are what ``minifast.finder.learning`` finds, if the losses allow it. Below
+    ``learned_from`` the loss falls by noise: the minimum is looked for from there on, and the steepest fall from a
+    tenth of it on.
 
     Raises:
         MinifastError: the curve has too few points or does not fall.
@@ -134,14 +138,17 @@ def read_rules(
     start = np.median(curve[: max(3, len(curve) // 4)])
     fallen = start - np.minimum.accumulate(curve)
     diverged = (curve > start + 0.2 * fallen[-1]) & (fallen > 0.5 * fallen[-1])
-    end = int(diverged.argmax()) if diverged.any() else len(curve)
-    fallen = fallen[:end]
-    lowest = int((fallen >= (1 - IGNORED_FALL) * fallen[-1]).argmax())
+    first = 0 if learned_from is None else min(int(np.searchsorted(learning_rates, learned_from)), len(curve) - 1)
+    end = max(int(diverged.argmax()) if diverged.any() else len(curve), min(first + NEAR, len(curve)))
+    fallen, later = fallen[:end], start - np.minimum.accumulate(curve[first:end])
+    lowest = first + int((later >= (1 - IGNORED_FALL) * later[-1]).argmax())
     # Where the loss has not begun to fall, the steepest slope is noise.
     begun = int((fallen >= (IGNORED_START * fallen[-1] if fallen[-1] > 0 else 0)).argmax())
+    begun = max(begun, 0 if learned_from is None else int(np.searchsorted(learning_rates, learned_from / MAX_RATIO)))
     slope = np.gradient(curve, np.log(learning_rates))[: lowest + 1]
-    slope[:begun] = 0
-    falls = lowest >= 2 and slope.min() < 0 and fallen[-1] > MIN_FALL * abs(start)
+    slope[: min(begun, lowest)] = 0
+    is_steep = slope.min() < 0
+    falls = lowest >= 2 and (is_steep or learned_from is not None) and fallen[-1] > MIN_FALL * abs(start)
     clear = _clearness(curves or [losses]) >= MIN_CLEARNESS if learned is None else learned
     if not (falls and clear):
         raise MinifastError(
@@ -152,7 +159,7 @@ def read_rules(
         )
     falling = _longest_fall(curve.tolist())
     return Rules(
-        float(learning_rates[slope.argmin()]),
+        float(learning_rates[slope.argmin()]) if is_steep else float(learning_rates[lowest]) / 10,
         float(learning_rates[lowest]) / 10,
         float(learning_rates[falling[len(falling) // 2]]),
         slide,

@@ -20,7 +20,7 @@ from minifast.data.shards import is_sharded
 from minifast.distributed.agreement import check_same
 from minifast.distributed.exchange import broadcast
 from minifast.errors import DataError, EmptyEpochError, MinifastError, NonFiniteLossError
-from minifast.finder.learning import learns, lowest_unseen
+from minifast.finder.learning import Evidence, evidence_of
 from minifast.finder.result import FinderResult
 from minifast.metrics.base import as_metric, columns_of
 from minifast.training import loop
@@ -229,11 +229,10 @@ def find(learn: Learner, finders: Sequence[LRFinder], start_lr: Any, wd: Any, ca
     finally:
         learn.recorder = recorder or before
     compared = [losses for finder in finders if (losses := finder.comparison()) is not None]
-    is_known = len(compared) == len(finders)
-    answers = (learns(compared), lowest_unseen(compared, finders[0].lrs)) if is_known else (None, None)
-    learned, valid_minimum = broadcast(answers)  # each process has losses of its own, but all need the same answer
+    evidence = evidence_of(compared, finders[0].lrs) if len(compared) == len(finders) else Evidence()
+    evidence = broadcast(evidence)  # each process has losses of its own, but all need the same answer
     curves = [finder.lrs for finder in finders], [finder.losses for finder in finders]
-    result = FinderResult(*curves, finders[-1].stopped, learned=learned, valid_minimum=valid_minimum)
+    result = FinderResult(*curves, finders[-1].stopped, **evidence._asdict())
     learn.recorder.finder_result = result
     return result
 

@@ -473,7 +473,10 @@ def test_a_missing_test_part_names_an_option_that_there_is(cls) -> None:
         lambda names: ImageDataBunch.from_lists(".", [__file__, pytest.__file__], [0, 1], classes=names),
     ],
 )
-def test_classes_that_are_a_text_raise(make):
+def test_classes_that_are_a_text_or_no_list_raise(make):
+    for names in (2, {0: "a", 1: "b"}):
+        with pytest.raises(TypeError, match=r"^`classes` must be a list of names in the order of their numbers, got "):
+            make(names)
     for names in ("ab", b"ab", "a"):
         with pytest.raises(
             TypeError, match=r"^`classes` must be a list of names, got the text b?'ab?'; give \[b?'ab?'\]"

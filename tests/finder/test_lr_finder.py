@@ -13,12 +13,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import rates_used, toy_data, toy_items, toy_learner
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.utils.data import DataLoader
 
 from minifast import Callback, DataBunch, Learner, LearnerCallback, LRFinder, MinifastError, TensorLoader, simple_ann
 from minifast.finder import FinderResult, suggest_lr
-from minifast.finder.rules import read_rules
+from minifast.finder.rules import combine_rules, read_rules
 from minifast.training import EVENTS
 
 SGD = partial(torch.optim.SGD, momentum=0.9)
@@ -726,3 +728,19 @@ def test_old_names_of_a_result_still_work_with_a_warning() -> None:
         assert result.band == result.suggested_range
     with pytest.warns(DeprecationWarning, match=r"FinderResult\.refusal is now called reason"):
         assert result.refusal == result.reason == ""
+
+
+@settings(max_examples=60, deadline=None)
+@given(place=st.integers(16, 24), depth=st.floats(0.1, 0.6), learned=st.integers(50, 70))
+def test_a_dip_before_the_model_learns_is_noise(place, depth, learned) -> None:
+    lrs = np.logspace(-6, 1, 120)
+    curve = 1 - 0.3 / (1 + np.exp(-(np.arange(120) - learned - 10) / 4))
+    curve[110:] += 3
+    dip = curve.copy()
+    dip[place - 4 : place + 5] -= depth
+    plain = read_rules(lrs, curve, learned=True, learned_from=lrs[learned])
+    noisy = read_rules(lrs, dip, learned=True, learned_from=lrs[learned])
+    assert noisy.minimum == plain.minimum
+    assert noisy.minimum >= lrs[learned] / 10 / 1.2
+    assert lrs[learned] / 12 <= noisy.steepest <= 10 * noisy.minimum
+    assert combine_rules(noisy) == pytest.approx(combine_rules(plain))

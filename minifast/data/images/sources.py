@@ -163,7 +163,7 @@ def subfolder(path: Path, name: str, part: str) -> Path:
                 list_images(path / folder, recurse=False) for folder in names
             ):  # as class folders
                 hint, close = f"Pass valid_pct=0.2 {choose}, or {own}.", ""
-                cli_hint = f"Give --valid-pct 0.2 {choose}, or rename a folder to {name}."
+                cli_hint = f"Give --valid-pct 0.2 {choose}, or move the class folders into folders train and valid."
         raise DataError(f"{path} has no folder {name}; it has {', '.join(names)}.{close}", hint, cli_hint)
     return folder
 

@@ -489,7 +489,10 @@ def test_class_folders_are_not_taken_for_a_misspelled_part(name, tmp_path):
         write_images(tmp_path / folder, 2, (4, 4))
     with pytest.raises(DataError, match=rf"it has circle, {name}\. Pass valid_pct=0\.2 .*`train`\.$") as error:
         bunch(tmp_path)
-    assert re.search(r"\. Give --valid-pct 0\.2 .*, or rename a folder to train\.$", error.value.cli_message)
+    assert re.search(
+        r"\. Give --valid-pct 0\.2 .*, or move the class folders into folders train and valid\.$",
+        error.value.cli_message,
+    )
     bunch(tmp_path, valid_pct=0.5, bs=1)
 
 
