@@ -20,6 +20,7 @@ from minifast.cli import learning_rate
 from minifast.cli.train import advise
 from minifast.data import synthetic
 from minifast.finder import FinderResult
+from minifast.finder.learning import Evidence
 from minifast.learner import running
 
 FIGURES = {"lr_find.png", "schedule.png", "losses.png"}
@@ -36,7 +37,7 @@ def folder(tmp_path_factory) -> Path:
 def test_without_a_suggestion_the_training_takes_more_steps_and_then_a_careful_choice(
     folder, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("minifast.learner.running.learns", lambda runs: False)
+    monkeypatch.setattr("minifast.learner.running.evidence_of", lambda runs, lrs: Evidence(learned=False))
     monkeypatch.setattr(learning_rate, "STEPS", (50, 80))
     monkeypatch.setattr(learning_rate, "SECONDS", 1000)
     out = tmp_path / "out"
