@@ -15,7 +15,7 @@ from minifast.data.checks import check_batch, check_devices, check_loader, check
 from minifast.data.creation import LoaderOptions, make_loaders
 from minifast.data.description import description, one_line
 from minifast.data.devices import as_device, default_device
-from minifast.data.labels import Labels, check_class_names, check_no_text, count_classes, printable, target_text
+from minifast.data.labels import Labels, check_class_names, check_is_list, count_classes, printable, target_text
 from minifast.data.loaders import (
     BatchFn,
     BatchLoader,
@@ -103,7 +103,7 @@ class DataBunch(Described):
         for tfm in dl_tfms or ():
             self.add_tfm(tfm)
         self.path = Path(path)
-        check_no_text(classes)
+        check_is_list(classes)
         names = classes_of(self.train_ds, target) if classes is None else classes
         self.classes = None if names is None else list(map(printable, names))
         for loader in self.dls if target is not None or batch_fn is not None else ():

@@ -112,17 +112,17 @@ def class_list(classes: Any, argument: str = "classes") -> list[Any]:
     """Return the names of classes as a list.
 
     Raises:
-        TypeError: they are a text, whose letters would be the names.
+        TypeError: they are a text, whose letters would be the names, a dict or no list.
         DataError: a name occurs twice.
     """
-    check_no_text(classes, argument)
+    check_is_list(classes, argument)
     names = list(classes)
     check_once(f"{argument} names", names, "name each class once")
     return names
 
 
-def check_no_text(classes: Any, argument: str = "classes") -> None:
-    """Raise a TypeError if the names of classes are a text, whose letters would be the names, a dict or no list."""
+def check_is_list(classes: Any, argument: str = "classes") -> None:
+    """Raise a TypeError unless the names of classes are a list; of a text, the letters would be the names."""
     if isinstance(classes, (str, bytes)):
         raise TypeError(
             f"`{argument}` must be a list of names, got the text {shown(classes)}; give [{shown(classes)}]."

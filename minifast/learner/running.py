@@ -391,7 +391,7 @@ def report_stop(learn: Learner, state: State, error: BaseException, checkpointer
             add_note(error, saved)
     elif isinstance(error, Exception):
         failed = isinstance(error, (RuntimeError, TypeError, ValueError)) and not isinstance(error, OTHER_CAUSES)
-        tried = NOTE in getattr(error, "__notes__", ())  # the first validation batch, which `check` does not look at
+        tried = NOTE in getattr(error, "__notes__", ())  # the first validation batch: the fit has checked it
         advice = "learn.check() finds such problems before training. " if failed and is_first_batch(state) else ""
         where, advice = ("before the first step", "") if tried else (where, advice)
         add_note(error, f"The error occurred {where}, learning rate {learn.opt.lr:.3g}. {advice}{saved}".rstrip())

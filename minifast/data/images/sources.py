@@ -151,17 +151,14 @@ def subfolder(path: Path, name: str, part: str) -> Path:
         names = sorted(entry.name for entry in path.iterdir() if entry.is_dir())
         if not names:
             raise DataError(f"{path} has no folders of images; give a folder with one folder per class in {name}.")
-        choose, own = (
-            "to choose the validation images at random",
-            f"the name of your {PART_NAMES[part]} folder as `{part}`",
-        )
+        choose = "to choose the validation images at random"
+        own = f"the name of your {PART_NAMES[part]} folder as `{part}`"
         hint, cli_hint = f"Pass {own}.", f"Rename a folder to {name}, or give --valid-pct 0.2 {choose}."
         close = did_you_mean(name, names)
         if part in ("train", "valid"):
             hint = f"Pass {own}, or pass valid_pct=0.2 {choose}."
-            if len(names) > 1 and all(
-                list_images(path / folder, recurse=False) for folder in names
-            ):  # as class folders
+            are_classes = len(names) > 1 and all(list_images(path / entry, recurse=False) for entry in names)
+            if are_classes:
                 hint, close = f"Pass valid_pct=0.2 {choose}, or {own}.", ""
                 cli_hint = f"Give --valid-pct 0.2 {choose}, or move the class folders into folders train and valid."
         raise DataError(f"{path} has no folder {name}; it has {', '.join(names)}.{close}", hint, cli_hint)
