@@ -54,6 +54,7 @@ from minifast.utils.aliases import accept_aliases
 from minifast.utils.checks import check_callable, check_count, shown
 from minifast.utils.compat import compile_in_place
 from minifast.utils.compiled import unwrap_compiled
+from minifast.utils.memory import keep_freed_memory
 from minifast.utils.public import check_keywords, public_class
 from minifast.utils.tensors import as_list, map_tensors
 from minifast.utils.text import html_table
@@ -163,6 +164,7 @@ class Learner:
         batch_fn: BatchFn | None = None,
         precompute: bool = True,
     ) -> None:
+        keep_freed_memory()
         check_data(data)
         if not isinstance(model, nn.Module):
             raise TypeError(
