@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Subset, TensorDataset
 
 from minifast.data.devices import as_device, default_device
 from minifast.data.order import EpochCounter, order_of, resolve_seed
+from minifast.data.passes import own_pass
 from minifast.data.resume import batches_before
 from minifast.errors import DataError
 from minifast.utils.checks import check_count, passed_on
@@ -153,9 +154,13 @@ class DeviceDataLoader(BatchLoader, EpochCounter):
 
         Earlier batches are read and dropped; then ``on_start`` is called.
         """
+        with own_pass(self.dl) as loader:
+            yield from self._pass(loader, first, on_start)
+
+    def _pass(self, loader: Any, first: int, on_start: Callable[[], None] | None) -> Iterator[Any]:
         expected, n = len(self.dl) if self.part == "training" else None, batches_before(self.dl)
         try:
-            batches = iter(self.dl)
+            batches = iter(loader)
             while n < first and (batch := next(batches, None)) is not None:
                 n += not self._is_empty(batch)
             if on_start is not None:
