@@ -6,11 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minifast.data.images.quick_resize import resize_quickly
+from minifast.data.images.quick_jpeg import resize_quickly
 from minifast.data.images.resizing import ON_ITS_SIDE, decode_smaller, part_of, resize_image
 from minifast.errors import DataError
 
 UPRIGHT = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # EXIF orientation to the PIL transpose that undoes it
+ORIENTED = {"exif", "Raw profile type exif", "XML:com.adobe.xmp", "xmp"}  # where Pillow finds an orientation
 DRAFTED = ("JPEG", "MPO")  # formats that decode at a fraction of their size
 DEEP = 65535  # the largest value of 16 bits
 BYTE = 255  # the largest value of 8 bits
@@ -61,9 +62,10 @@ def to_array(image: Any, size: tuple[int, int] | None, resize: str, pixels: Pixe
     """Return a PIL image as uint8 ``(channels, height, width)``, upright, with 1 channel for gray and else 3."""
     # An image that the caller decoded has no tiles any more, but still the format of its file.
     is_near = not (pixels.exact or pixels.mask) and image.format in DRAFTED and bool(image.tile)
-    box = decode_smaller(image, size, _orientation(image)) if is_near and size is not None else None
-    image.load()  # before the orientation, because some formats store it after the pixels
+    if not is_near:  # a JPEG file is decoded later: smaller, or by torchvision
+        image.load()  # before the orientation, because some formats store it after the pixels
     orientation = _orientation(image)
+    box = decode_smaller(image, size, orientation) if is_near and size is not None else None
     if pixels.mask:
         image = _class_numbers(image, name)
     elif image.mode not in ("L", "RGB"):
@@ -155,8 +157,8 @@ def upright_size(file: str) -> tuple[int, int] | None:
 
 
 def _orientation(image: Any) -> Any:
-    # Most files have no EXIF data, and then nothing is parsed.
-    if "exif" not in image.info:
+    # Most files have none of these, and then nothing is parsed.
+    if ORIENTED.isdisjoint(image.info):
         return None
     try:
         return image.getexif().get(274)

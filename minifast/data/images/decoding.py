@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +26,19 @@ from minifast.data.images.conversion import (
     ValueRangeError,
     to_array,
 )
-from minifast.data.images.listing import list_images
-from minifast.data.images.quick_resize import has_kernel
-from minifast.data.images.resizing import METHODS
+from minifast.data.images.listing import get_image_files
+from minifast.data.images.quick_jpeg import has_kernel
+from minifast.data.images.resizing import METHODS, Size, check_same_size, check_size
 from minifast.data.images.unreadable import unreadable_error, with_range
 from minifast.errors import DataError
-from minifast.utils.checks import check_count, check_folder, check_word, shown
+from minifast.utils.checks import check_word
 from minifast.utils.folders import cache_file
+from minifast.utils.memory import keep_freed_memory
 
 OTHERS = "minifast.data.verify_images finds all such files, and on_bad_image='skip' leaves them out."
 BUDGET = 2 * 2**30  # default limit of decoded images in memory, in bytes
 MOST_IN_TASK = 16  # images that a thread decodes as one task
 TINY = 16 * 2**10  # bytes; for files smaller than this, threads are slower than none, due to the interpreter's lock
-Size = int | tuple[int, int] | None
 
 
 class ImageFiles:
@@ -103,7 +102,8 @@ class ImageFiles:
             raise DataError(f"{error} {OTHERS}") from error  # only its class comes back from a worker
         check_same_size(self.reference_size(), self.listing[i][0], image)
         channels = 1 if self.pixels.mask else self.pixels.channels
-        return torch.from_numpy(np.broadcast_to(image, (channels, *image.shape[1:])).copy()), self.labels[i]
+        image = image if len(image) == channels else np.repeat(image, channels, axis=0)
+        return torch.from_numpy(np.require(image, requirements=["C", "W"])), self.labels[i]
 
     def _read(self, name: str) -> np.ndarray[Any, Any]:
         return read_listed(name, self.size, self.resize, self.pixels)
@@ -133,7 +133,7 @@ class ImageFiles:
         is_full = self.size is None or self.pixels.exact or self.pixels.mask
         quick = " and quick" if has_kernel() else ""  # pixels depend on the processor
         # Change the words when decoding changes.
-        way = "upright" if is_full else f"upright, JPEG smaller, pad too{quick}"
+        way = "upright by EXIF or XMP" + ("" if is_full else f", smaller JPEG, crops from whole pixels{quick}")
         return digest(repr((self.listing, self.size, way)))
 
     @cached_property
@@ -174,33 +174,6 @@ class ImageFiles:
 def digest(text: str) -> str:
     """Return 32 hexadecimal digits for a text."""
     return hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:32]  # file names need not be UTF-8
-
-
-def check_size(size: Any) -> tuple[int, int] | None:
-    """Return ``size`` as (height, width), or None.
-
-    Raises:
-        TypeError: if it is neither an integer nor a pair of integers.
-        ValueError: if it is less than 1.
-    """
-    if size is None or isinstance(size, int):
-        return None if size is None else (check_count("size", size), size)
-    if not isinstance(size, (tuple, list)) or len(size) != 2:
-        raise TypeError(f"`size` must be an integer or a pair (height, width), got {shown(size)}.")
-    height, width = (check_count("each of size", side) for side in size)
-    return height, width
-
-
-def check_same_size(reference: tuple[str, int, int], name: str, image: Any) -> None:
-    """Raise a DataError if an image ``(channels, height, width)`` differs in size from the reference."""
-    reference_name, height, width = reference
-    if tuple(image.shape[1:]) != (height, width):
-        h, w = image.shape[1:]
-        raise DataError(
-            f"Images must have the same size, but {reference_name} is {width}×{height} pixels and {name} is {w}×{h}.",
-            hint="Give a size to resize all to, such as size=224.",
-            cli_hint="Give a size to resize all to, such as --size 224.",
-        )
 
 
 def cache_file_of(name: str) -> Path | None:
@@ -246,7 +219,12 @@ def read_image(
         raise UnreadableImageError(
             f"{file} cannot be opened ({error.strerror}). Change its permissions, or remove it."
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise UnreadableImageError(
+            f"{file} has more than {2 * (Image.MAX_IMAGE_PIXELS or 0):,} pixels, which Pillow refuses, because a small "
+            f"file could fill the memory. Make it smaller, or raise PIL.Image.MAX_IMAGE_PIXELS if you trust it."
+        ) from error
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnreadableImageError(f"{file} is not a readable image, or it is truncated. {REMEDY}") from error
 
 
@@ -259,6 +237,8 @@ def _opened_again(image: Any) -> Any:
 
     if image.format not in DRAFTED or not image.tile or image.decoderconfig or image.tell():
         return image
+    if image.fp is None:
+        raise DataError("The image is closed and was never decoded. Pass it while it is open, or pass its path.")
     image.fp.seek(0)
     again = Image.open(io.BytesIO(image.fp.read()))
     image.load()
@@ -292,7 +272,7 @@ def verify_images(files: str | Path | Iterable[str | Path]) -> list[Path]:
     []
     """
     if isinstance(files, (str, Path)):
-        files = [name for name, _, _ in list_images(check_folder(Path(files)), recurse=True)]
+        files = get_image_files(files, recurse=True)
     names = [os.fspath(file) for file in files]
     return [Path(names[i]) for i in decoding_errors(names)]
 
@@ -345,8 +325,31 @@ def decode(
     Raises:
         DataError: if a file is not an image or is truncated, or the sizes differ and there is no ``size``.
     """
+    keep_freed_memory()
     first = read_listed(names[0], size, resize, pixels)
     images = np.empty((len(names), *first.shape), np.uint8)
+    # Several images each, because the main thread, when it takes a result, stops those that decode.
+    share = max(1, min(MOST_IN_TASK, len(names) // (4 * threads)))
+    tasks = [range(i, min(i + share, len(names))) for i in range(0, len(names), share)]
+    stopped = threading.Event()
+
+    def read(task: range) -> tuple[np.ndarray[Any, Any], dict[int, np.ndarray[Any, Any] | Exception]]:
+        """Store the images of a task up to its first error; return the array, and what does not fit into it."""
+        into = images
+        others: dict[int, np.ndarray[Any, Any] | Exception] = {}
+        for i in task:
+            if stopped.is_set():
+                break
+            try:
+                image = read_listed(names[i], size, resize, pixels) if i else first
+            except Exception as error:  # raised at its place in the order
+                others[i] = error
+                break
+            if image.shape[1:] == into.shape[2:] and len(image) <= into.shape[1]:
+                into[i] = image
+            else:
+                others[i] = image
+        return into, others
 
     def store(i: int, image: np.ndarray[Any, Any] | Exception) -> None:
         nonlocal images
@@ -356,32 +359,17 @@ def decode(
         if len(image) > images.shape[1]:
             images = np.repeat(images, len(image), axis=1)
         images[i] = image
-        on_decoded(images, i + 1)
 
-    stopped = threading.Event()
-
-    def read(task: Sequence[str]) -> list[np.ndarray[Any, Any] | Exception]:
-        """Return the images of a task, up to its first error, which is raised at its place in the order."""
-        decoded: list[np.ndarray[Any, Any] | Exception] = []
-        for name in task:
-            if stopped.is_set():
-                break
-            try:
-                # In the threads, because channels first takes ten times as long to copy.
-                decoded.append(np.ascontiguousarray(read_listed(name, size, resize, pixels)))
-            except Exception as error:
-                return [*decoded, error]
-        return decoded
-
-    store(0, first)
-    # Several images each, because the main thread, when it takes a result, stops those that decode.
-    share = max(1, min(MOST_IN_TASK, len(names) // (4 * threads)))
-    tasks = [names[i : i + share] for i in range(1, len(names), share)]
     with ThreadPoolExecutor(threads) as pool:
         try:
-            decoded = pool.map(read, tasks) if threads > 1 else map(read, tasks)
-            for i, image in enumerate(chain.from_iterable(decoded), 1):
-                store(i, image)
+            results = pool.map(read, tasks) if threads > 1 else map(read, tasks)
+            for task, (into, others) in zip(tasks, results, strict=True):
+                if into is not images:  # one of fewer channels
+                    images[task.start : task.stop] = into[task.start : task.stop]
+                for i in task:
+                    if i in others:
+                        store(i, others[i])
+                    on_decoded(images, i + 1)
         except BaseException:
             stopped.set()  # each thread finishes its image, not its task
             pool.shutdown(cancel_futures=True)

@@ -11,8 +11,9 @@ import torch
 
 from minifast.data.bunch import DataBunch
 from minifast.data.images.conversion import Pixels
-from minifast.data.images.decoding import BUDGET, ImageFiles, Size, check_size
+from minifast.data.images.decoding import BUDGET, ImageFiles
 from minifast.data.images.listing import list_images
+from minifast.data.images.resizing import Size, check_size
 from minifast.data.images.sample import as_image
 from minifast.data.images.sources import (
     ImageOptions,
@@ -118,7 +119,7 @@ class ImageDataBunch(DataBunch):
                 ``(0, 4095)`` for 12 bits. By default 0 and 65535, or for floats 0 and 1.
             exact: decode JPEG files in full, and resize them with Pillow. By default, those of at least six times
                 ``size`` are decoded at a half, a quarter or an eighth, and torch resizes large ones in color, which is
-                faster; photographs differ by at most 1 of 255 in the mean.
+                faster; they differ by at most 1 of 255 in the mean over photographs.
 
         Returns:
             A bunch with the default loss for these targets.

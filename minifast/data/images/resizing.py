@@ -6,11 +6,44 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from minifast.errors import DataError
+from minifast.utils.checks import check_count, shown
+
 METHODS = ("crop", "squish", "pad")
 MARGIN = 3  # a JPEG is decoded to at least this many times the wanted height and width
 ON_ITS_SIDE = (5, 6, 7, 8)  # EXIF orientations that exchange height and width
 MIRRORED = (2, 3, 7, 8)  # those after which the right border of the file is the left or upper one of the image
 UPSIDE_DOWN = (3, 4, 6, 7)  # those after which its lower border is the upper or left one
+
+
+Size = int | tuple[int, int] | None
+
+
+def check_size(size: Any) -> tuple[int, int] | None:
+    """Return ``size`` as (height, width), or None.
+
+    Raises:
+        TypeError: if it is neither an integer nor a pair of integers.
+        ValueError: if it is less than 1.
+    """
+    if size is None or isinstance(size, int):
+        return None if size is None else (check_count("size", size), size)
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"`size` must be an integer or a pair (height, width), got {shown(size)}.")
+    height, width = (check_count("each of size", side) for side in size)
+    return height, width
+
+
+def check_same_size(reference: tuple[str, int, int], name: str, image: Any) -> None:
+    """Raise a DataError if an image ``(channels, height, width)`` differs in size from the reference."""
+    reference_name, height, width = reference
+    if tuple(image.shape[1:]) != (height, width):
+        h, w = image.shape[1:]
+        raise DataError(
+            f"Images must have the same size, but {reference_name} is {width}×{height} pixels and {name} is {w}×{h}.",
+            hint="Give a size to resize all to, such as size=224.",
+            cli_hint="Give a size to resize all to, such as --size 224.",
+        )
 
 
 class Box(NamedTuple):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from minifast.data.images.conversion import Pixels, upright_size
-from minifast.data.images.decoding import ImageFiles, Size
+from minifast.data.images.decoding import ImageFiles
 from minifast.data.images.image_bunch import ImageDataBunch
 from minifast.data.images.listing import list_images
+from minifast.data.images.resizing import Size
 from minifast.data.images.sources import LoaderOptions, split, stat_files, subfolder, take_pixels
 from minifast.data.labels import class_list
 from minifast.data.order import resolve_seed

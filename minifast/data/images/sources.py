@@ -24,7 +24,6 @@ from minifast.data.images.conversion import (
 )
 from minifast.data.images.decoding import (
     ImageFiles,
-    Size,
     all_unreadable,
     cache_file_of,
     decoding_errors,
@@ -32,13 +31,14 @@ from minifast.data.images.decoding import (
     read_listed,
 )
 from minifast.data.images.listing import list_images
+from minifast.data.images.resizing import Size
 from minifast.data.images.unreadable import with_range
 from minifast.data.images.value_range import warn_about_values
 from minifast.data.labels import class_list
 from minifast.data.loaders import DeviceDataLoader, Items, TensorLoader, scaling
 from minifast.data.order import EpochOrder, split_rows
 from minifast.errors import DataError
-from minifast.utils.checks import check_folder, did_you_mean, shortlist
+from minifast.utils.checks import check_count, check_folder, did_you_mean, shortlist
 from minifast.utils.files import replacing
 from minifast.utils.public import warn_caller
 from minifast.utils.text import real_name, write_text
@@ -116,13 +116,14 @@ def stat_files(files: Sequence[str | Path], path: Path) -> list[tuple[str, int, 
     Raises:
         DataError: if the list is empty or a file does not exist.
     """
-    listing, missing = [], []
+    listing, missing, here = [], [], Path.cwd()
     for file in map(str, files):
         for name in (file, str(path / file)):
             try:
                 status = os.stat(name)  # noqa: PTH116 - many files
             except OSError:
                 continue
+            name = os.path.join(here, name)  # noqa: PTH118 - many files
             listing.append((name, status.st_size, status.st_mtime_ns))
             break
         else:
@@ -247,20 +248,34 @@ def images_by_class(
             f"The class {extra[0]} is in {where} but not in the training folder, so it cannot be learned. Add training "
             f"images of it, or remove the folder."
         )
-    files = ImageFiles(name, size, resize, pixels)
+    files, unread = ImageFiles(name, size, resize, pixels), list[str]()
     for label, own in enumerate(names):
         before, folder = len(files), folders.get(own, own)
         for root in roots:
             if (root / folder).is_dir():
-                files.add(list_images(root / folder, recurse=True), label)
+                files.add(list_images(root / folder, True, unread), label)
         if allow_other_folders is None and own not in folders:
             raise DataError(f"{where} has no folder {own}; it has {', '.join(folders)}.{did_you_mean(own, folders)}")
         if allow_other_folders is None and len(files) == before:
-            raise DataError(f"The class folder {roots[0] / folder} has no images. Add some, or remove the folder.")
+            others = f"; Pillow cannot read {shortlist(unread)}, convert them to JPEG" if unread else ""
+            raise DataError(
+                f"The class folder {roots[0] / folder} has no images{others}. Add some, or remove the folder."
+            )
     if not len(files):
         raise DataError(f"{where} has no images. Add some.")
+    if unread:
+        warn_caller(
+            f"Photographs are left out, because Pillow cannot read their format: {shortlist(unread)}. Convert them to "
+            f"JPEG."
+        )
     if skip_bad:
+        labels = set(files.labels)
         leave_out_unreadable(files)
+        if allow_other_folders is None and (lost := sorted(labels - set(files.labels))):
+            raise DataError(
+                f"No image of the class {names[lost[0]]} can be read, so it cannot be learned. Replace some, or remove "
+                f"the folder."
+            )
     return files, names, list(folders)
 
 
@@ -315,6 +330,7 @@ def make_loaders(
     memory: int,
 ) -> list[Any]:
     """Return three loaders, the first shuffled, None for a missing part; all read from memory, or all from files."""
+    check_count("memory", memory, least=0)
     files, indices = parts[0]
     names = [name for part in {id(part): part for part, _ in parts}.values() for name, _, _ in part.listing]
     warn_about_values(names, files.pixels.value_range)

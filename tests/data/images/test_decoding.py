@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 from minifast import DataError, DatasetType, ImageDataBunch, Learner, get_image_files, load_learner, simple_cnn
 from minifast.data.images import cache, decoding, listing
 from minifast.data.images.conversion import UnreadableImageError
-from minifast.data.images.decoding import ImageFiles, decode, list_images, read_image
+from minifast.data.images.decoding import ImageFiles, decode, read_image
+from minifast.data.images.listing import list_images
 
 
 def noise(mode: str = "RGB", size: tuple[int, int] = (6, 4), seed: int = 0) -> Image.Image:
@@ -239,6 +240,21 @@ def test_one_coloured_image_gives_all_three_channels(tmp_path, order, threads):
     assert images.shape == (3, 3, 4, 6)
     for i, image in enumerate(images):
         assert np.array_equal(image, by_pil(tmp_path / f"{i}.png"))
+
+
+@settings(max_examples=30, deadline=None)
+@given(channels=st.lists(st.sampled_from([1, 1, 1, 3]), min_size=1, max_size=90), threads=st.integers(1, 5))
+def test_gray_and_coloured_images_keep_their_places_in_any_order(channels, threads):
+    def read(name: str, *_: object) -> np.ndarray:
+        i = int(name)
+        time.sleep(0.0002 * (i % 3))
+        return np.full((channels[i], 1, 2), i, np.uint8) + np.arange(channels[i], dtype=np.uint8)[:, None, None]
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(decoding, "read_image", read)
+        images = decode([str(i) for i in range(len(channels))], threads=threads)
+        wanted = np.stack([np.broadcast_to(read(str(i)), (max(channels), 1, 2)) for i in range(len(channels))])
+    assert np.array_equal(images, wanted)
 
 
 def test_images_of_different_sizes_are_named_both_with_their_sizes(tmp_path):

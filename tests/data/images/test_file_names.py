@@ -19,7 +19,8 @@ from PIL import Image
 
 from minifast import DataBunch, DataError, ImageDataBunch, Learner, get_image_files, simple_cnn
 from minifast.data.images import cache, decoding
-from minifast.data.images.decoding import ImageFiles, list_images
+from minifast.data.images.decoding import ImageFiles
+from minifast.data.images.listing import list_images
 
 pytestmark = pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are Unicode there")
 OPTIONS = {"bs": 4, "device": "cpu", "seed": 0}

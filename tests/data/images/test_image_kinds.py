@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from minifast import DataError, ImageDataBunch
 from minifast.data.images import value_range
@@ -159,6 +159,25 @@ def test_a_size_is_of_the_upright_image(tmp_path):
     stored.save(tmp_path / "x.png", exif=exif)
     wanted = ImageOps.fit(stored.transpose(Image.Transpose.ROTATE_270), (10, 20), Image.Resampling.BILINEAR)
     assert np.array_equal(read_image(str(tmp_path / "x.png"), (20, 10)), as_rgb(np.asarray(wanted)))
+
+
+@pytest.mark.parametrize("key", ["Raw profile type exif", "XML:com.adobe.xmp"])
+def test_an_orientation_in_the_texts_of_a_png_file_counts(tmp_path, key):
+    """ImageMagick writes EXIF data as a text, other programs write XMP."""
+    exif = Image.Exif()
+    exif[274] = 6
+    content = exif.tobytes()
+    texts = {
+        "Raw profile type exif": f"\nexif\n{len(content):8}\n{content.hex()}\n",
+        "XML:com.adobe.xmp": '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf tiff:Orientation="6"/></x:xmpmeta>',
+    }
+    info = PngImagePlugin.PngInfo()
+    info.add_itxt(key, texts[key]) if key.startswith("XML") else info.add_text(key, texts[key])
+    Image.fromarray(colours()).save(tmp_path / "x.png", pnginfo=info)
+    with Image.open(tmp_path / "x.png") as image:
+        wanted = np.asarray(ImageOps.exif_transpose(image))
+        assert wanted.shape != np.asarray(image).shape or not np.array_equal(wanted, np.asarray(image))
+    assert np.array_equal(read_image(tmp_path / "x.png").transpose(1, 2, 0), wanted)
 
 
 def test_a_damaged_note_on_the_camera_costs_no_image(tmp_path):

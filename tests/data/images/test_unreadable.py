@@ -211,3 +211,69 @@ def test_an_image_out_of_the_value_range_is_not_counted_as_broken(images):
         bunch(images, size=8)
     assert "deep" not in str(caught.value)
     assert verify_images(images) == sorted([*broken, images / "b" / "deep.tif"])
+
+
+def test_a_class_without_a_readable_image_is_an_error(images):
+    write_images(images, 20, set(range(1, 20, 2)))
+    with pytest.raises(DataError, match=r"^No image of the class b can be read, so it cannot be learned\."):
+        bunch(images, on_bad_image="skip")
+
+
+def test_photographs_in_formats_that_pillow_cannot_read_are_named(images):
+    write_images(images, 20, set())
+    for name in ("IMG_1.HEIC", "IMG_2.cr2"):
+        (images / "a" / name).write_bytes(b"?")
+    with pytest.warns(UserWarning, match=r"cannot read their format: .*/IMG_1\.HEIC, .*/IMG_2\.cr2\. Convert them"):
+        assert len(bunch(images).train_ds) == 15
+    (images / "c").mkdir()
+    (images / "c" / "IMG_3.heic").write_bytes(b"?")
+    with pytest.raises(DataError, match=r"/c has no images; Pillow cannot read .*/IMG_3\.heic, convert them to JPEG\."):
+        bunch(images)
+
+
+def test_an_image_with_too_many_pixels_is_not_called_broken(images, monkeypatch):
+    file = write_images(images, 4, set()) or next(images.rglob("*.png"))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
+    with pytest.raises(
+        DataError, match=r"has more than 40 pixels, which Pillow refuses.*raise PIL\.Image\.MAX_IMAGE_PIX"
+    ):
+        decoding.read_image(file)
+
+
+def test_a_closed_image_says_so(tmp_path):
+    Image.new("RGB", (40, 30)).save(tmp_path / "x.jpg")
+    with Image.open(tmp_path / "x.jpg") as image:
+        pass
+    with pytest.raises(DataError, match="The image is closed and was never decoded"):
+        decoding.read_image(image)
+
+
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_data_of_a_relative_path_are_read_from_another_folder_too(images, tmp_path, monkeypatch, memory):
+    write_images(images, 20, set())
+    monkeypatch.chdir(images.parent)
+    data = bunch(Path("images"), memory=memory)
+    lists = ImageDataBunch.from_name_func(
+        "images", get_image_files("images", recurse=True), lambda file: file.parent.name,
+        seed=0, bs=4, num_workers=0, device="cpu", memory=memory,
+    )  # fmt: skip
+    monkeypatch.chdir(tmp_path / "work")
+    for part in (data, lists):
+        read_all(part)
+        assert part.valid_ds.items[0].is_file()
+
+
+def test_a_relative_and_an_absolute_path_share_a_cache(images, monkeypatch):
+    write_images(images, 20, set())
+    bunch(images)
+    monkeypatch.chdir(images.parent)
+    monkeypatch.setattr(decoding, "decode", lambda *_: pytest.fail("decoded again"))
+    bunch(Path("images"))
+    bunch(images)
+
+
+@pytest.mark.parametrize(("memory", "error"), [(-1, ValueError), ("2GB", TypeError), (None, TypeError)])
+def test_a_limit_of_memory_that_is_no_number_is_an_error(images, memory, error):
+    write_images(images, 20, set())
+    with pytest.raises(error, match="`memory` must be"):
+        bunch(images, memory=memory)
