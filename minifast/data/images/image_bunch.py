@@ -118,8 +118,8 @@ class ImageDataBunch(DataBunch):
             value_range: for images with more than 8 bits per channel, the values that become black and white, such as
                 ``(0, 4095)`` for 12 bits. By default 0 and 65535, or for floats 0 and 1.
             exact: decode JPEG files in full, and resize them with Pillow. By default, those of at least six times
-                ``size`` are decoded at a half, a quarter or an eighth, and torch resizes large ones in color, which is
-                faster; they differ by at most 1 of 255 in the mean over photographs.
+                ``size`` are decoded smaller, and torch resizes large ones in color, which is faster; the pixels of
+                photographs differ by at most 1 of 255 in the mean.
 
         Returns:
             A bunch with the default loss for these targets.
@@ -361,8 +361,6 @@ class ImageDataBunch(DataBunch):
         """Create a bunch with one loader per part, all from memory or all from files."""
         check_count("bs", bs)
         val_bs = 2 * bs if val_bs is None else check_count("val_bs", val_bs)
-        if num_workers is not None:
-            check_count("num_workers", num_workers, least=0)
         tfms = check_tfms(ds_tfms)
         train_set = parts[0][0]
         if test is not None:

@@ -331,6 +331,8 @@ def make_loaders(
 ) -> list[Any]:
     """Return three loaders, the first shuffled, None for a missing part; all read from memory, or all from files."""
     check_count("memory", memory, least=0)
+    if num_workers is not None:
+        check_count("num_workers", num_workers, least=0)
     files, indices = parts[0]
     names = [name for part in {id(part): part for part, _ in parts}.values() for name, _, _ in part.listing]
     warn_about_values(names, files.pixels.value_range)
