@@ -1,10 +1,16 @@
-"""The memory of the process."""
+"""Memory that is used again, because Linux takes longer to clear new memory than a batch takes to fill it."""
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
+from typing import Any
+
 import numpy as np
 
-BLOCK = 2**25 - 2**16  # bytes; glibc learns from blocks of at most 32 MiB, with their headers
+BLOCK = 2**25 - 2**16  # bytes; glibc learns from blocks of at most 32 MiB, with their headers, and keeps no larger ones
+
+_spare: deque[np.ndarray[Any, Any]] = deque(maxlen=1)
 
 
 def keep_freed_memory() -> None:
@@ -16,3 +22,22 @@ def keep_freed_memory() -> None:
     ignore it.
     """
     np.empty(BLOCK, np.uint8)
+
+
+def empty_floats(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
+    """Return an array of float32 like ``np.empty``; a large one uses the memory of the last one that was freed.
+
+    One such memory is kept. It comes back when the array is freed, so not while a tensor or an array of its memory is
+    in use.
+    """
+    if 4 * np.prod(shape, dtype=np.int64) <= BLOCK:
+        return np.empty(shape, np.float32)
+    try:
+        memory = _spare.pop()  # at once, so that two threads never get the same
+    except IndexError:
+        memory = None
+    if memory is None or memory.shape != shape:
+        memory = np.empty(shape, np.float32)  # NumPy asks Linux for huge pages, which torch does not
+    array = memory.view()
+    weakref.finalize(array, _spare.append, memory).atexit = False
+    return array

@@ -1,4 +1,4 @@
-"""Freed memory is used again without Linux clearing it."""
+"""Freed memory is used again without Linux clearing it, and never while something refers to it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,12 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minifast.utils import memory
+from minifast.utils.memory import empty_floats
 
 CODE = """
 import resource
@@ -34,3 +40,63 @@ def test_a_step_uses_the_memory_of_the_last_one():
 
     assert faults("") > 2000
     assert faults("keep_freed_memory()") < 200
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Keep memory of a few bytes too."""
+    monkeypatch.setattr(memory, "BLOCK", 16)
+    monkeypatch.setattr(memory, "_spare", type(memory._spare)(maxlen=1))
+
+
+WAYS = {
+    "itself": lambda x: x,
+    "a row": lambda x: x[1],
+    "an array": lambda x: x.numpy(),
+    "part of an array": lambda x: x.numpy()[:, 1],
+    "another type": lambda x: x.view(torch.int32),
+    "detached": lambda x: x.detach().requires_grad_().sum(),
+    "a graph": lambda x: (torch.ones((), requires_grad=True) * x).exp().sum(),
+    "a dlpack": lambda x: torch.from_dlpack(x),
+    "storage": lambda x: x.untyped_storage(),
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.usefixtures("small_blocks")
+@settings(max_examples=60, deadline=None, suppress_health_check=["function_scoped_fixture"])
+@given(
+    steps=st.lists(
+        st.tuples(st.sampled_from(sorted(WAYS)), st.sampled_from([(2, 3), (3, 4)]), st.booleans()), max_size=30
+    )
+)
+def test_memory_is_never_used_twice_at_a_time(steps):
+    held: list[tuple[object, int]] = []  # what refers to the memory in some way, and its address
+    for way, shape, drops in steps:
+        x = torch.from_numpy(empty_floats(shape)).fill_(1)
+        assert x.data_ptr() not in {address for _, address in held}
+        if way != "nothing":
+            held.append((WAYS[way](x), x.data_ptr()))
+        del x
+        if drops and held:
+            held.pop(0)
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_freed_memory_is_used_for_the_next_array():
+    first = torch.from_numpy(empty_floats((4, 5)))
+    address = first.data_ptr()
+    second = empty_floats((4, 5))
+    assert second.ctypes.data != address
+    del first
+    assert empty_floats((5, 4)).ctypes.data != address  # another shape, which takes its place
+    third = torch.from_numpy(empty_floats((5, 4)))
+    address = third.data_ptr()
+    del third
+    assert empty_floats((5, 4)).ctypes.data == address
+
+
+def test_small_arrays_are_left_to_the_c_library():
+    before = len(memory._spare)
+    assert empty_floats((2, 3)).shape == (2, 3)
+    assert len(memory._spare) == before

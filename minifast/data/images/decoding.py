@@ -94,6 +94,14 @@ class ImageFiles:
 
     def __getitem__(self, i: int) -> tuple[Tensor, Any]:
         """Return an image, uint8 ``(channels, height, width)``, and its label."""
+        image, label = self._sample(i)
+        return image.contiguous(), label
+
+    def __getitems__(self, rows: Iterable[int]) -> list[tuple[Tensor, Any]]:
+        """Return several samples for torch's DataLoader, which copies them into a batch."""
+        return [self._sample(i) for i in rows]
+
+    def _sample(self, i: int) -> tuple[Tensor, Any]:
         try:
             image = self._read(self.listing[i][0])
         except ValueRangeError as error:
@@ -103,7 +111,7 @@ class ImageFiles:
         check_same_size(self.reference_size(), self.listing[i][0], image)
         channels = 1 if self.pixels.mask else self.pixels.channels
         image = image if len(image) == channels else np.repeat(image, channels, axis=0)
-        return torch.from_numpy(np.require(image, requirements=["C", "W"])), self.labels[i]
+        return torch.from_numpy(np.require(image, requirements=["W"])), self.labels[i]
 
     def _read(self, name: str) -> np.ndarray[Any, Any]:
         return read_listed(name, self.size, self.resize, self.pixels)

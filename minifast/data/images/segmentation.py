@@ -57,8 +57,8 @@ class SegmentationFiles(ImageFiles):
         copied.reference = self.reference
         return copied
 
-    def __getitem__(self, i: int) -> tuple[Tensor, Tensor]:
-        return super().__getitem__(i)[0], self._numbers(self.masks[i][0], [self.masks.listing[i][0]])[0]
+    def _sample(self, i: int) -> tuple[Tensor, Tensor]:
+        return super()._sample(i)[0], self._numbers(self.masks[i][0], [self.masks.listing[i][0]])[0]
 
     def tensors(self) -> tuple[Tensor, Tensor]:
         """Return all images, uint8 ``(n, channels, height, width)``, and class numbers ``(n, height, width)``."""

@@ -257,6 +257,17 @@ def test_gray_and_coloured_images_keep_their_places_in_any_order(channels, threa
     assert np.array_equal(images, wanted)
 
 
+def test_an_item_is_contiguous_and_several_are_the_same(tmp_path):
+    for i in range(3):
+        noise(size=(500, 375), seed=i).save(tmp_path / f"{i}.jpg")
+    files = images_in(tmp_path, size=224)
+    items = [files[i] for i in range(3)]
+    assert all(image.is_contiguous() for image, _ in items)
+    for (image, label), (other, same_label) in zip(items, files.__getitems__(range(3)), strict=True):
+        assert torch.equal(image, other)
+        assert label == same_label
+
+
 def test_images_of_different_sizes_are_named_both_with_their_sizes(tmp_path):
     write_images(tmp_path, 2, (6, 4))
     noise("L", (5, 4)).save(tmp_path / "2.png")
