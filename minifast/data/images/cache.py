@@ -17,9 +17,7 @@ from torch import Tensor
 from minifast.utils import files
 
 HEADER = 4096  # bytes of fingerprint and shape before the pixels; a multiple of the page size, for memory mapping
-
-
-PART = 32 * 2**20  # bytes per write and fsync while decoding goes on
+PART = 8 * 2**20  # bytes per write and fsync while decoding goes on; only the last one is waited for
 
 
 def read_cache(file: Path | None, fingerprint: str) -> Tensor | None:
