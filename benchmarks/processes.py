@@ -31,7 +31,7 @@ def rows() -> list[Row]:
         def script(name: str) -> float:
             return process([str(SCRIPTS / f"{name}_.py")], MNIST_SAMPLE=str(sample), MNIST_TENSORS=str(file))
 
-        names = [*installed, "hand_written"]
+        names = [*installed, "hand_written", "minifast_gc_freeze"]
         times = interleaved({name: lambda name=name: script(name) for name in names}, rounds=7)
     peers = [name for name in installed if name != "minifast"]
     quickest = min(peers, key=lambda name: statistics.median(times[name]))
@@ -48,5 +48,8 @@ def rows() -> list[Row]:
         ),
         compare(
             "the same, against a hand-written loop on tensors in one file", times, "minifast", "hand_written", None
+        ),
+        compare(
+            f"with `gc.freeze()` after the imports, against {quickest}", times, "minifast_gc_freeze", quickest, None
         ),
     ]

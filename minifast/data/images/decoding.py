@@ -243,10 +243,10 @@ def _opened_again(image: Any) -> Any:
     """
     from PIL import Image
 
+    if getattr(image, "tile", ()) and image.fp is None:
+        raise DataError("The image is closed and was never decoded. Pass it while it is open, or pass its path.")
     if image.format not in DRAFTED or not image.tile or image.decoderconfig or image.tell():
         return image
-    if image.fp is None:
-        raise DataError("The image is closed and was never decoded. Pass it while it is open, or pass its path.")
     image.fp.seek(0)
     again = Image.open(io.BytesIO(image.fp.read()))
     image.load()

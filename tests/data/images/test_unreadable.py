@@ -240,10 +240,15 @@ def test_an_image_with_too_many_pixels_is_not_called_broken(images, monkeypatch)
         decoding.read_image(file)
 
 
-def test_a_closed_image_says_so(tmp_path):
-    Image.new("RGB", (40, 30)).save(tmp_path / "x.jpg")
-    with Image.open(tmp_path / "x.jpg") as image:
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp", "ppm"])
+def test_a_closed_image_says_so(tmp_path, suffix):
+    file = tmp_path / f"x.{suffix}"
+    Image.new("RGB", (40, 30)).save(file)
+    with Image.open(file) as image:
         pass
+    if suffix == "webp":  # holds its content
+        assert decoding.read_image(image).shape == (3, 30, 40)
+        return
     with pytest.raises(DataError, match="The image is closed and was never decoded"):
         decoding.read_image(image)
 
