@@ -181,18 +181,23 @@ def check_headers(files: ImageFiles) -> None:
             raise all_unreadable(files.all_names(), error, files.pixels) from error
 
 
-def undecodable(files: ImageFiles) -> list[int]:
-    """Return the rows of the files that cannot be decoded.
+def undecodable(files: ImageFiles) -> tuple[list[int], bool]:
+    """Return the rows of the files that cannot be decoded, and whether that stays so while the files do not change.
 
     Raises:
         DataError: the values of an image are outside of the range, which makes it no broken file.
     """
+    from PIL import Image
+
     names = [name for name, _, _ in files.listing]
     errors = decoding_errors(names, files.pixels)
     outside = next((error for error in errors.values() if isinstance(error, ValueRangeError)), None)
     if outside is not None:
         raise with_range(outside, names) from outside
-    return list(errors)
+    # Permissions and Pillow's limit of pixels may change.
+    passing = PermissionError, FileNotFoundError, Image.DecompressionBombError
+    causes = [cause for error in errors.values() for cause in (error, error.__cause__)]
+    return list(errors), not any(isinstance(cause, passing) for cause in causes)
 
 
 def leave_out_unreadable(files: ImageFiles) -> None:
@@ -204,9 +209,9 @@ def leave_out_unreadable(files: ImageFiles) -> None:
     except (OSError, ValueError, KeyError, TypeError):
         bad = None
     if bad is None:
-        bad = undecodable(files)
+        bad, is_lasting = undecodable(files)
         with contextlib.suppress(OSError):
-            if store is not None:
+            if store is not None and is_lasting:
                 with replacing(store) as file:
                     file.write_text(json.dumps({"fingerprint": fingerprint, "bad": bad}))
     if not bad:

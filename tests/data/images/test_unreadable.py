@@ -240,6 +240,17 @@ def test_an_image_with_too_many_pixels_is_not_called_broken(images, monkeypatch)
         decoding.read_image(file)
 
 
+def test_images_that_were_too_large_are_used_once_pillow_allows_them(images, monkeypatch, capsys):
+    write_images(images, 20, {3})
+    Image.new("RGB", (12, 12)).save(images / "a" / "large.png")
+    with monkeypatch.context() as limited:
+        limited.setattr(Image, "MAX_IMAGE_PIXELS", 64)
+        bunch(images, on_bad_image="skip", size=8)
+        assert "2 of 21 images cannot be read" in capsys.readouterr().out
+    bunch(images, on_bad_image="skip", size=8)
+    assert "1 of 21 images cannot be read" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "gif", "tif", "webp", "ppm"])
 def test_a_closed_image_says_so(tmp_path, suffix):
     file = tmp_path / f"x.{suffix}"
