@@ -225,7 +225,7 @@ def top_losses(learn: Any, found: Any) -> str:
 
     losses, indices = found.top_losses(N_TOP_LOSSES)
     images = learn.data.to_images(torch.stack(found.inputs(indices)))
-    names, folder = learn.data.valid_ds.items, learn.data.path
+    names, folder = learn.data.valid_ds.items, learn.data.path.absolute()  # as the names are
     predictions = getattr(found, "pred_class", found.preds)
     figures = []
     for loss, i, pixels in zip(losses.tolist(), indices.tolist(), images, strict=True):

@@ -260,4 +260,4 @@ for _name in ("from_lists", "from_csv", "from_df", "from_name_func", "from_name_
 
 
 def _stem(file: str | Path, folder: Path) -> Path:
-    return Path(file).relative_to(folder).with_suffix("")
+    return Path(file).relative_to(folder.absolute()).with_suffix("")

@@ -80,6 +80,17 @@ def test_masks_are_class_numbers_from_memory_and_from_files(tmp_path, memory, ki
             assert torch.equal(y, (x[:, 0] > 0.5).long())
 
 
+@pytest.mark.parametrize("memory", [2**30, 0])
+def test_a_relative_folder_gives_the_same_masks(tmp_path, monkeypatch, memory):
+    write(tmp_path / "data")
+    wanted = bunch(tmp_path / "data", memory=memory).one_batch("valid")
+    monkeypatch.chdir(tmp_path)
+    data = bunch(Path("data"), memory=memory)
+    monkeypatch.chdir(tmp_path / "data")
+    for values, other in zip(data.one_batch("valid"), wanted, strict=True):
+        assert torch.equal(values, other)
+
+
 @pytest.mark.parametrize("resize", ["crop", "squish", "pad"])
 def test_resizing_keeps_masks_on_their_images_and_whole_numbers(tmp_path, resize):
     path = write(tmp_path / "data", sizes=((40, 60), (30, 30), (64, 33)), values=(3, 7))
