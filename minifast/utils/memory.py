@@ -8,13 +8,14 @@ from typing import Any
 
 import numpy as np
 
-BLOCK = 2**25 - 2**16  # bytes; glibc learns from blocks of at most 32 MiB, with their headers, and keeps no larger ones
+BLOCK = 2**23  # bytes; glibc then keeps up to 16 MiB
+LARGEST_KEPT = 2**25 - 2**16  # bytes; of a block that glibc keeps, with its header 32 MiB
 
 _spare: deque[np.ndarray[Any, Any]] = deque(maxlen=1)
 
 
 def keep_freed_memory() -> None:
-    """Let the C library keep freed memory for the next step, as it does once a block of 32 MiB was freed.
+    """Let the C library keep freed memory for the next step, as it does once a large block was freed.
 
     At first, glibc returns blocks of more than 128 KiB to Linux at once. Linux has to clear them for the next step,
     which takes a tenth of the time of the first fit of small images. Freeing a large block raises the limit
@@ -30,7 +31,7 @@ def empty_floats(shape: tuple[int, ...]) -> np.ndarray[Any, Any]:
     One such memory is kept. It comes back when the array is freed, so not while a tensor or an array of its memory is
     in use.
     """
-    if 4 * np.prod(shape, dtype=np.int64) <= BLOCK:
+    if 4 * np.prod(shape, dtype=np.int64) <= LARGEST_KEPT:
         return np.empty(shape, np.float32)
     try:
         memory = _spare.pop()  # at once, so that two threads never get the same

@@ -45,7 +45,7 @@ def test_a_step_uses_the_memory_of_the_last_one():
 @pytest.fixture
 def small_blocks(monkeypatch):
     """Keep memory of a few bytes too."""
-    monkeypatch.setattr(memory, "BLOCK", 16)
+    monkeypatch.setattr(memory, "LARGEST_KEPT", 16)
     monkeypatch.setattr(memory, "_spare", type(memory._spare)(maxlen=1))
 
 
